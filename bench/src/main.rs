@@ -1,0 +1,2 @@
+//! Load scenarios against any server of this surface
+fn main() {}

@@ -1,0 +1,1 @@
+//! Operator API: registration, invocations, subscriptions, metrics

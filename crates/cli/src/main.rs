@@ -1,0 +1,2 @@
+//! The surefoot binary
+fn main() {}

@@ -1,0 +1,1 @@
+//! Typed client of the ingress and admin APIs

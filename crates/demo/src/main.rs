@@ -1,0 +1,2 @@
+//! The demo: the main job on one machine, with kills
+fn main() {}

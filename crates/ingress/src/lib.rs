@@ -1,0 +1,1 @@
+//! HTTP in: route, submit, await the result

@@ -1,0 +1,1 @@
+//! Attempts: one task and one HTTP/2 stream each

@@ -1,0 +1,38 @@
+//! The durable order of events: append, replay, trim. Ground state; everything else is derived from it.
+//!
+//! Owns: the [`Log`] trait and its local implementation in [`local`]. Does not own: the meaning of payloads (bytes here), which
+//! record a reader has applied, or when it is safe to trim.
+
+pub mod local;
+
+use bytes::Bytes;
+use surefoot_model::{Epoch, Lsn, PartitionId};
+
+/// One durable entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub partition: PartitionId,
+    pub lsn: Lsn,
+    pub epoch: Epoch,
+    pub payload: Bytes,
+}
+
+/// Called on the writer's thread once all entries of an append are durable, with the LSN of the last. Must return quickly.
+pub type Durable = Box<dyn FnOnce(Lsn) + Send>;
+
+/// Where durable entries go: a partition worker's mailbox.
+pub trait Sink: Send + Sync {
+    /// Takes entries that just became durable, in log order, LSNs dense per partition. Must return quickly and never wait.
+    fn durable(&self, entries: Vec<Entry>);
+}
+
+/// The durable log as partition workers and edges see it.
+pub trait Log: Send + Sync {
+    /// Queues entries for `partition`, in order after everything queued before. Never waits; what is in flight is bounded by its
+    /// callers' permits (rule O3). Each entry reaches the partition's [`Sink`] once durable. `durable` is called then, too.
+    /// There is no error to handle: a log that cannot make an entry durable stops the process (rule L4).
+    fn append(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>);
+
+    /// Entries of `partition` up to and including `up_to` are covered by a synced checkpoint and may go (rule C2).
+    fn trim(&self, partition: PartitionId, up_to: Lsn);
+}

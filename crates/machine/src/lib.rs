@@ -1,0 +1,1 @@
+//! The state machines: apply(state, record) to effects

@@ -1,0 +1,1 @@
+//! The loop log, machine, storage, effects

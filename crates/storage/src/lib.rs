@@ -1,0 +1,1 @@
+//! Write-back tables over an embedded engine

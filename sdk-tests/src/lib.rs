@@ -1,0 +1,1 @@
+//! Process tests and conformance with published SDKs
