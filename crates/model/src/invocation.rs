@@ -1,0 +1,267 @@
+//! The row of one invocation: everything about it but its journal.
+//!
+//! Owns: shape and at-rest encoding. Does not own: transitions between the stages (`machine`).
+
+use crate::{
+    Attempt, DeploymentId, Incarnation, InvocationId, NotificationId, Outcome, PartitionId, SubscriptionId, Target, Text,
+    Timestamp, encoding,
+};
+use minicbor::{Decode, Encode};
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Invocation {
+    #[n(0)]
+    pub incarnation: Incarnation,
+    #[n(1)]
+    pub target: Target,
+    #[n(2)]
+    pub idempotency_key: Option<Text>,
+    #[n(3)]
+    pub origin: Origin,
+    #[n(4)]
+    pub created_at: Timestamp,
+    #[n(5)]
+    pub modified_at: Timestamp,
+    /// The due time of one that was submitted with a delay.
+    #[n(6)]
+    pub execute_at: Option<Timestamp>,
+    #[n(7)]
+    pub retention: Retention,
+    #[n(8)]
+    pub random_seed: u64,
+    /// Invocations that wait for the result, in order of asking.
+    #[n(9)]
+    pub waiters: Vec<Caller>,
+    #[n(10)]
+    pub stage: Stage,
+}
+
+/// How long what is left of an invocation is kept after its completion, in milliseconds; fixed when it is created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Retention {
+    #[n(0)]
+    pub completion_ms: u64,
+    /// At most `completion_ms`.
+    #[n(1)]
+    pub journal_ms: u64,
+}
+
+/// Who started an invocation.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Origin {
+    #[n(0)]
+    Ingress,
+    #[n(1)]
+    Invocation(#[n(0)] InvocationId),
+    #[n(2)]
+    Subscription(#[n(0)] SubscriptionId),
+}
+
+/// An invocation that waits for a result, and where to send it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Caller {
+    #[n(0)]
+    pub partition: PartitionId,
+    #[n(1)]
+    pub id: InvocationId,
+    #[n(2)]
+    pub incarnation: Incarnation,
+    /// The completion id in the caller's journal.
+    #[n(3)]
+    pub completion: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Stage {
+    /// Waits for `execute_at`.
+    #[n(0)]
+    Scheduled,
+    /// Waits in its key's inbox, at this slot.
+    #[n(1)]
+    Queued(#[n(0)] u64),
+    #[n(2)]
+    Active(#[n(0)] Box<Active>),
+    #[n(3)]
+    Completed {
+        #[n(0)]
+        outcome: Outcome,
+        #[n(1)]
+        completed_at: Timestamp,
+        #[n(2)]
+        expires_at: Timestamp,
+        /// Entries still kept; 0 once the journal is gone.
+        #[n(3)]
+        journal_len: u32,
+    },
+}
+
+/// An invocation whose journal has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Active {
+    #[n(0)]
+    pub progress: Progress,
+    /// The newest attempt; messages of any other are dropped.
+    #[n(1)]
+    pub attempt: Attempt,
+    /// Entries in the journal, commands and notifications.
+    #[n(2)]
+    pub journal_len: u32,
+    /// Commands in the journal, `Input` included.
+    #[n(3)]
+    pub commands: u32,
+    /// Set with the first stored command or run proposal.
+    #[n(4)]
+    pub pin: Option<Pin>,
+    /// Commands whose completion has not come.
+    #[n(5)]
+    pub open: Vec<OpenCompletion>,
+    /// The result, once an `Output` is stored; the last one wins.
+    #[n(6)]
+    pub output: Option<Outcome>,
+    /// Attempts that the retry policy has counted since the invocation last left the invoker.
+    #[n(7)]
+    pub attempts_counted: u32,
+    /// Failed attempts since the last stored command (protocol reference 6.9).
+    #[n(8)]
+    pub retries_since_entry: u32,
+    #[n(9)]
+    pub last_entry_at: Timestamp,
+    #[n(10)]
+    pub last_error: Option<AttemptError>,
+    /// All attempts of this incarnation.
+    #[n(11)]
+    pub attempts_started: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Progress {
+    /// An attempt runs, or waits for a slot to run in.
+    #[n(0)]
+    Running {
+        /// Entries that the attempt gets as replay; later notifications reach it live.
+        #[n(0)]
+        known_entries: u32,
+    },
+    #[n(1)]
+    BackingOff {
+        #[n(0)]
+        until: Timestamp,
+    },
+    /// Waits for any of these.
+    #[n(2)]
+    Suspended {
+        #[n(0)]
+        awaiting: Vec<NotificationId>,
+    },
+    /// Waits for an operator.
+    #[n(3)]
+    Paused,
+}
+
+/// The deployment and protocol version that an invocation stays with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Pin {
+    #[n(0)]
+    pub deployment: DeploymentId,
+    #[n(1)]
+    pub protocol: u8,
+}
+
+/// A command that waits for its completion.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum OpenCompletion {
+    #[n(0)]
+    Run(#[n(0)] u32),
+    #[n(1)]
+    Sleep(#[n(0)] u32, #[n(1)] Timestamp),
+    #[n(2)]
+    Call {
+        #[n(0)]
+        completion: u32,
+        #[n(1)]
+        callee: InvocationId,
+        #[n(2)]
+        partition: PartitionId,
+    },
+}
+
+impl OpenCompletion {
+    pub fn completion(&self) -> u32 {
+        match self {
+            Self::Run(completion) | Self::Sleep(completion, _) | Self::Call { completion, .. } => *completion,
+        }
+    }
+}
+
+/// Why the last attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AttemptError {
+    #[n(0)]
+    pub code: u32,
+    #[n(1)]
+    pub message: String,
+    #[n(2)]
+    pub at: Timestamp,
+    #[n(3)]
+    pub stacktrace: Option<String>,
+    /// The command that failed, as the handler names it: index, type code and name.
+    #[n(4)]
+    pub command: Option<(u32, u16, String)>,
+}
+
+/// An invocation's status as operators see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Scheduled,
+    Pending,
+    Running,
+    BackingOff,
+    Suspended,
+    Paused,
+    Completed,
+}
+
+impl Status {
+    pub const ALL: [Self; 7] =
+        [Self::Scheduled, Self::Pending, Self::Running, Self::BackingOff, Self::Suspended, Self::Paused, Self::Completed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::BackingOff => "backing-off",
+            Self::Suspended => "suspended",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+impl Invocation {
+    pub fn status(&self) -> Status {
+        match &self.stage {
+            Stage::Scheduled => Status::Scheduled,
+            Stage::Queued(_) => Status::Pending,
+            Stage::Completed { .. } => Status::Completed,
+            Stage::Active(active) => match active.progress {
+                Progress::Running { .. } => Status::Running,
+                Progress::BackingOff { .. } => Status::BackingOff,
+                Progress::Suspended { .. } => Status::Suspended,
+                Progress::Paused => Status::Paused,
+            },
+        }
+    }
+
+    pub fn active(&self) -> Option<&Active> {
+        match &self.stage {
+            Stage::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
+    /// Bytes at rest, for the retention bound.
+    pub fn stored_bytes(&self) -> u64 {
+        encoding::encode(self).len() as u64
+    }
+}
