@@ -1,1 +1,13 @@
-//! The state machines: apply(state, record) to effects
+//! The state machines: `apply(state, record)` to effects. Plain synchronous code: no clock, no randomness, no IO, no logging.
+//!
+//! Owns: every rule about what happens to invocations, keys, journals, timers, state, streams and the catalog, and the list of
+//! tables they live in. Does not own: where tables are stored (`storage`), who carries effects out (`partition`).
+
+mod tables;
+
+pub use tables::{
+    CatalogKey, CatalogRow, CatalogRows, Expiries, ExpiryKey, ExpiryRow, Family, Inbound, Inbox, InboxKey, Invocations, Journal,
+    JournalKey, Meta, MetaRow, ObjectRow, Objects, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Running, SourceRow,
+    Sources, State, StateError, StateKey, StateNames, StateValue, StateValues, Streams, Table, TableSet, TimerKey, TimerRow,
+    Timers, Visit,
+};

@@ -1,0 +1,263 @@
+//! The tables of one partition: what is kept, under which key.
+//!
+//! Owns: the list of tables, their key and value types, and the two traits between the machine and whoever stores them: [`Table`]
+//! names one, [`State`] reads and writes them all. Does not own: layers, disk, or the bytes of keys (`storage`).
+//!
+//! Keys order by `Ord` as listed; `storage` keeps that order on disk, so a scan sees memory and disk merged.
+
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use surefoot_model::catalog::{Deployment, KafkaCluster, Subscription};
+use surefoot_model::{
+    Attempt, DeploymentId, Entry, Epoch, Incarnation, Invocation, InvocationId, Message, ObjectKey, ParkedRecord, PartitionId,
+    StreamId, SubscriptionId, Text, Timestamp, encoding,
+};
+
+/// A stored entry that cannot be read. The partition stops (rule C5).
+#[derive(Debug, thiserror::Error)]
+#[error("table {table}: {message}")]
+pub struct StateError {
+    pub table: &'static str,
+    pub message: String,
+}
+
+/// Typed tables of one partition, read and written by `apply`.
+pub trait State {
+    fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError>;
+
+    /// Writes an entry whether or not there is one.
+    fn put<T: Table>(&mut self, key: T::Key, value: T::Value);
+
+    /// Writes an entry that the caller knows to be absent: if it is deleted before a checkpoint it costs no disk write (rule C3).
+    fn insert<T: Table>(&mut self, key: T::Key, value: T::Value);
+
+    fn delete<T: Table>(&mut self, key: &T::Key);
+
+    /// At most `limit` entries with `from <= key < to` in key order.
+    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<(T::Key, T::Value)>, StateError>;
+}
+
+/// A type constructor: what a [`TableSet`] holds for each table.
+pub trait Family {
+    type Of<T: Table>: Default;
+}
+
+/// Something done to each table of a set in turn.
+pub trait Visit<F: Family> {
+    fn visit<T: Table>(&mut self, of: &mut F::Of<T>);
+}
+
+/// One table.
+pub trait Table: Sized + Send + Sync + 'static {
+    /// Stable: it is written to disk. Never reused.
+    const TAG: u8;
+    const NAME: &'static str;
+    type Key: Clone + Ord + std::fmt::Debug + Send + Sync;
+    type Value: Clone + PartialEq + std::fmt::Debug + Send + Sync + Encode<()> + for<'b> Decode<'b, ()>;
+
+    fn of<F: Family>(set: &TableSet<F>) -> &F::Of<Self>;
+    fn of_mut<F: Family>(set: &mut TableSet<F>) -> &mut F::Of<Self>;
+}
+
+macro_rules! tables {
+    ($($(#[$doc:meta])* $tag:literal $field:ident $name:ident: $key:ty => $value:ty;)*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name;
+
+            impl Table for $name {
+                const TAG: u8 = $tag;
+                const NAME: &'static str = stringify!($field);
+                type Key = $key;
+                type Value = $value;
+                fn of<F: Family>(set: &TableSet<F>) -> &F::Of<Self> { &set.$field }
+                fn of_mut<F: Family>(set: &mut TableSet<F>) -> &mut F::Of<Self> { &mut set.$field }
+            }
+        )*
+
+        /// One `F::Of<T>` per table.
+        pub struct TableSet<F: Family> {
+            $($field: F::Of<$name>,)*
+        }
+
+        impl<F: Family> Default for TableSet<F> {
+            fn default() -> Self {
+                Self { $($field: Default::default(),)* }
+            }
+        }
+
+        impl<F: Family> TableSet<F> {
+            /// Visits every table, in the order of their tags.
+            pub fn visit(&mut self, visitor: &mut impl Visit<F>) {
+                $(visitor.visit::<$name>(&mut self.$field);)*
+            }
+        }
+    };
+}
+
+tables! {
+    /// Counters and the clock of the partition.
+    1 meta Meta: () => MetaRow;
+    2 invocations Invocations: InvocationId => Invocation;
+    3 journal Journal: JournalKey => Entry;
+    /// The lock and inbox of a key. Absent: free, and nobody waits.
+    4 objects Objects: ObjectKey => ObjectRow;
+    5 inbox Inbox: InboxKey => InvocationId;
+    6 state_values StateValues: StateKey => StateValue;
+    /// The names of a key's values, sorted. Absent: none.
+    7 state_names StateNames: ObjectKey => Vec<Text>;
+    8 timers Timers: TimerKey => TimerRow;
+    /// Invocations with an attempt, so that a new leader finds them without reading all.
+    9 running Running: InvocationId => Attempt;
+    10 expiries Expiries: ExpiryKey => ExpiryRow;
+    11 outbox Outbox: OutboxKey => Message;
+    12 outboxes Outboxes: PartitionId => OutboxRow;
+    /// The last sequence number taken from each partition (rule O1).
+    13 inbound Inbound: PartitionId => u64;
+    /// The last offset taken from each stream (rule K1).
+    14 streams Streams: StreamId => i64;
+    15 sources Sources: SubscriptionId => SourceRow;
+    16 parked Parked: ParkedKey => ParkedRecord;
+    /// The catalog's rows; in its partition only.
+    17 catalog CatalogRows: CatalogKey => CatalogRow;
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct MetaRow {
+    #[n(0)]
+    pub epoch: Epoch,
+    /// The process that leads in this epoch.
+    #[n(1)]
+    pub process: u64,
+    /// The newest `record.at`, made monotone (rule T1).
+    #[n(2)]
+    pub now: Timestamp,
+    #[n(3)]
+    pub last_incarnation: Incarnation,
+    #[n(4)]
+    pub last_attempt: Attempt,
+    /// Bytes of completed invocations that the byte bound may evict (rule R1).
+    #[n(5)]
+    pub evictable_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JournalKey {
+    pub id: InvocationId,
+    pub index: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct ObjectRow {
+    /// The exclusive invocation that holds the key.
+    #[n(0)]
+    pub owner: Option<InvocationId>,
+    /// Slots `head..tail` of the inbox; some may be empty.
+    #[n(1)]
+    pub head: u64,
+    #[n(2)]
+    pub tail: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InboxKey {
+    pub object: ObjectKey,
+    pub slot: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StateKey {
+    pub object: ObjectKey,
+    pub name: Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct StateValue {
+    #[cbor(n(0), with = "encoding::bytes")]
+    pub bytes: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimerKey {
+    pub due: Timestamp,
+    pub id: InvocationId,
+    /// The completion id of a sleep; 0 for a delayed start or a retry.
+    pub slot: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct TimerRow {
+    #[n(0)]
+    pub incarnation: Incarnation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExpiryKey {
+    pub at: Timestamp,
+    pub id: InvocationId,
+    pub journal_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct ExpiryRow {
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// Counted in [`MetaRow::evictable_bytes`]; 0 where only time may remove it.
+    #[n(1)]
+    pub evictable_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutboxKey {
+    pub to: PartitionId,
+    pub sequence: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct OutboxRow {
+    /// The last sequence number given out.
+    #[n(0)]
+    pub last: u64,
+    /// Rows up to here are gone.
+    #[n(1)]
+    pub acked: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct SourceRow {
+    #[n(0)]
+    pub epoch: u32,
+    /// The last number given to a parked Kafka record.
+    #[n(1)]
+    pub last_parked: u64,
+    /// Parked Kafka records that are still there.
+    #[n(2)]
+    pub parked: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ParkedKey {
+    pub subscription: SubscriptionId,
+    pub number: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CatalogKey {
+    Deployment(DeploymentId),
+    KafkaCluster(Text),
+    Subscription(SubscriptionId),
+    Position(StreamId),
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum CatalogRow {
+    #[n(0)]
+    Deployment(#[n(0)] Deployment),
+    #[n(1)]
+    KafkaCluster(#[n(0)] KafkaCluster),
+    #[n(2)]
+    Subscription(#[n(0)] Subscription),
+    #[n(3)]
+    Position(#[n(0)] i64),
+}
