@@ -1,1 +1,10 @@
-//! Attempts: one task and one HTTP/2 stream each
+//! Attempts: one task and one HTTP stream each, from a journal to the events it yields.
+//!
+//! Owns: replay, live delivery, retry verdicts, timeouts, suspension by half-close, the bounds on attempts and bytes in flight,
+//! the [`Transport`] seam and its HTTP/2 version. Does not own: storage, timers that outlive an attempt, or any fate but the
+//! verdict. What an attempt brings goes to an [`Output`]; what it is to know comes in [`AttemptStart`] and live.
+
+mod api;
+pub mod submission;
+
+pub use api::{AttemptStart, EagerState, Live, Output, Settings};

@@ -3,7 +3,7 @@
 //! Owns: the shapes, the events that change them, and the immutable value that ingress, invoker, kafka and admin read.
 //! Does not own: discovery, validation, or defaults of settings.
 
-use crate::{DeploymentId, StreamId, SubscriptionId, TargetKind, Text, Timestamp};
+use crate::{DeploymentId, Retention, StreamId, SubscriptionId, TargetKind, Text, Timestamp};
 use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -227,6 +227,108 @@ pub struct Subscription {
     /// (rule K4).
     #[n(9)]
     pub resolved: bool,
+}
+
+/// What holds where neither handler nor service sets an option. Times in milliseconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    pub inactivity_timeout_ms: u64,
+    pub abort_timeout_ms: u64,
+    pub journal_retention_ms: u64,
+    pub idempotency_retention_ms: u64,
+    pub workflow_retention_ms: u64,
+    pub retry: RetryPolicy,
+}
+
+/// When a failed attempt is followed by another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    pub initial_interval_ms: u64,
+    pub factor: f64,
+    pub max_interval_ms: u64,
+    /// Counts the first attempt; absent: no bound.
+    pub max_attempts: Option<u32>,
+    pub on_max: OnMaxAttempts,
+}
+
+impl Default for Defaults {
+    /// The documented defaults (protocol reference 2.10).
+    fn default() -> Self {
+        const MINUTE_MS: u64 = 60_000;
+        const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+        Self {
+            inactivity_timeout_ms: MINUTE_MS,
+            abort_timeout_ms: 10 * MINUTE_MS,
+            journal_retention_ms: DAY_MS,
+            idempotency_retention_ms: DAY_MS,
+            workflow_retention_ms: DAY_MS,
+            retry: RetryPolicy {
+                initial_interval_ms: 500,
+                factor: 2.0,
+                max_interval_ms: MINUTE_MS,
+                max_attempts: Some(70),
+                on_max: OnMaxAttempts::Pause,
+            },
+        }
+    }
+}
+
+/// Options of one handler: its own values, else its service's, else the defaults, each on its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedOptions {
+    pub inactivity_timeout_ms: u64,
+    pub abort_timeout_ms: u64,
+    pub enable_lazy_state: bool,
+    pub retry: RetryPolicy,
+}
+
+impl Service {
+    /// The options in force for one of its handlers.
+    pub fn resolve(&self, handler: &Handler, defaults: &Defaults) -> ResolvedOptions {
+        let (own, all) = (&handler.options, &self.options);
+        let max_attempts = own.retry_max_attempts.or(all.retry_max_attempts);
+        ResolvedOptions {
+            inactivity_timeout_ms: own
+                .inactivity_timeout_ms
+                .or(all.inactivity_timeout_ms)
+                .unwrap_or(defaults.inactivity_timeout_ms),
+            abort_timeout_ms: own.abort_timeout_ms.or(all.abort_timeout_ms).unwrap_or(defaults.abort_timeout_ms),
+            enable_lazy_state: own.enable_lazy_state.or(all.enable_lazy_state).unwrap_or(false),
+            retry: RetryPolicy {
+                initial_interval_ms: own
+                    .retry_initial_interval_ms
+                    .or(all.retry_initial_interval_ms)
+                    .unwrap_or(defaults.retry.initial_interval_ms),
+                factor: own.retry_factor.or(all.retry_factor).unwrap_or(defaults.retry.factor),
+                max_interval_ms: own
+                    .retry_max_interval_ms
+                    .or(all.retry_max_interval_ms)
+                    .unwrap_or(defaults.retry.max_interval_ms),
+                // 0 means 1 (protocol reference 2.5).
+                max_attempts: max_attempts.map(|n| n.max(1)).or(defaults.retry.max_attempts),
+                on_max: own.retry_on_max.or(all.retry_on_max).unwrap_or(defaults.retry.on_max),
+            },
+        }
+    }
+
+    /// How long a new invocation of one of its handlers is kept (protocol reference 2.10).
+    pub fn retention(&self, handler: &Handler, has_idempotency_key: bool, defaults: &Defaults) -> Retention {
+        let (own, all) = (&handler.options, &self.options);
+        let journal_ms = own.journal_retention_ms.or(all.journal_retention_ms).unwrap_or(defaults.journal_retention_ms);
+        let completion_ms = if handler.target == TargetKind::WorkflowRun {
+            own.workflow_retention_ms.or(all.workflow_retention_ms).unwrap_or(defaults.workflow_retention_ms)
+        } else if has_idempotency_key {
+            own.idempotency_retention_ms.or(all.idempotency_retention_ms).unwrap_or(defaults.idempotency_retention_ms)
+        } else {
+            journal_ms
+        };
+        Retention { completion_ms, journal_ms: journal_ms.min(completion_ms) }
+    }
+
+    /// Whether clients of the ingress may call this handler.
+    pub fn is_public(&self, handler: &Handler) -> bool {
+        self.public && handler.public.unwrap_or(true)
+    }
 }
 
 /// A change of the catalog.

@@ -1,0 +1,76 @@
+//! What goes into the invoker and what comes out.
+
+use bytes::Bytes;
+use surefoot_model::catalog::Defaults;
+use surefoot_model::{Attempt, AttemptProgress, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp};
+use tokio::sync::mpsc;
+
+/// Bounds and defaults of attempts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub defaults: Defaults,
+    /// Attempts that run at a time on this node.
+    pub attempts_max: usize,
+    /// Bytes of journals and state being replayed at a time; one attempt may pass it alone.
+    pub replay_bytes_max: usize,
+    /// The largest message in either direction.
+    pub message_bytes_max: usize,
+    /// State sent with the start of an attempt; what is beyond is fetched by the handler.
+    pub eager_state_bytes_max: usize,
+    pub connect_timeout_ms: u64,
+    /// Number of partitions, to route calls.
+    pub partitions: u16,
+    /// Sent on every request to a deployment (`x-restate-cluster-name` by default).
+    pub additional_headers: Vec<(String, String)>,
+}
+
+/// One attempt to advance an invocation.
+#[derive(Debug)]
+pub struct AttemptStart {
+    pub partition: PartitionId,
+    pub id: InvocationId,
+    pub attempt: Attempt,
+    pub target: Target,
+    pub random_seed: u64,
+    /// Absent before the first stored entry: the newest deployment is chosen.
+    pub pin: Option<Pin>,
+    /// Commands among `replay`.
+    pub commands: u32,
+    /// The journal as far as the attempt is to know it at first; its length is `known_entries`.
+    pub replay: Vec<Entry>,
+    pub state: EagerState,
+    /// Start tag 7.
+    pub retries_since_entry: u32,
+    /// For Start tag 8.
+    pub last_entry_at: Timestamp,
+    /// Attempts that the retry policy has counted so far.
+    pub attempts_counted: u32,
+    /// Notifications beyond `replay`, each with its journal index, in order. Closed to abort the attempt: nothing of it counts
+    /// any more.
+    pub live: mpsc::UnboundedReceiver<Live>,
+}
+
+/// State of the key at the start of the attempt.
+#[derive(Clone, Debug, Default)]
+pub struct EagerState {
+    /// Sorted by name.
+    pub entries: Vec<(Text, Bytes)>,
+    /// Whether `entries` is all there is.
+    pub complete: bool,
+}
+
+/// A notification for a running attempt.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub index: u32,
+    pub notification: Notification,
+}
+
+/// Where attempts report. Implemented by `partition`; calls return at once.
+pub trait Output: Send + Sync {
+    /// Appends the event to the partition's log. Calls of one attempt keep their order.
+    fn progressed(&self, partition: PartitionId, progress: AttemptProgress);
+
+    /// The attempt's task is over and its slot is free; called once per attempt, after its last [`Self::progressed`].
+    fn ended(&self, partition: PartitionId, id: InvocationId, attempt: Attempt);
+}
