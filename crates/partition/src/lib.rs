@@ -1,1 +1,14 @@
-//! The loop log, machine, storage, effects
+//! The loop of a partition: log, machine, storage, effects.
+//!
+//! Owns: the workers that apply durable records, the timer wheel, the outbox, leadership, checkpoints, and [`Partitions`], the
+//! handle through which ingress, kafka and admin submit, operate and read. Does not own: any rule about invocations (`machine`),
+//! HTTP, or Kafka.
+
+mod answers;
+mod handle;
+mod mailbox;
+mod query;
+
+pub use answers::{Answer, OperationAnswer, Stopped};
+pub use handle::Partitions;
+pub use query::{InvocationInfo, InvocationPage, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};

@@ -1,0 +1,284 @@
+//! The handle through which the edges reach the partitions.
+//!
+//! Owns: routing to the partition of an id, admission at the outer edges (rule O3), and waiting for answers. Cheap to clone.
+//! Does not own: tables; questions travel to the worker that owns them.
+
+use crate::answers::{Answer, OperationAnswer, Requests, Stopped};
+use crate::mailbox::{Input, Mailbox};
+use crate::query::{
+    InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query, SourceInfo,
+};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+use surefoot_env::{Env, Wake};
+use surefoot_log::{Durable, Log};
+use surefoot_model::catalog::CatalogEvent;
+use surefoot_model::{
+    CatalogCell, Epoch, Event, InvocationId, Operation, ParkedRecord, PartitionId, Record, Request, RequestId, Submission,
+    SubscriptionId, Timestamp, encoding,
+};
+use tokio::sync::{Semaphore, oneshot};
+
+/// Bytes that the outer edges may have appended and not yet durable.
+const EDGE_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Clone)]
+pub struct Partitions(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) env: Env,
+    pub(crate) log: Arc<dyn Log>,
+    /// One per partition, then the catalog's.
+    pub(crate) epochs: Vec<Epoch>,
+    pub(crate) mailboxes: Vec<Mailbox>,
+    pub(crate) requests: Requests,
+    pub(crate) catalog: CatalogCell,
+    /// Woken after each change of the catalog.
+    pub(crate) catalog_changed: Vec<Wake>,
+    pub(crate) stopped: Mutex<Vec<PartitionHealth>>,
+    pub(crate) edge: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// Partitions, without the catalog's.
+    pub(crate) fn count(&self) -> u16 {
+        (self.mailboxes.len() - 1) as u16
+    }
+
+    pub(crate) fn index(&self, partition: PartitionId) -> usize {
+        if partition == PartitionId::CATALOG { self.mailboxes.len() - 1 } else { usize::from(partition.0) }
+    }
+
+    pub(crate) fn append(&self, partition: PartitionId, events: impl IntoIterator<Item = Event>, durable: Option<Durable>) {
+        let at = Timestamp(self.env.clock.now_ms());
+        let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record { at, event }))).collect();
+        self.log.append(partition, self.epochs[self.index(partition)], payloads, durable);
+    }
+}
+
+/// Forgets a request when its client goes away before the answer.
+struct OpenRequest<'a> {
+    shared: &'a Shared,
+    id: RequestId,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl OpenRequest<'_> {
+    async fn wait(mut self) -> Result<Answer, Stopped> {
+        (&mut self.answer).await.map_err(|_| Stopped)
+    }
+}
+
+impl Drop for OpenRequest<'_> {
+    fn drop(&mut self) {
+        self.shared.requests.close(self.id.number);
+    }
+}
+
+impl Partitions {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// The number of partitions, the catalog's not counted.
+    pub fn count(&self) -> u16 {
+        self.0.count()
+    }
+
+    pub fn catalog(&self) -> &CatalogCell {
+        &self.0.catalog
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// Submits an invocation and waits until it is accepted, or until it has completed where `awaits_result` says so.
+    /// Waits for room at the edge first. A caller that goes away does not affect the invocation.
+    pub async fn submit(&self, mut submission: Submission, awaits_result: bool) -> Result<Answer, Stopped> {
+        let request = self.open_request();
+        submission.request = Some(Request { id: request.id, awaits_result });
+        let partition = submission.id.partition(self.count());
+        self.append_admitted(partition, Event::InvocationSubmitted(Box::new(submission))).await?;
+        request.wait().await
+    }
+
+    /// Appends an event that nobody waits for, once there is room at the edge; `durable` is called when it is durable.
+    /// Events of one caller keep their order per partition if it awaits each call before the next.
+    pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
+        let bytes = event_bytes(&event);
+        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped)?;
+        self.0.append(
+            partition,
+            [event],
+            Some(Box::new(move |lsn| {
+                drop(permit);
+                durable(lsn);
+            })),
+        );
+        Ok(())
+    }
+
+    /// Kills, pauses, resumes or purges one invocation.
+    pub async fn operate(&self, id: InvocationId, operation: Operation) -> Result<OperationAnswer, Stopped> {
+        let request = self.open_request();
+        let event = Event::OperatorRequested { id, operation, request: request.id };
+        self.append_admitted(id.partition(self.count()), event).await?;
+        request.operation().await
+    }
+
+    /// One invocation, as of now.
+    pub async fn invocation(&self, id: InvocationId) -> Result<Option<Box<InvocationInfo>>, Stopped> {
+        self.ask(id.partition(self.count()), |reply| Query::Invocation { id, reply }).await
+    }
+
+    /// One page of invocations in the order of their ids.
+    pub async fn list(&self, filter: ListFilter) -> Result<InvocationPage, Stopped> {
+        let limit = filter.limit.clamp(1, LIST_MAX);
+        let mut page = InvocationPage::default();
+        let mut after = filter.after;
+        let first = after.map_or(0, |id| id.partition(self.count()).0);
+        for partition in (first..self.count()).map(PartitionId) {
+            loop {
+                let step_filter = ListFilter { after, limit: limit - page.invocations.len(), ..filter.clone() };
+                let step: ListStep = self.ask(partition, |reply| Query::List { partition, filter: step_filter, reply }).await?;
+                page.invocations.extend(step.found);
+                if page.invocations.len() >= limit {
+                    page.next = page.invocations.last().map(|i| i.id);
+                    return Ok(page);
+                }
+                match step.scanned_to {
+                    Some(id) => after = Some(id),
+                    None => break,
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    /// Opens a subscription's epoch in every partition; returns once all have recorded it (rule K7).
+    pub async fn open_source(&self, subscription: SubscriptionId, epoch: u32) -> Result<(), Stopped> {
+        self.append_everywhere(|| Event::SourceOpened { subscription, epoch }).await
+    }
+
+    /// Closes a subscription in every partition: late Kafka records of it are dropped, what it parked goes.
+    pub async fn close_source(&self, subscription: SubscriptionId) -> Result<(), Stopped> {
+        self.append_everywhere(|| Event::SourceClosed { subscription }).await
+    }
+
+    /// What all partitions hold of one subscription.
+    pub async fn source(&self, subscription: SubscriptionId) -> Result<SourceInfo, Stopped> {
+        let mut info = SourceInfo::default();
+        for partition in (0..self.count()).map(PartitionId) {
+            info.parked += self.ask(partition, |reply| Query::Source { partition, subscription, reply }).await?;
+        }
+        Ok(info)
+    }
+
+    /// One page of a subscription's parked Kafka records, by number.
+    pub async fn parked(&self, subscription: SubscriptionId, after: Option<u64>, limit: usize) -> Result<ParkedPage, Stopped> {
+        let limit = limit.clamp(1, LIST_MAX);
+        let count = u64::from(self.count());
+        let mut all = Vec::new();
+        for partition in (0..self.count()).map(PartitionId) {
+            // Numbers are dealt out to the partitions in turn: row r of partition p is number r * count + p.
+            let offset = u64::from(partition.0);
+            let after_row = after.map_or(0, |n| n.saturating_sub(offset) / count);
+            let rows: Vec<(u64, ParkedRecord)> = self
+                .ask(partition, |reply| Query::Parked { partition, subscription, after: after_row, limit: limit + 1, reply })
+                .await?;
+            all.extend(rows.into_iter().map(|(row, record)| ParkedInfo { number: row * count + offset, record }));
+        }
+        all.sort_by_key(|p| p.number);
+        all.retain(|p| after.is_none_or(|n| p.number > n));
+        let more = all.len() > limit;
+        all.truncate(limit);
+        let next = if more { all.last().map(|p| p.number) } else { None };
+        Ok(ParkedPage { parked: all, next })
+    }
+
+    /// Discards one parked Kafka record.
+    pub async fn discard_parked(&self, subscription: SubscriptionId, number: u64) -> Result<OperationAnswer, Stopped> {
+        let count = u64::from(self.count());
+        let request = self.open_request();
+        let event = Event::ParkedDiscarded { subscription, number: number / count, request: request.id };
+        self.append_admitted(PartitionId((number % count) as u16), event).await?;
+        request.operation().await
+    }
+
+    /// Stores a change of the catalog; returns once it is durable, applied and published.
+    pub async fn change_catalog(&self, event: CatalogEvent) -> Result<(), Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        let mailbox = self.0.mailboxes[self.0.index(PartitionId::CATALOG)].clone();
+        self.0.append(
+            PartitionId::CATALOG,
+            [Event::CatalogChanged(Box::new(event))],
+            Some(Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition: PartitionId::CATALOG, lsn, done: sender }))),
+        );
+        receiver.await.map_err(|_| Stopped)
+    }
+
+    /// Partitions that have stopped on unreadable data or a broken invariant; empty when all is well.
+    pub fn stopped(&self) -> Vec<PartitionHealth> {
+        self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn open_request(&self) -> OpenRequest<'_> {
+        let (id, answer) = self.0.requests.open();
+        OpenRequest { shared: &self.0, id, answer }
+    }
+
+    async fn append_admitted(&self, partition: PartitionId, event: Event) -> Result<(), Stopped> {
+        self.append_source(partition, event, Box::new(|_| ())).await
+    }
+
+    async fn append_everywhere(&self, event: impl Fn() -> Event) -> Result<(), Stopped> {
+        let mut waits = Vec::new();
+        for partition in (0..self.count()).map(PartitionId) {
+            let (sender, receiver) = oneshot::channel();
+            self.0.append(
+                partition,
+                [event()],
+                Some(Box::new(move |_| {
+                    // Whoever asked may have gone; the record is durable all the same.
+                    let _ = sender.send(());
+                })),
+            );
+            waits.push(receiver);
+        }
+        for wait in waits {
+            wait.await.map_err(|_| Stopped)?;
+        }
+        Ok(())
+    }
+
+    async fn ask<T>(&self, partition: PartitionId, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.mailboxes[self.0.index(partition)].push(Input::Query(query(sender)));
+        receiver.await.map_err(|_| Stopped)
+    }
+}
+
+impl OpenRequest<'_> {
+    async fn operation(self) -> Result<OperationAnswer, Stopped> {
+        match self.wait().await? {
+            Answer::Operation(answer) => Ok(answer),
+            other => unreachable!("an operator's request is answered as one: {other:?}"),
+        }
+    }
+}
+
+/// Bytes to reserve at the edge for an event, at least 1.
+fn event_bytes(event: &Event) -> u32 {
+    const FIXED: usize = 256;
+    let bytes = match event {
+        Event::InvocationSubmitted(s) => FIXED + s.input.len(),
+        Event::RecordParked(p) => FIXED + p.key.len() + p.value.len(),
+        _ => FIXED,
+    };
+    bytes.min(EDGE_BYTES_MAX) as u32
+}
+
+pub(crate) fn edge_permits() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(EDGE_BYTES_MAX))
+}
