@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -104,7 +104,7 @@ fn park_until_woken(wake: &Wake, limit: Option<Duration>) {
     let start = std::time::Instant::now();
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut woken = pin!(wake.woken());
-    while let Poll::Pending = woken.as_mut().poll(&mut Context::from_waker(&waker)) {
+    while woken.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
         match limit {
             None => thread::park(),
             Some(limit) => match limit.checked_sub(start.elapsed()) {
