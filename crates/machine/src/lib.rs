@@ -1,10 +1,27 @@
 //! The state machines: `apply(state, record)` to effects. Plain synchronous code: no clock, no randomness, no IO, no logging.
 //!
 //! Owns: every rule about what happens to invocations, keys, journals, timers, state, streams and the catalog, and the list of
-//! tables they live in. Does not own: where tables are stored (`storage`), who carries effects out (`partition`).
+//! tables they live in. Does not own: where tables are stored (`storage`), who carries effects out (`partition`), or what clock,
+//! catalog and settings say: that was resolved at the edge and lies in the event (rule M1).
 
+mod apply;
+mod attempt;
+pub mod catalog;
+mod effect;
+mod invocation;
+mod journal;
+mod object;
+mod operator;
+mod outbox;
+mod retention;
+mod source;
 mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod timer;
 
+pub use apply::apply;
+pub use effect::{Effect, OperationAnswer};
 pub use tables::{
     CatalogKey, CatalogRow, CatalogRows, Expiries, ExpiryKey, ExpiryRow, Family, Inbound, Inbox, InboxKey, Invocations, Journal,
     JournalKey, Meta, MetaRow, ObjectRow, Objects, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Running, SourceRow,

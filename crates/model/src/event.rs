@@ -5,8 +5,8 @@
 
 use crate::catalog::CatalogEvent;
 use crate::{
-    Attempt, AttemptError, Caller, Failure, Incarnation, InvocationId, NotificationId, Origin, Outcome, ParkedRecord, PartitionId, Pin,
-    RequestId, Retention, SourceRecord, SubscriptionId, Target, Text, Timestamp, encoding,
+    Attempt, AttemptError, Caller, Failure, Incarnation, InvocationId, NotificationId, Origin, Outcome, ParkedRecord,
+    PartitionId, Pin, RequestId, Retention, SourceRecord, SubscriptionId, Target, Text, Timestamp, encoding,
 };
 use bytes::Bytes;
 use minicbor::{Decode, Encode};

@@ -168,7 +168,8 @@ impl FromStr for InvocationId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let parse = || {
-            let digits = text.strip_prefix("inv_1").filter(|d| d.is_ascii() && d.len() == base62::DIGITS_64 + base62::DIGITS_128)?;
+            let digits =
+                text.strip_prefix("inv_1").filter(|d| d.is_ascii() && d.len() == base62::DIGITS_64 + base62::DIGITS_128)?;
             let (key, unique) = digits.split_at(base62::DIGITS_64);
             Some(Self { partition_key: base62::decode_64(key)?, unique: base62::decode_128(unique).filter(|u| *u != 0)? })
         };
@@ -310,7 +311,13 @@ mod tests {
 
     #[test]
     fn texts_that_are_no_ids_are_refused() {
-        for text in ["", "inv_1", "inv_2foAirY4KKzi1km2ki69rm6NaxO6wflYsO", "inv_1foAirY4KKzi1km2ki69rm6NaxO6wflYs!", "inv_1ZZZZZZZZZZZ1km2ki69rm6NaxO6wflYsO"] {
+        for text in [
+            "",
+            "inv_1",
+            "inv_2foAirY4KKzi1km2ki69rm6NaxO6wflYsO",
+            "inv_1foAirY4KKzi1km2ki69rm6NaxO6wflYs!",
+            "inv_1ZZZZZZZZZZZ1km2ki69rm6NaxO6wflYsO",
+        ] {
             assert!(text.parse::<InvocationId>().is_err(), "{text}");
         }
     }

@@ -4,7 +4,7 @@
 
 use crate::{
     Attempt, DeploymentId, Incarnation, InvocationId, NotificationId, Outcome, PartitionId, SubscriptionId, Target, Text,
-    Timestamp, encoding,
+    Timestamp,
 };
 use minicbor::{Decode, Encode};
 
@@ -92,6 +92,9 @@ pub enum Stage {
         /// Entries still kept; 0 once the journal is gone.
         #[n(3)]
         journal_len: u32,
+        /// Attempts it took.
+        #[n(4)]
+        attempts: u32,
     },
 }
 
@@ -131,6 +134,9 @@ pub struct Active {
     /// All attempts of this incarnation.
     #[n(11)]
     pub attempts_started: u32,
+    /// Payload bytes of the journal's entries.
+    #[n(12)]
+    pub journal_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -258,10 +264,5 @@ impl Invocation {
             Stage::Active(active) => Some(active),
             _ => None,
         }
-    }
-
-    /// Bytes at rest, for the retention bound.
-    pub fn stored_bytes(&self) -> u64 {
-        encoding::encode(self).len() as u64
     }
 }

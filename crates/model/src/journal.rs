@@ -89,6 +89,21 @@ pub enum Entry {
     Notification(#[n(0)] Notification),
 }
 
+impl Entry {
+    /// Payload bytes, for bounds.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Command { raw, .. } => raw.len() as u64,
+            Self::Notification(notification) => match &notification.result {
+                Resolution::Value(value) => value.len() as u64,
+                Resolution::Failure(failure) => failure.message.len() as u64,
+                Resolution::StateKeys(keys) => keys.iter().map(|k| k.len() as u64).sum(),
+                Resolution::Void | Resolution::InvocationId(_) => 0,
+            },
+        }
+    }
+}
+
 /// An entry that the server delivers.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Notification {

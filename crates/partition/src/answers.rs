@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use surefoot_machine::OperationAnswer;
 use surefoot_model::{InvocationId, Outcome, RequestId, Timestamp};
 use tokio::sync::oneshot;
 
@@ -22,22 +23,6 @@ pub enum Answer {
     Removed { id: InvocationId },
     /// An operator's request was carried out, or why not.
     Operation(OperationAnswer),
-}
-
-/// What an operator's request led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OperationAnswer {
-    /// Done.
-    Done,
-    /// Taken, and done at the next safe point.
-    Accepted,
-    NotFound,
-    /// It has completed.
-    Completed,
-    /// It has not completed.
-    NotCompleted,
-    /// It has not begun.
-    NotStarted,
 }
 
 /// The node stops; nothing is known about the request's fate.

@@ -3,7 +3,7 @@
 //! Owns: routing to the partition of an id, admission at the outer edges (rule O3), and waiting for answers. Cheap to clone.
 //! Does not own: tables; questions travel to the worker that owns them.
 
-use crate::answers::{Answer, OperationAnswer, Requests, Stopped};
+use crate::answers::{Answer, Requests, Stopped};
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
     InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query, SourceInfo,
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake};
 use surefoot_log::{Durable, Log};
+use surefoot_machine::OperationAnswer;
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
     CatalogCell, Epoch, Event, InvocationId, Operation, ParkedRecord, PartitionId, Record, Request, RequestId, Submission,

@@ -9,6 +9,7 @@ mod handle;
 mod mailbox;
 mod query;
 
-pub use answers::{Answer, OperationAnswer, Stopped};
+pub use answers::{Answer, Stopped};
 pub use handle::Partitions;
 pub use query::{InvocationInfo, InvocationPage, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
+pub use surefoot_machine::OperationAnswer;

@@ -15,19 +15,38 @@ pub(crate) enum Input {
     Durable(Vec<Entry>),
     Query(Query),
     /// An attempt's task is over and its slot is free.
-    AttemptEnded { partition: PartitionId, id: InvocationId, attempt: Attempt },
+    AttemptEnded {
+        partition: PartitionId,
+        id: InvocationId,
+        attempt: Attempt,
+    },
     /// A slot became free somewhere.
     SlotFreed,
     /// Messages to `to` are durable there up to this sequence number.
-    OutboxDurable { from: PartitionId, to: PartitionId, up_to: u64 },
+    OutboxDurable {
+        from: PartitionId,
+        to: PartitionId,
+        up_to: u64,
+    },
     /// Say when this LSN has been applied.
-    NotifyApplied { partition: PartitionId, lsn: Lsn, done: oneshot::Sender<()> },
+    NotifyApplied {
+        partition: PartitionId,
+        lsn: Lsn,
+        done: oneshot::Sender<()>,
+    },
     /// The checkpointer wrote a partition's frozen layer, or could not.
-    Checkpointed { partition: PartitionId, result: Result<(), String> },
+    Checkpointed {
+        partition: PartitionId,
+        result: Result<(), String>,
+    },
     /// Freeze and write this partition soon: it holds the log's oldest segment.
-    ForceCheckpoint { partition: PartitionId },
+    ForceCheckpoint {
+        partition: PartitionId,
+    },
     /// Take a last checkpoint of everything and stop.
-    Stop { done: oneshot::Sender<()> },
+    Stop {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The sending half; cheap to clone.

@@ -82,11 +82,28 @@ pub struct PartitionHealth {
 }
 
 pub(crate) enum Query {
-    Invocation { id: InvocationId, reply: oneshot::Sender<Option<Box<InvocationInfo>>> },
+    Invocation {
+        id: InvocationId,
+        reply: oneshot::Sender<Option<Box<InvocationInfo>>>,
+    },
     /// One bounded step of a listing within one partition.
-    List { partition: PartitionId, filter: ListFilter, reply: oneshot::Sender<ListStep> },
-    Parked { partition: PartitionId, subscription: SubscriptionId, after: u64, limit: usize, reply: oneshot::Sender<Vec<(u64, ParkedRecord)>> },
-    Source { partition: PartitionId, subscription: SubscriptionId, reply: oneshot::Sender<u64> },
+    List {
+        partition: PartitionId,
+        filter: ListFilter,
+        reply: oneshot::Sender<ListStep>,
+    },
+    Parked {
+        partition: PartitionId,
+        subscription: SubscriptionId,
+        after: u64,
+        limit: usize,
+        reply: oneshot::Sender<Vec<(u64, ParkedRecord)>>,
+    },
+    Source {
+        partition: PartitionId,
+        subscription: SubscriptionId,
+        reply: oneshot::Sender<u64>,
+    },
 }
 
 /// What one step of a listing found, and where to go on.

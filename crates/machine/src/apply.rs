@@ -1,0 +1,76 @@
+//! The one entry: a record is applied.
+
+use crate::{Effect, Meta, MetaRow, State, StateError, attempt, catalog, invocation, operator, outbox, retention, source, timer};
+use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, Record, Timestamp};
+
+/// Applies one record of `partition` to its state, and appends what is to be done to `effects`. Same state and same record give
+/// the same result on every replica. A record of an epoch that has ended changes nothing.
+/// Errors only when stored data cannot be read or decoded; whatever a user can cause is an effect, not an error.
+pub fn apply<S: State>(
+    state: &mut S,
+    partition: PartitionId,
+    epoch: Epoch,
+    record: &Record,
+    effects: &mut Vec<Effect>,
+) -> Result<(), StateError> {
+    let meta = state.get::<Meta>(&())?.unwrap_or_default();
+    if epoch < meta.epoch {
+        return Ok(());
+    }
+    let mut cx = Context { partition, state, at: record.at, meta, effects };
+    cx.meta.now = cx.meta.now.max(record.at);
+    match &record.event {
+        Event::LeaderElected { process } => attempt::leader_elected(&mut cx, epoch, *process)?,
+        Event::InvocationSubmitted(submission) => invocation::submitted(&mut cx, submission)?,
+        Event::AttemptProgressed(progress) => attempt::progressed(&mut cx, progress)?,
+        Event::TimerFired { due, id, slot } => timer::fired(&mut cx, *due, *id, *slot)?,
+        Event::RetentionExpired { id, incarnation, journal_only } => {
+            retention::expired(&mut cx, *id, *incarnation, *journal_only)?;
+        }
+        Event::OperatorRequested { id, operation, request } => operator::requested(&mut cx, *id, *operation, *request)?,
+        Event::MessageArrived { from, sequence, message } => outbox::message_arrived(&mut cx, *from, *sequence, message)?,
+        Event::OutboxAcked { to, up_to } => outbox::acked(&mut cx, *to, *up_to)?,
+        Event::SourceOpened { subscription, epoch } => source::opened(&mut cx, *subscription, *epoch)?,
+        Event::SourceClosed { subscription } => source::closed(&mut cx, *subscription)?,
+        Event::RecordParked(parked) => source::parked(&mut cx, parked)?,
+        Event::ParkedDiscarded { subscription, number, request } => {
+            source::discarded(&mut cx, *subscription, *number, *request)?;
+        }
+        Event::CatalogChanged(event) => catalog::changed(&mut cx, event)?,
+    }
+    let meta = cx.meta;
+    state.put::<Meta>((), meta);
+    Ok(())
+}
+
+/// What every rule works with.
+pub(crate) struct Context<'a, S> {
+    pub(crate) partition: PartitionId,
+    pub(crate) state: &'a mut S,
+    /// The record's time as the edge read it.
+    pub(crate) at: Timestamp,
+    /// Written back once the record is applied.
+    pub(crate) meta: MetaRow,
+    pub(crate) effects: &'a mut Vec<Effect>,
+}
+
+impl<S: State> Context<'_, S> {
+    /// The partition's monotone time, to stamp and order by.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.meta.now
+    }
+
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(crate) fn next_incarnation(&mut self) -> Incarnation {
+        self.meta.last_incarnation.0 += 1;
+        self.meta.last_incarnation
+    }
+
+    pub(crate) fn next_attempt(&mut self) -> Attempt {
+        self.meta.last_attempt.0 += 1;
+        self.meta.last_attempt
+    }
+}

@@ -1,0 +1,98 @@
+//! Kafka records on their way in: each one once (rules K1, K6, K7).
+
+use crate::apply::Context;
+use crate::{Effect, OperationAnswer, Parked, ParkedKey, Sources, State, StateError, Streams};
+use surefoot_model::{ParkedRecord, RequestId, SourceRecord, StreamId, SubscriptionId};
+
+/// Rows removed per scan.
+const STEP: usize = 256;
+
+pub(crate) fn opened<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, epoch: u32) -> Result<(), StateError> {
+    let mut row = cx.state.get::<Sources>(&subscription)?.unwrap_or_default();
+    if epoch > row.epoch {
+        row.epoch = epoch;
+        forget_streams(cx, subscription, epoch)?;
+    }
+    cx.state.put::<Sources>(subscription, row);
+    Ok(())
+}
+
+pub(crate) fn closed<S: State>(cx: &mut Context<S>, subscription: SubscriptionId) -> Result<(), StateError> {
+    forget_streams(cx, subscription, u32::MAX)?;
+    let mut from = ParkedKey { subscription, number: 0 };
+    let to = ParkedKey { subscription, number: u64::MAX };
+    loop {
+        let rows = cx.state.scan::<Parked>(&from, Some(&to), STEP)?;
+        let Some((last, _)) = rows.last() else { break };
+        from = ParkedKey { subscription, number: last.number + 1 };
+        for (key, _) in rows {
+            cx.state.delete::<Parked>(&key);
+        }
+    }
+    cx.state.delete::<Sources>(&subscription);
+    cx.effect(Effect::CountParked { subscription, parked: 0 });
+    Ok(())
+}
+
+/// Forgets the watermarks of epochs before `epoch`: their Kafka records are dropped from now on.
+fn forget_streams<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, epoch: u32) -> Result<(), StateError> {
+    let from = StreamId { subscription, epoch: 0, topic: 0, partition: i32::MIN };
+    let to = StreamId { subscription, epoch, topic: 0, partition: i32::MIN };
+    loop {
+        let rows = cx.state.scan::<Streams>(&from, Some(&to), STEP)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for (key, _) in rows {
+            cx.state.delete::<Streams>(&key);
+        }
+    }
+}
+
+/// Takes a Kafka record if its epoch is open and it has not been taken before.
+pub(crate) fn admit<S: State>(cx: &mut Context<S>, record: &SourceRecord) -> Result<bool, StateError> {
+    match cx.state.get::<Sources>(&record.stream.subscription)? {
+        Some(row) if row.epoch == record.stream.epoch => {}
+        _ => return Ok(false),
+    }
+    if cx.state.get::<Streams>(&record.stream)?.is_some_and(|taken| record.offset <= taken) {
+        return Ok(false);
+    }
+    cx.state.put::<Streams>(record.stream, record.offset);
+    Ok(true)
+}
+
+pub(crate) fn parked<S: State>(cx: &mut Context<S>, record: &ParkedRecord) -> Result<(), StateError> {
+    if !admit(cx, &record.source)? {
+        return Ok(());
+    }
+    let subscription = record.source.stream.subscription;
+    let Some(mut row) = cx.state.get::<Sources>(&subscription)? else { return Ok(()) };
+    row.last_parked += 1;
+    row.parked += 1;
+    cx.state.insert::<Parked>(ParkedKey { subscription, number: row.last_parked }, record.clone());
+    cx.effect(Effect::CountParked { subscription, parked: row.parked });
+    cx.state.put::<Sources>(subscription, row);
+    Ok(())
+}
+
+pub(crate) fn discarded<S: State>(
+    cx: &mut Context<S>,
+    subscription: SubscriptionId,
+    number: u64,
+    request: RequestId,
+) -> Result<(), StateError> {
+    let key = ParkedKey { subscription, number };
+    let answer = match (cx.state.get::<Parked>(&key)?, cx.state.get::<Sources>(&subscription)?) {
+        (Some(_), Some(mut row)) => {
+            cx.state.delete::<Parked>(&key);
+            row.parked = row.parked.saturating_sub(1);
+            cx.effect(Effect::CountParked { subscription, parked: row.parked });
+            cx.state.put::<Sources>(subscription, row);
+            OperationAnswer::Done
+        }
+        _ => OperationAnswer::NotFound,
+    };
+    cx.effect(Effect::ReplyOperation { request, answer });
+    Ok(())
+}

@@ -1,0 +1,535 @@
+//! Scripts: what goes into one partition's machine, and the effects that come out, through one `check`.
+//!
+//! A script is a list of lines. Invocations go by the name that their submission gives them; effects are printed in order.
+
+use expect_test::{Expect, expect};
+use std::collections::BTreeMap;
+use surefoot_machine::testing::MemState;
+use surefoot_machine::{Effect, Inbox, Invocations, Journal, Objects, Outbox, Running, State, Timers, apply};
+use surefoot_model::{
+    Action, Attempt, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Epoch, Event, Incarnation, InvocationId,
+    Item, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record, Request, RequestId, Resolution,
+    Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target, TargetKind, Timestamp, Verdict, entry_type,
+};
+
+const HERE: PartitionId = PartitionId(0);
+
+/// One partition and the names of a script.
+#[derive(Default)]
+struct World {
+    state: MemState,
+    epoch: Epoch,
+    now: u64,
+    names: BTreeMap<String, InvocationId>,
+    attempts: BTreeMap<InvocationId, Attempt>,
+    out: Vec<String>,
+    request: u64,
+}
+
+impl World {
+    fn id(&mut self, name: &str) -> InvocationId {
+        let next = self.names.len() as u128 + 1;
+        *self.names.entry(name.to_owned()).or_insert(InvocationId { partition_key: 7, unique: next })
+    }
+
+    fn name(&self, id: InvocationId) -> String {
+        self.names.iter().find(|(_, i)| **i == id).map_or_else(|| id.to_string(), |(n, _)| n.clone())
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        let record = Record { at: Timestamp(self.now), event };
+        apply(&mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
+        for effect in effects {
+            self.note(effect);
+        }
+    }
+
+    fn note(&mut self, effect: Effect) {
+        let line = match effect {
+            Effect::StartAttempt { id, attempt } => {
+                self.attempts.insert(id, attempt);
+                let invocation = self.state.get::<Invocations>(&id).unwrap().unwrap();
+                format!("{}: start, {} known", self.name(id), invocation.active().unwrap().journal_len)
+            }
+            Effect::AbortAttempt { id, .. } => format!("{}: abort", self.name(id)),
+            Effect::DeliverNotification { id, index, notification, .. } => {
+                format!("{}: deliver #{index} {:#06x} {}", self.name(id), notification.ty, show(&notification.result))
+            }
+            Effect::Accept { id, existing: false, .. } => format!("{}: accept", self.name(id)),
+            Effect::Accept { id, existing: true, .. } => format!("{}: accept again", self.name(id)),
+            Effect::ReplyRetained { id, outcome, .. } => format!("{}: reply retained {}", self.name(id), show(&outcome.into())),
+            Effect::RefuseRepeatedRun { id, .. } => format!("{}: refuse second run", self.name(id)),
+            Effect::Complete { id, outcome } => format!("{}: complete {}", self.name(id), show(&outcome.into())),
+            Effect::Remove { id } => format!("{}: removed", self.name(id)),
+            Effect::ReplyOperation { answer, .. } => format!("operator: {answer:?}"),
+            Effect::SetTimer(key) => format!("{}: timer at {} for {}", self.name(key.id), key.due.0, key.slot),
+            Effect::Send { to, sequence } => format!("send #{sequence} to {to}"),
+            Effect::CountParked { parked, .. } => format!("{parked} parked"),
+            Effect::PublishCatalog(_) => "catalog".to_owned(),
+        };
+        self.out.push(line);
+    }
+
+    fn submission(&mut self, name: &str, target: &str) -> Submission {
+        let parts: Vec<&str> = target.split('/').collect();
+        let target = match parts.as_slice() {
+            [service, handler] => Target::new(TargetKind::Service, *service, "", *handler),
+            ["Wf", key, "run"] => Target::new(TargetKind::WorkflowRun, "Wf", *key, "run"),
+            [service, key, "get"] => Target::new(TargetKind::ObjectShared, *service, *key, "get"),
+            [service, key, handler] => Target::new(TargetKind::ObjectExclusive, *service, *key, *handler),
+            _ => panic!("no target: {target}"),
+        };
+        Submission {
+            id: self.id(name),
+            target,
+            input: name.as_bytes().to_vec().into(),
+            idempotency_key: None,
+            origin: Origin::Ingress,
+            execute_at: None,
+            retention: Retention::default(),
+            random_seed: 1,
+            request: None,
+            caller: None,
+            source: None,
+        }
+    }
+
+    fn submit(&mut self, mut submission: Submission, awaits_result: bool) {
+        self.request += 1;
+        submission.request = Some(Request { id: RequestId { process: 1, number: self.request }, awaits_result });
+        self.event(Event::InvocationSubmitted(Box::new(submission)));
+    }
+
+    fn progress(&mut self, name: &str, items: Vec<Item>, end: Option<AttemptEnd>) {
+        let id = self.id(name);
+        let first_command = self.state.get::<Invocations>(&id).unwrap().and_then(|i| i.active().map(|a| a.commands)).unwrap_or(1);
+        let attempt = self.attempts.get(&id).copied().unwrap_or_default();
+        let pin = Pin { deployment: DeploymentId(9), protocol: 6 };
+        self.event(Event::AttemptProgressed(Box::new(AttemptProgress { id, attempt, first_command, pin, items, end })));
+    }
+
+    fn operate(&mut self, name: &str, operation: Operation) {
+        let id = self.id(name);
+        self.event(Event::OperatorRequested { id, operation, request: RequestId { process: 1, number: 0 } });
+    }
+
+    /// One line of a script.
+    fn line(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["call", target, "as", name] => {
+                let submission = self.submission(name, target);
+                self.submit(submission, true);
+            }
+            ["send", target, "as", name] => {
+                let submission = self.submission(name, target);
+                self.submit(submission, false);
+            }
+            ["retained", "call", target, "as", name] => {
+                let mut submission = self.submission(name, target);
+                submission.idempotency_key = Some("key".into());
+                submission.retention = Retention { completion_ms: 1000, journal_ms: 500 };
+                self.submit(submission, true);
+            }
+            ["send", target, "as", name, "at", due] => {
+                let mut submission = self.submission(name, target);
+                submission.execute_at = Some(Timestamp(due.parse().unwrap()));
+                self.submit(submission, false);
+            }
+            ["kafka", offset, target, "as", name] => {
+                let mut submission = self.submission(name, target);
+                submission.source = Some(SourceRecord { stream: stream(1), offset: offset.parse().unwrap() });
+                self.event(Event::InvocationSubmitted(Box::new(submission)));
+            }
+            ["open", epoch] => self.event(Event::SourceOpened { subscription: SubscriptionId(1), epoch: epoch.parse().unwrap() }),
+            ["close"] => self.event(Event::SourceClosed { subscription: SubscriptionId(1) }),
+            ["end", name, value] => self.progress(name, vec![output(value)], Some(AttemptEnd::Completed)),
+            ["run", name, completion] => {
+                let completion = completion.parse().unwrap();
+                self.progress(name, vec![command(entry_type::RUN, Action::Run { completion })], None);
+            }
+            ["propose", name, completion, value] => {
+                let outcome = Outcome::Success(value.as_bytes().to_vec().into());
+                self.progress(name, vec![Item::RunProposed { completion: completion.parse().unwrap(), outcome }], None);
+            }
+            ["sleep", name, completion, until] => {
+                let action = Action::Sleep { until: Timestamp(until.parse().unwrap()), completion: completion.parse().unwrap() };
+                self.progress(name, vec![command(entry_type::SLEEP, action)], None);
+            }
+            ["set", name, key, value] => {
+                let action = Action::SetState { key: (*key).into(), value: (0, value.len() as u32) };
+                let item = Item::Command { ty: entry_type::SET_STATE, raw: value.as_bytes().to_vec().into(), action };
+                self.progress(name, vec![item], None);
+            }
+            ["clear-all", name] => self.progress(name, vec![command(entry_type::CLEAR_ALL_STATE, Action::ClearAllState)], None),
+            ["get", name, key, completion] => {
+                let action = Action::GetState { key: (*key).into(), completion: completion.parse().unwrap() };
+                self.progress(name, vec![command(entry_type::GET_LAZY_STATE, action)], None);
+            }
+            ["keys", name, completion] => {
+                let action = Action::GetStateKeys { completion: completion.parse().unwrap() };
+                self.progress(name, vec![command(entry_type::GET_LAZY_STATE_KEYS, action)], None);
+            }
+            ["suspend", name, "on", completion, "seen", seen] => {
+                let awaiting = vec![NotificationId::Completion(completion.parse().unwrap())];
+                self.progress(name, vec![], Some(AttemptEnd::Suspended { awaiting, last_delivered: seen.parse().unwrap() }));
+            }
+            ["fail", name, "until", at] => {
+                let verdict = Verdict::Retry { at: Timestamp(at.parse().unwrap()), counted: true };
+                self.progress(name, vec![], Some(failed(verdict)));
+            }
+            ["fail", name, "for-good"] => self.progress(name, vec![], Some(failed(Verdict::Fail))),
+            ["fail", name, "pause"] => self.progress(name, vec![], Some(failed(Verdict::Pause))),
+            ["fire", name, slot, due] => {
+                let id = self.id(name);
+                self.event(Event::TimerFired { due: Timestamp(due.parse().unwrap()), id, slot: slot.parse().unwrap() });
+            }
+            ["now", at] => self.now = at.parse().unwrap(),
+            ["kill", name] => self.operate(name, Operation::Kill),
+            ["pause", name] => self.operate(name, Operation::Pause),
+            ["resume", name] => self.operate(name, Operation::Resume),
+            ["purge", name] => self.operate(name, Operation::Purge),
+            ["expire", name] => {
+                let id = self.id(name);
+                let incarnation = self.state.get::<Invocations>(&id).unwrap().map_or(Incarnation(0), |i| i.incarnation);
+                self.event(Event::RetentionExpired { id, incarnation, journal_only: false });
+            }
+            ["elect"] => {
+                self.epoch.0 += 1;
+                self.event(Event::LeaderElected { process: u64::from(self.epoch.0) });
+            }
+            _ => panic!("no such line: {line}"),
+        }
+    }
+
+    fn status(&self, name: &str) -> String {
+        let id = self.names[name];
+        let invocation = self.state.get::<Invocations>(&id).unwrap();
+        invocation.map_or("gone".to_owned(), |i| i.status().as_str().to_owned())
+    }
+}
+
+fn stream(epoch: u32) -> StreamId {
+    StreamId { subscription: SubscriptionId(1), epoch, topic: 5, partition: 0 }
+}
+
+fn command(ty: u16, action: Action) -> Item {
+    Item::Command { ty, raw: Default::default(), action }
+}
+
+fn output(value: &str) -> Item {
+    let action = Action::Succeed { value: (0, value.len() as u32) };
+    Item::Command { ty: entry_type::OUTPUT, raw: value.as_bytes().to_vec().into(), action }
+}
+
+fn failed(verdict: Verdict) -> AttemptEnd {
+    let error = AttemptError { code: 500, message: "boom".into(), at: Timestamp(0), stacktrace: None, command: None };
+    AttemptEnd::Failed { error, verdict, by_handler: true }
+}
+
+fn show(result: &Resolution) -> String {
+    match result {
+        Resolution::Void => "void".to_owned(),
+        Resolution::Value(value) => format!("'{}'", String::from_utf8_lossy(value)),
+        Resolution::Failure(failure) => format!("{} {}", failure.code, failure.message),
+        Resolution::InvocationId(_) => "an id".to_owned(),
+        Resolution::StateKeys(keys) => format!("{keys:?}"),
+    }
+}
+
+fn play(script: &str) -> World {
+    let mut world = World::default();
+    for line in script.split(';').map(str::trim).filter(|l| !l.is_empty()) {
+        world.line(line);
+    }
+    world
+}
+
+fn check(script: &str, expected: Expect) -> World {
+    let world = play(script);
+    expected.assert_eq(&world.out.join(" · "));
+    world
+}
+
+#[test]
+fn a_call_starts_and_its_result_is_told() {
+    let world = check("call Svc/echo as A; end A ok", expect!["A: accept · A: start, 1 known · A: complete 'ok'"]);
+    assert!(world.state.is_empty::<Journal>() && world.state.is_empty::<Invocations>(), "without retention nothing stays");
+}
+
+#[test]
+fn second_call_on_a_key_waits() {
+    let world = check(
+        "call Counter/alice/add as A; call Counter/alice/add as B; call Counter/bob/add as C; end A ok; end B ok; end C ok",
+        expect![
+            "A: accept · A: start, 1 known · B: accept · C: accept · C: start, 1 known · B: start, 1 known · A: complete 'ok' · B: complete 'ok' · C: complete 'ok'"
+        ],
+    );
+    assert!(world.state.is_empty::<Objects>() && world.state.is_empty::<Inbox>() && world.state.is_empty::<Running>());
+}
+
+#[test]
+fn shared_handlers_do_not_wait_for_the_key() {
+    check(
+        "call Counter/alice/add as A; call Counter/alice/get as B; end B ok",
+        expect!["A: accept · A: start, 1 known · B: accept · B: start, 1 known · B: complete 'ok'"],
+    );
+}
+
+#[test]
+fn a_run_result_is_delivered_once_and_a_second_proposal_changes_nothing() {
+    check(
+        "call Svc/go as A; run A 1; propose A 1 R; propose A 1 other; propose A 9 none; end A done",
+        expect!["A: accept · A: start, 1 known · A: deliver #2 0x8011 'R' · A: complete 'done'"],
+    );
+}
+
+#[test]
+fn a_sleep_suspends_and_its_timer_resumes_with_the_whole_journal() {
+    let world = check(
+        "call Svc/go as A; sleep A 1 5000; suspend A on 1 seen 0; now 5000; fire A 1 5000; end A done",
+        expect!["A: accept · A: start, 1 known · A: timer at 5000 for 1 · A: start, 3 known · A: complete 'done'"],
+    );
+    assert!(world.state.is_empty::<Timers>());
+}
+
+#[test]
+fn a_timer_that_fires_before_the_suspension_arrives_resumes_at_once() {
+    check(
+        "call Svc/go as A; sleep A 1 10; fire A 1 10; suspend A on 1 seen 0",
+        expect!["A: accept · A: start, 1 known · A: timer at 10 for 1 · A: deliver #2 0x800c void · A: start, 3 known"],
+    );
+}
+
+#[test]
+fn what_an_attempt_has_seen_does_not_resume_it_again() {
+    let world = check(
+        "call Svc/go as A; sleep A 1 10; fire A 1 10; suspend A on 1 seen 2",
+        expect!["A: accept · A: start, 1 known · A: timer at 10 for 1 · A: deliver #2 0x800c void"],
+    );
+    assert_eq!(world.status("A"), "suspended");
+}
+
+#[test]
+fn a_timer_without_its_row_is_dropped() {
+    check("call Svc/go as A; fire A 1 5; fire A 0 5", expect!["A: accept · A: start, 1 known"]);
+}
+
+#[test]
+fn messages_of_an_earlier_attempt_are_dropped() {
+    let mut world = play("call Svc/go as A");
+    let id = world.id("A");
+    let old = world.attempts[&id];
+    world.line("fail A until 50");
+    world.line("fire A 0 50");
+    let pin = Pin { deployment: DeploymentId(9), protocol: 6 };
+    let late = AttemptProgress {
+        id,
+        attempt: old,
+        first_command: 1,
+        pin,
+        items: vec![output("late")],
+        end: Some(AttemptEnd::Completed),
+    };
+    world.event(Event::AttemptProgressed(Box::new(late)));
+    world.line("end A good");
+    expect!["A: accept · A: start, 1 known · A: timer at 50 for 0 · A: start, 1 known · A: complete 'good'"]
+        .assert_eq(&world.out.join(" · "));
+}
+
+#[test]
+fn retries_wait_and_the_last_error_shows() {
+    let world = check("call Svc/go as A; fail A until 500", expect!["A: accept · A: start, 1 known · A: timer at 500 for 0"]);
+    assert_eq!(world.status("A"), "backing-off");
+    let invocation = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+    let active = invocation.active().unwrap();
+    assert_eq!((active.attempts_counted, active.retries_since_entry), (1, 1));
+    assert_eq!(active.last_error.as_ref().map(|e| e.message.as_str()), Some("boom"));
+}
+
+#[test]
+fn exhausted_retries_fail_the_call_where_the_policy_says_so() {
+    check("call Svc/go as A; fail A for-good", expect!["A: accept · A: start, 1 known · A: complete 500 boom"]);
+}
+
+#[test]
+fn a_paused_invocation_keeps_its_key_until_it_is_resumed() {
+    let world = check(
+        "call Obj/k/add as A; call Obj/k/add as B; fail A pause; resume A; end A ok",
+        expect![
+            "A: accept · A: start, 1 known · B: accept · A: start, 1 known · operator: Done · B: start, 1 known · A: complete 'ok'"
+        ],
+    );
+    assert_eq!(world.status("B"), "running");
+}
+
+#[test]
+fn a_delayed_send_starts_when_its_time_has_come() {
+    check(
+        "send Svc/go as A at 700; fire A 0 700; end A ok",
+        expect!["A: accept · A: timer at 700 for 0 · A: start, 1 known · A: complete 'ok'"],
+    );
+}
+
+#[test]
+fn killing_a_queued_call_leaves_no_trace_and_the_queue_goes_on() {
+    let world = check(
+        "call Obj/k/add as A; call Obj/k/add as B; call Obj/k/add as C; kill B; end A ok; kill C; kill C",
+        expect![
+            "A: accept · A: start, 1 known · B: accept · C: accept · B: removed · operator: Done · C: start, 1 known · A: complete 'ok' · C: abort · C: complete 409 killed · operator: Done · operator: NotFound"
+        ],
+    );
+    assert!(world.state.is_empty::<Objects>() && world.state.is_empty::<Inbox>() && world.state.is_empty::<Journal>());
+}
+
+#[test]
+fn pausing_aborts_the_attempt_and_a_late_end_changes_nothing() {
+    let world = check(
+        "call Svc/go as A; pause A; end A late; pause A",
+        expect!["A: accept · A: start, 1 known · A: abort · operator: Accepted · operator: Done"],
+    );
+    assert_eq!(world.status("A"), "paused");
+}
+
+#[test]
+fn the_same_idempotency_key_gets_the_first_result_until_retention_ends() {
+    let world = check(
+        "retained call Svc/go as A; retained call Svc/go as A; end A one; retained call Svc/go as A; expire A; retained call Svc/go as A",
+        expect![
+            "A: accept · A: start, 1 known · A: accept again · A: complete 'one' · A: reply retained 'one' · A: accept · A: start, 1 known"
+        ],
+    );
+    let invocation = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+    assert_eq!(invocation.incarnation, Incarnation(2));
+}
+
+#[test]
+fn a_timer_of_an_earlier_life_of_the_same_id_is_dropped() {
+    // The first life sleeps until 90 and is killed; its timer, had the wheel taken it already, must not touch the second life.
+    let world = check(
+        "retained call Svc/go as A; sleep A 1 90; kill A; purge A; retained call Svc/go as A; sleep A 1 95; fire A 1 90",
+        expect![
+            "A: accept · A: start, 1 known · A: timer at 90 for 1 · A: abort · A: complete 409 killed · operator: Done · operator: Done · A: accept · A: start, 1 known · A: timer at 95 for 1"
+        ],
+    );
+    assert_eq!(world.state.len::<Timers>(), 1);
+}
+
+#[test]
+fn a_workflow_runs_once_per_key() {
+    check(
+        "call Wf/w/run as A; call Wf/w/run as A; send Wf/w/run as A",
+        expect!["A: accept · A: start, 1 known · A: refuse second run · A: accept again"],
+    );
+}
+
+#[test]
+fn state_is_read_back_and_goes_with_clear_all() {
+    check(
+        "call Obj/k/add as A; set A n 1; set A m 2; set A n 3; get A n 1; get A x 2; keys A 3; clear-all A; keys A 4; end A ok",
+        expect![[
+            r#"A: accept · A: start, 1 known · A: deliver #5 0x8002 '3' · A: deliver #7 0x8002 void · A: deliver #9 0x8006 ["m", "n"] · A: deliver #12 0x8006 [] · A: complete 'ok'"#
+        ]],
+    );
+}
+
+#[test]
+fn a_new_leader_starts_running_attempts_anew_and_ignores_records_of_the_old_term() {
+    let mut world = play("elect; call Svc/go as A; run A 1; elect");
+    world.epoch.0 -= 1;
+    world.line("end A late");
+    world.epoch.0 += 1;
+    world.line("end A ok");
+    expect!["A: accept · A: start, 1 known · A: start, 2 known · A: complete 'ok'"].assert_eq(&world.out.join(" · "));
+}
+
+#[test]
+fn a_kafka_record_is_taken_once_and_only_in_its_epoch() {
+    let world = check(
+        "kafka 0 Obj/k/add as early; open 1; kafka 7 Obj/k/add as A; kafka 7 Obj/k/add as A; kafka 6 Obj/k/add as old; end A ok; open 2; kafka 8 Obj/k/add as stale; close; kafka 9 Obj/k/add as late",
+        expect!["A: start, 1 known · A: complete 'ok' · 0 parked"],
+    );
+    assert!(world.state.is_empty::<surefoot_machine::Streams>());
+}
+
+fn call(world: &mut World, name: &str, completion: u32, callee: InvocationId) {
+    let mut submission = world.submission("callee", "Other/go");
+    submission.id = callee;
+    let action = Action::Call {
+        submission: Box::new(submission),
+        partition: PartitionId(3),
+        id_completion: completion,
+        result: Some(completion + 1),
+    };
+    world.progress(name, vec![command(entry_type::CALL, action)], None);
+}
+
+#[test]
+fn a_call_goes_through_the_outbox_and_its_result_comes_once() {
+    let mut world = play("call Svc/go as A");
+    let callee = InvocationId { partition_key: u64::MAX, unique: 77 };
+    call(&mut world, "A", 1, callee);
+    let caller = match world.state.get::<Outbox>(&surefoot_machine::OutboxKey { to: PartitionId(3), sequence: 1 }).unwrap() {
+        Some(Message::Submit(submission)) => submission.caller.unwrap(),
+        other => panic!("a submission waits in the outbox: {other:?}"),
+    };
+    assert_eq!(caller, Caller { partition: HERE, id: world.names["A"], incarnation: Incarnation(1), completion: 2 });
+    world.event(Event::OutboxAcked { to: PartitionId(3), up_to: 1 });
+    assert!(world.state.is_empty::<Outbox>());
+    let result = surefoot_model::CalleeResult { caller, outcome: Outcome::Success("r".into()) };
+    for _ in 0..2 {
+        let message = Message::Result(Box::new(result.clone()));
+        world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message });
+    }
+    expect!["A: accept · A: start, 1 known · send #1 to 3 · A: deliver #2 0x800e an id · A: deliver #3 0x800d 'r'"]
+        .assert_eq(&world.out.join(" · "));
+}
+
+#[test]
+fn killing_a_caller_kills_what_it_called() {
+    let mut world = play("call Svc/go as A");
+    call(&mut world, "A", 1, InvocationId { partition_key: u64::MAX, unique: 77 });
+    world.line("kill A");
+    let kill = world.state.get::<Outbox>(&surefoot_machine::OutboxKey { to: PartitionId(3), sequence: 2 }).unwrap();
+    assert!(matches!(kill, Some(Message::Kill { .. })), "{kill:?}");
+}
+
+#[test]
+fn a_result_for_an_earlier_life_of_the_caller_is_dropped() {
+    let mut world = play("retained call Svc/go as A");
+    call(&mut world, "A", 1, InvocationId { partition_key: u64::MAX, unique: 77 });
+    let caller = Caller { partition: HERE, id: world.names["A"], incarnation: Incarnation(1), completion: 2 };
+    world.line("kill A");
+    world.line("purge A");
+    world.line("retained call Svc/go as A");
+    call(&mut world, "A", 1, InvocationId { partition_key: u64::MAX, unique: 78 });
+    let before = world.out.len();
+    let message = Message::Result(Box::new(surefoot_model::CalleeResult { caller, outcome: Outcome::Success("old".into()) }));
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message });
+    assert_eq!(world.out.len(), before, "{:?}", &world.out[before..]);
+}
+
+#[test]
+fn retained_bytes_are_counted_up_and_down() {
+    let mut world = play("send Svc/go as A");
+    world.line("kill A");
+    let mut submission = world.submission("B", "Svc/go");
+    submission.retention = Retention { completion_ms: 1000, journal_ms: 1000 };
+    world.submit(submission, false);
+    world.line("end B result");
+    let bytes = |world: &World| world.state.get::<surefoot_machine::Meta>(&()).unwrap().unwrap().evictable_bytes;
+    assert!(bytes(&world) > 0);
+    world.line("expire B");
+    assert_eq!(bytes(&world), 0);
+    assert!(world.state.is_empty::<Invocations>() && world.state.is_empty::<surefoot_machine::Expiries>());
+}
+
+#[test]
+fn a_completion_whose_time_is_over_makes_room_before_the_sweep_comes() {
+    let world = check(
+        "retained call Svc/go as A; end A one; now 2000; retained call Svc/go as A",
+        expect!["A: accept · A: start, 1 known · A: complete 'one' · A: accept · A: start, 1 known"],
+    );
+    assert!(matches!(world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap().stage, Stage::Active(_)));
+}
