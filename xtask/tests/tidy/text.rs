@@ -93,24 +93,37 @@ fn unexplained_hash_map(source: &Source) -> Option<usize> {
     let lines = source.shipped();
     let names_one = |line: &str| ["HashMap", "HashSet"].iter().any(|name| has_word(code(line), name));
     let first = lines.iter().position(|(_, line)| names_one(line))?;
-    let explained = |line: &str| line.split_once("// hash-order: ").is_some_and(|(_, why)| !why.trim().is_empty());
-    let marked = lines[first.saturating_sub(1)..=first].iter().any(|(_, line)| explained(line));
-    (!marked).then_some(lines[first].0)
+    (!is_explained(&lines, first, "// hash-order: ")).then_some(lines[first].0)
 }
 
 #[test]
-fn simulated_rooms_have_no_statics() {
+fn statics_of_simulated_rooms_say_why_worlds_may_share_them() {
+    let faults = rust().into_iter().filter(Source::is_simulated).flat_map(|source| {
+        let lines = unexplained_statics(&source);
+        lines.into_iter().map(|n| format!("{}:{n}", source.path)).collect::<Vec<_>>()
+    });
+    expect_none(
+        "two worlds in one process share a static: take it in the constructor, make it a const, or, where it never changes, \
+         say above it `// shared: <why no world can tell>`:",
+        faults.collect(),
+    );
+}
+
+fn unexplained_statics(source: &Source) -> Vec<usize> {
     let is_static = |line: &str| {
         let item =
             line.trim_start().trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ").trim_start_matches("pub ");
         item.starts_with("static ") || item.starts_with("thread_local!")
     };
-    let faults = rust().into_iter().filter(Source::is_simulated).flat_map(|source| {
-        let lines = source.shipped();
-        let hits = lines.iter().filter(|(_, line)| is_static(line));
-        hits.map(|(n, _)| format!("{}:{n}", source.path)).collect::<Vec<_>>()
-    });
-    expect_none("two worlds in one process would share it; take it in the constructor, or make it a const:", faults.collect());
+    let lines = source.shipped();
+    let unexplained = |at: &usize| is_static(lines[*at].1) && !is_explained(&lines, *at, "// shared: ");
+    (0..lines.len()).filter(unexplained).map(|at| lines[at].0).collect()
+}
+
+/// Whether a marker with a reason stands on the line or right above it.
+fn is_explained(lines: &[(usize, &str)], at: usize, marker: &str) -> bool {
+    let explained = |line: &str| line.split_once(marker).is_some_and(|(_, why)| !why.trim().is_empty());
+    lines[at.saturating_sub(1)..=at].iter().any(|(_, line)| explained(line))
 }
 
 fn found(source: &Source, hit: impl Fn(&str) -> bool) -> Vec<String> {
@@ -127,4 +140,9 @@ fn the_rules_see_what_they_are_for() {
     assert_eq!(unexplained_hash_map(&machine("// hash-order: looked up only\nuse std::collections::HashMap;")), None);
     assert_eq!(unexplained_hash_map(&machine("// hash-order: \nuse std::collections::HashMap;")), Some(2));
     assert_eq!(unexplained_hash_map(&machine("/// Not a HashMap.\nuse hashes::FxHashMap;")), None);
+    assert_eq!(unexplained_statics(&machine("    pub static A: u8 = 1;")), [1]);
+    assert_eq!(
+        unexplained_statics(&machine("// shared: never changes\nstatic A: u8 = 1;\nfn f(a: &'static str) {}")),
+        [] as [usize; 0]
+    );
 }
