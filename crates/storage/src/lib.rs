@@ -1,1 +1,21 @@
-//! Write-back tables over an embedded engine
+//! The tables of a partition: layers in memory over an embedded ordered key-value engine, written back at checkpoints.
+//!
+//! Owns: the bytes of keys, the layers and what they promise (rules C1 to C4, M3), the engine seam with its two versions, and the
+//! applied LSN at rest. Does not own: when a checkpoint is taken, on which thread it runs, or when the log is trimmed
+//! (`partition`); the tables and their meaning (`machine`); the bytes of values (`model::encoding`).
+
+mod checkpoint;
+mod codec;
+mod engine;
+pub mod keys;
+mod layer;
+mod scan;
+mod store;
+mod weight;
+
+pub use checkpoint::{Checkpoint, Checkpointed};
+#[cfg(feature = "fjall")]
+pub use engine::fjall::{FjallEngine, FjallOptions};
+pub use engine::mem::MemEngine;
+pub use engine::{Batch, Engine, RawEntry, View};
+pub use store::{Error, Mutant, Reader, Store, Txn};

@@ -1,0 +1,156 @@
+//! Writing a frozen layer to the engine, on a thread of its own.
+//!
+//! Owns: one atomic batch of the layer's entries and the applied LSN (rule C1), its commit and its flush, cut into steps of at
+//! most one blocking operation. Does not own: when to take a checkpoint, and what follows (`partition`, [`crate::Store`]).
+
+use crate::codec;
+use crate::engine::{Batch, Engine, View};
+use crate::keys;
+use crate::layer::Layer;
+use crate::store::Mutant;
+use std::io;
+use std::sync::Arc;
+use surefoot_machine::{Family, Table, TableSet, Visit};
+use surefoot_model::{Lsn, PartitionId, encoding};
+
+/// The work of one checkpoint. Given up midway it may have been committed or not; the store then must not go on.
+pub struct Checkpoint {
+    engine: Arc<dyn Engine>,
+    partition: PartitionId,
+    layer: Arc<Layer>,
+    applied: Lsn,
+    mutant: Mutant,
+    next: Next,
+    operations: usize,
+    bytes: usize,
+}
+
+enum Next {
+    Encode,
+    /// Batches to commit, last one first. Without a mutant there is one.
+    Commit(Vec<Batch>),
+    Flush,
+}
+
+/// A checkpoint that is durable, for [`crate::Store::checkpointed`].
+pub struct Checkpointed {
+    pub(crate) partition: PartitionId,
+    pub(crate) applied: Lsn,
+    pub(crate) view: Arc<dyn View>,
+    /// Entries written and deleted, the applied LSN's included.
+    pub operations: usize,
+    /// Bytes of their keys and values.
+    pub bytes: usize,
+}
+
+impl Checkpoint {
+    pub(crate) fn new(engine: Arc<dyn Engine>, partition: PartitionId, layer: Arc<Layer>, applied: Lsn, mutant: Mutant) -> Self {
+        Self { engine, partition, layer, applied, mutant, next: Next::Encode, operations: 0, bytes: 0 }
+    }
+
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// The last record that the checkpoint covers.
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Does one piece of the work: encodes, commits, or flushes. `Some` ends it. **Errors**: the engine failed, or a key exceeds
+    /// [`keys::KEY_BYTES_MAX`]; the partition stops and keeps its log (rule C5).
+    pub fn step(&mut self) -> io::Result<Option<Checkpointed>> {
+        match &mut self.next {
+            Next::Encode => {
+                let batches = self.encode()?;
+                self.operations = batches.iter().map(Batch::len).sum();
+                self.bytes = batches.iter().map(Batch::bytes).sum();
+                self.next = Next::Commit(batches);
+            }
+            Next::Commit(batches) => {
+                self.engine.commit(&batches.pop().expect("none is left only with the last step"))?;
+                if batches.is_empty() {
+                    self.next = Next::Flush;
+                }
+            }
+            Next::Flush => {
+                if self.mutant != Mutant::SkipFlush {
+                    self.engine.flush()?;
+                }
+                return Ok(Some(Checkpointed {
+                    partition: self.partition,
+                    applied: self.applied,
+                    view: self.engine.view(),
+                    operations: self.operations,
+                    bytes: self.bytes,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Does all of the work at once. **Errors** as for [`Checkpoint::step`].
+    pub fn run(mut self) -> io::Result<Checkpointed> {
+        loop {
+            if let Some(done) = self.step()? {
+                return Ok(done);
+            }
+        }
+    }
+}
+
+impl Checkpoint {
+    fn encode(&self) -> io::Result<Vec<Batch>> {
+        // At rest an entry takes about half of what it takes in memory.
+        let mut batch = Batch::with_capacity(self.layer.slots + 1, self.layer.bytes / 2);
+        batch.put(|key| key.extend_from_slice(&keys::applied(self.partition)), |value| encoding::encode_into(&self.applied, value));
+        let mut batches = Vec::new();
+        if self.mutant == Mutant::SplitCheckpoint {
+            batches.push(std::mem::take(&mut batch));
+        }
+        let mut encode = Encode { partition: self.partition, layer: &self.layer, batch, longest_key: 0 };
+        TableSet::<Tables>::default().visit(&mut encode);
+        if encode.longest_key > keys::KEY_BYTES_MAX {
+            let message = format!("a key of {} bytes; at most {} can be stored", encode.longest_key, keys::KEY_BYTES_MAX);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        batches.insert(0, encode.batch);
+        Ok(batches)
+    }
+}
+
+/// Visits the tables of a layer that is shared, and so cannot be visited itself.
+struct Tables;
+
+impl Family for Tables {
+    type Of<T: Table> = ();
+}
+
+struct Encode<'a> {
+    partition: PartitionId,
+    layer: &'a Layer,
+    batch: Batch,
+    longest_key: usize,
+}
+
+impl Visit<Tables> for Encode<'_> {
+    fn visit<T: Table>(&mut self, (): &mut ()) {
+        let write_key = codec::of::<T>().write_key;
+        let prefix = keys::prefix(self.partition, T::TAG);
+        for (key, slot) in &T::of(&self.layer.tables).0 {
+            let longest = &mut self.longest_key;
+            let write_key = |out: &mut Vec<u8>| {
+                let start = out.len();
+                out.extend_from_slice(&prefix);
+                write_key(key, out);
+                *longest = (*longest).max(out.len() - start);
+            };
+            match &slot.value {
+                Some(value) => self.batch.put(write_key, |out| encoding::encode_into(value, out)),
+                // Only a mutant leaves a deletion behind that claims to hide nothing.
+                None if slot.absent_below => {}
+                None => self.batch.delete(write_key),
+            }
+        }
+    }
+}

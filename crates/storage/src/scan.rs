@@ -1,0 +1,167 @@
+//! Layers in memory and the engine's view, read as one.
+//!
+//! Owns: point reads and ordered scans across layers, newest first, a deletion hiding what lies below; and what an entry that
+//! does not decode is called. Does not own: which layers there are (`store`).
+
+use crate::engine::{RawEntry, View};
+use crate::keys;
+use crate::layer::{Layer, Slot};
+use std::io;
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::vec;
+use surefoot_machine::{StateError, Table};
+use surefoot_model::{PartitionId, encoding};
+
+/// Everything below the overlay.
+#[derive(Clone, Copy)]
+pub(crate) struct Layers<'a> {
+    pub(crate) partition: PartitionId,
+    pub(crate) active: &'a Layer,
+    pub(crate) frozen: Option<&'a Layer>,
+    pub(crate) view: &'a dyn View,
+}
+
+/// The slots of one table that lie above the layers: those of the record being applied.
+type Above<'a, T> = &'a [(<T as Table>::Key, Slot<<T as Table>::Value>)];
+
+impl Layers<'_> {
+    pub(crate) fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
+        if let Some(slot) = self.active.get::<T>(key) {
+            return Ok(slot.value.clone());
+        }
+        if let Some(slot) = self.frozen.and_then(|frozen| frozen.get::<T>(key)) {
+            return Ok(slot.value.clone());
+        }
+        match self.view.get(&keys::entry::<T>(self.partition, key)).map_err(|e| unreadable::<T>(&e))? {
+            Some(bytes) => decode::<T>(key, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn scan<T: Table>(
+        &self,
+        above: Above<T>,
+        from: &T::Key,
+        to: Option<&T::Key>,
+        limit: usize,
+    ) -> Result<Vec<(T::Key, T::Value)>, StateError> {
+        if to.is_some_and(|to| to <= from) {
+            return Ok(Vec::new());
+        }
+        let range = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
+        let above = &above[above.partition_point(|(key, _)| key < from)..];
+        let above = &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))];
+        let mut overlay = above.iter().map(|(key, slot)| (key, slot)).peekable();
+        let mut active = T::of(&self.active.tables).0.range::<T::Key, _>(range).peekable();
+        let mut frozen = self.frozen.map(|frozen| T::of(&frozen.tables).0.range::<T::Key, _>(range)).into_iter().flatten().peekable();
+        let mut stored = Stored::<T>::new(self, from, to, limit);
+
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let in_memory = [overlay.peek(), active.peek(), frozen.peek()];
+            // Of equal keys the newest layer's comes first, and `min_by` keeps the first.
+            let newest = in_memory.into_iter().flatten().copied().min_by(|(a, _), (b, _)| a.cmp(b));
+            let Some((key, slot)) = newest else {
+                match stored.next()? {
+                    Some(entry) => found.push(entry),
+                    None => break,
+                }
+                continue;
+            };
+            if stored.peek()?.is_some_and(|below| below < key) {
+                found.extend(stored.next()?);
+                continue;
+            }
+            skip(&mut overlay, key);
+            skip(&mut active, key);
+            skip(&mut frozen, key);
+            stored.skip(key)?;
+            if let Some(value) = &slot.value {
+                found.push((key.clone(), value.clone()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn skip<'a, K: Ord + 'a, V: 'a>(slots: &mut Peekable<impl Iterator<Item = (&'a K, V)>>, key: &K) {
+    slots.next_if(|(at, _)| *at == key);
+}
+
+/// Entries asked of the engine at once. Few at first are enough for a scan whose layers in memory hide nothing.
+const CHUNK: usize = 128;
+
+/// A table's entries in the engine, read in chunks; keys are decoded, values as they are taken.
+struct Stored<'a, T: Table> {
+    view: &'a dyn View,
+    /// Where the next chunk begins; `None` once there is no more.
+    from: Option<Vec<u8>>,
+    to: Vec<u8>,
+    chunk: usize,
+    entries: vec::IntoIter<RawEntry>,
+    next: Option<(T::Key, Vec<u8>)>,
+}
+
+impl<'a, T: Table> Stored<'a, T> {
+    fn new(layers: &Layers<'a>, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Self {
+        let to = match to {
+            Some(to) => keys::entry::<T>(layers.partition, to),
+            None => keys::prefix(layers.partition, T::TAG + 1).to_vec(),
+        };
+        Self {
+            view: layers.view,
+            from: Some(keys::entry::<T>(layers.partition, from)),
+            to,
+            chunk: limit.min(CHUNK),
+            entries: Vec::new().into_iter(),
+            next: None,
+        }
+    }
+
+    fn peek(&mut self) -> Result<Option<&T::Key>, StateError> {
+        self.fill()?;
+        Ok(self.next.as_ref().map(|(key, _)| key))
+    }
+
+    fn next(&mut self) -> Result<Option<(T::Key, T::Value)>, StateError> {
+        self.fill()?;
+        let Some((key, bytes)) = self.next.take() else { return Ok(None) };
+        let value = decode::<T>(&key, &bytes)?;
+        Ok(Some((key, value)))
+    }
+
+    fn skip(&mut self, key: &T::Key) -> Result<(), StateError> {
+        if self.peek()? == Some(key) {
+            self.next = None;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self) -> Result<(), StateError> {
+        if self.next.is_some() {
+            return Ok(());
+        }
+        if self.entries.len() == 0 {
+            let Some(from) = self.from.take() else { return Ok(()) };
+            let entries = self.view.scan(&from, &self.to, self.chunk).map_err(|e| unreadable::<T>(&e))?;
+            if entries.len() == self.chunk {
+                self.from = entries.last().map(|(key, _)| [key.as_slice(), &[0]].concat());
+            }
+            self.chunk = CHUNK;
+            self.entries = entries.into_iter();
+        }
+        if let Some((key, value)) = self.entries.next() {
+            self.next = Some((keys::read_entry::<T>(&key)?, value));
+        }
+        Ok(())
+    }
+}
+
+fn decode<T: Table>(key: &T::Key, bytes: &[u8]) -> Result<T::Value, StateError> {
+    encoding::decode(bytes, "the entry").map_err(|e| StateError { table: T::NAME, message: format!("at {key:?}: {e}") })
+}
+
+fn unreadable<T: Table>(error: &io::Error) -> StateError {
+    StateError { table: T::NAME, message: format!("the engine cannot read: {error}") }
+}
