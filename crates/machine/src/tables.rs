@@ -34,8 +34,11 @@ pub trait State {
     fn delete<T: Table>(&mut self, key: &T::Key);
 
     /// At most `limit` entries with `from <= key < to` in key order.
-    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<(T::Key, T::Value)>, StateError>;
+    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Rows<T>, StateError>;
 }
+
+/// Entries in key order.
+pub type Rows<T> = Vec<(<T as Table>::Key, <T as Table>::Value)>;
 
 /// A type constructor: what a [`TableSet`] holds for each table.
 pub trait Family {

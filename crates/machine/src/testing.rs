@@ -1,6 +1,6 @@
 //! Tables in plain memory: the second implementation of [`State`], for scripts and models.
 
-use crate::{Family, State, StateError, Table, TableSet};
+use crate::{Family, Rows, State, StateError, Table, TableSet};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -51,7 +51,7 @@ impl State for MemState {
         T::of_mut(&mut self.0).0.remove(key);
     }
 
-    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<(T::Key, T::Value)>, StateError> {
+    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Rows<T>, StateError> {
         let to = to.map_or(Bound::Unbounded, Bound::Excluded);
         let range = T::of(&self.0).0.range::<T::Key, _>((Bound::Included(from), to));
         Ok(range.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())

@@ -23,7 +23,7 @@ impl PartitionId {
 
     /// The partition that owns a partition key: `count` ranges of equal size over the 64-bit space.
     pub fn of(partition_key: u64, count: u16) -> Self {
-        Self((u128::from(partition_key) * u128::from(count) >> 64) as u16)
+        Self(((u128::from(partition_key) * u128::from(count)) >> 64) as u16)
     }
 }
 

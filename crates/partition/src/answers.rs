@@ -69,6 +69,11 @@ impl Requests {
         self.lock().get(&number).is_some_and(|sender| !sender.is_closed())
     }
 
+    /// Whether this is the process's own number.
+    pub(crate) fn is_process(&self, process: u64) -> bool {
+        process == self.process
+    }
+
     pub(crate) fn is_own(&self, request: RequestId) -> bool {
         request.process == self.process
     }

@@ -4,9 +4,10 @@
 //! Does not own: tables; questions travel to the worker that owns them.
 
 use crate::answers::{Answer, Requests, Stopped};
+use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
-    InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query, SourceInfo,
+    IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query, SourceInfo,
 };
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,13 +32,17 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<dyn Log>,
     /// One per partition, then the catalog's.
     pub(crate) epochs: Vec<Epoch>,
+    /// The mailbox of each partition's worker, in the same order.
     pub(crate) mailboxes: Vec<Mailbox>,
+    /// Each worker's mailbox once.
+    pub(crate) workers: Vec<Mailbox>,
     pub(crate) requests: Requests,
     pub(crate) catalog: CatalogCell,
     /// Woken after each change of the catalog.
     pub(crate) catalog_changed: Vec<Wake>,
     pub(crate) stopped: Mutex<Vec<PartitionHealth>>,
     pub(crate) edge: Arc<Semaphore>,
+    pub(crate) gate: Gate,
 }
 
 impl Shared {
@@ -77,8 +82,8 @@ impl Drop for OpenRequest<'_> {
 }
 
 impl Partitions {
-    pub(crate) fn new(shared: Shared) -> Self {
-        Self(Arc::new(shared))
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
     }
 
     /// The number of partitions, the catalog's not counted.
@@ -107,6 +112,7 @@ impl Partitions {
     /// Appends an event that nobody waits for, once there is room at the edge; `durable` is called when it is durable.
     /// Events of one caller keep their order per partition if it awaits each call before the next.
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
+        self.0.gate.wait().await;
         let bytes = event_bytes(&event);
         let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped)?;
         self.0.append(
@@ -133,23 +139,24 @@ impl Partitions {
         self.ask(id.partition(self.count()), |reply| Query::Invocation { id, reply }).await
     }
 
-    /// One page of invocations in the order of their ids.
+    /// One page of invocations in the order of their ids. One key's are found without looking at any other's.
     pub async fn list(&self, filter: ListFilter) -> Result<InvocationPage, Stopped> {
         let limit = filter.limit.clamp(1, LIST_MAX);
         let mut page = InvocationPage::default();
-        let mut after = filter.after;
-        let first = after.map_or(0, |id| id.partition(self.count()).0);
-        for partition in (first..self.count()).map(PartitionId) {
+        let mut range = IdRange::of(&filter);
+        let (first, last) = (range.from.partition(self.count()).0, range.to.map_or(self.count() - 1, |id| id.partition(self.count()).0));
+        for partition in (first..=last.min(self.count() - 1)).map(PartitionId) {
             loop {
-                let step_filter = ListFilter { after, limit: limit - page.invocations.len(), ..filter.clone() };
-                let step: ListStep = self.ask(partition, |reply| Query::List { partition, filter: step_filter, reply }).await?;
+                let (filter, room) = (filter.clone(), limit - page.invocations.len());
+                let step: ListStep =
+                    self.ask(partition, |reply| Query::List { partition, filter, range, limit: room, reply }).await?;
                 page.invocations.extend(step.found);
                 if page.invocations.len() >= limit {
                     page.next = page.invocations.last().map(|i| i.id);
                     return Ok(page);
                 }
-                match step.scanned_to {
-                    Some(id) => after = Some(id),
+                match step.next {
+                    Some(id) => range.from = id,
                     None => break,
                 }
             }
@@ -217,6 +224,21 @@ impl Partitions {
             Some(Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition: PartitionId::CATALOG, lsn, done: sender }))),
         );
         receiver.await.map_err(|_| Stopped)
+    }
+
+    /// Ends every attempt, takes a last checkpoint and stops the workers; what is asked after that is answered with [`Stopped`].
+    pub async fn stop(&self) {
+        let mut waits = Vec::new();
+        for mailbox in &self.0.workers {
+            let (done, wait) = oneshot::channel();
+            mailbox.push(Input::Stop { done });
+            waits.push(wait);
+        }
+        for wait in waits {
+            // A worker that is gone has stopped.
+            let _ = wait.await;
+        }
+        self.0.requests.close_all();
     }
 
     /// Partitions that have stopped on unreadable data or a broken invariant; empty when all is well.

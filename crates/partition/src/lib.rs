@@ -5,11 +5,19 @@
 //! HTTP, or Kafka.
 
 mod answers;
+mod checkpointer;
+mod gate;
 mod handle;
+mod housekeeping;
 mod mailbox;
 mod query;
+mod start;
+mod wheel;
+mod worker;
 
 pub use answers::{Answer, Stopped};
 pub use handle::Partitions;
-pub use query::{InvocationInfo, InvocationPage, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
+pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
+pub use start::{Recovering, StartError, Started};
 pub use surefoot_machine::OperationAnswer;
+pub use worker::Settings;

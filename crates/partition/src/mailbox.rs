@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::Wake;
 use surefoot_log::{Entry, Sink};
 use surefoot_model::{Attempt, InvocationId, Lsn, PartitionId};
+use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
 pub(crate) enum Input {
@@ -37,11 +38,7 @@ pub(crate) enum Input {
     /// The checkpointer wrote a partition's frozen layer, or could not.
     Checkpointed {
         partition: PartitionId,
-        result: Result<(), String>,
-    },
-    /// Freeze and write this partition soon: it holds the log's oldest segment.
-    ForceCheckpoint {
-        partition: PartitionId,
+        result: Result<Checkpointed, String>,
     },
     /// Take a last checkpoint of everything and stop.
     Stop {
@@ -71,6 +68,11 @@ impl Mailbox {
         if was_empty {
             self.wake.wake();
         }
+    }
+
+    /// Whether both lead to the same worker.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.queue, &other.queue)
     }
 
     /// Takes everything that is there, in order, into an empty `into`.
