@@ -1,0 +1,54 @@
+//! The table of settings, written out: as TOML for `--dump-config`, as Markdown for `docs/settings.md`.
+
+use super::load::variable;
+use super::{Config, SETTINGS};
+use std::fmt::Write;
+
+/// The configuration in force, as a TOML file that yields it again.
+pub fn dump(config: &Config) -> String {
+    let mut text = String::new();
+    let mut section = "";
+    // Keys without a section come first: in TOML they cannot follow one.
+    let mut settings: Vec<_> = SETTINGS.iter().map(|s| (s.key.rsplit_once('.').unwrap_or(("", s.key)), s)).collect();
+    settings.sort_by_key(|((section, _), _)| *section);
+    for ((own_section, name), setting) in settings {
+        if own_section != section {
+            let _ = writeln!(text, "\n[{own_section}]");
+            section = own_section;
+        }
+        let value = setting.show(config);
+        let value = if setting.is_bare(config) { value } else { toml::Value::String(value).to_string() };
+        let _ = writeln!(text, "{name} = {value}");
+    }
+    text
+}
+
+/// The page `docs/settings.md`.
+pub fn settings_page() -> String {
+    let defaults = Config::default();
+    let mut page = String::from(INTRODUCTION);
+    for setting in SETTINGS {
+        let (key, kind, meaning) = (setting.key, setting.kind_name(), setting.meaning);
+        let _ = writeln!(page, "| `{key}` | {kind} | `{}` | {meaning} |", setting.show(&defaults));
+    }
+    let _ = write!(page, "\n{}\n", EXAMPLE.replace("{variable}", &variable("worker.invoker.inactivity-timeout")));
+    page
+}
+
+const INTRODUCTION: &str = "\
+# Settings
+
+<!-- Generated from the table in `crates/server/src/config/table.rs`; `UPDATE_SETTINGS=1 cargo test -p surefoot-server` writes it anew. -->
+
+`surefoot serve --config FILE` reads a TOML file. The environment wins over the file, flags win over the environment. `surefoot serve --dump-config` prints
+what is in force. An unknown key in the file is an error, in the environment a warning.
+
+Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are bytes or carry a unit (`32MiB`, `1GB`).
+
+| Key | Value | Default | Meaning |
+|---|---|---|---|
+";
+
+const EXAMPLE: &str = "\
+A key's environment variable is `SUREFOOT_`, then the key in capitals, with `__` for `.` and `_` for `-`:
+`worker.invoker.inactivity-timeout` is `{variable}`.";

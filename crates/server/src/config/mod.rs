@@ -1,0 +1,175 @@
+//! Settings, checked once at the start and never read again.
+//!
+//! Owns: [`Config`], the table of all settings ([`SETTINGS`]), where values come from and which source wins: defaults, then the
+//! TOML file, then the environment, then flags. Does not own: what a room does with a setting.
+
+mod docs;
+mod load;
+mod table;
+mod value;
+
+pub use docs::{dump, settings_page};
+pub use load::{Loaded, Sources, load};
+pub use table::{Kind, SETTINGS, Setting};
+pub use value::Address;
+
+use std::path::PathBuf;
+use std::time::Duration;
+use surefoot_model::catalog::{Defaults, OnMaxAttempts, RetryPolicy};
+
+/// Everything an operator decides about a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub base_dir: PathBuf,
+    /// Fixed when the data directory is created.
+    pub partitions: u16,
+    pub cluster_name: String,
+    pub ingress: Ingress,
+    pub admin: Admin,
+    pub shutdown_timeout: Duration,
+    pub log_format: LogFormat,
+    /// A directive of tracing's `EnvFilter`.
+    pub log_filter: String,
+    pub retry: RetryPolicySettings,
+    pub journal_retention: Duration,
+    pub idempotency_retention: Duration,
+    pub workflow_completion_retention: Duration,
+    pub worker: Worker,
+    /// Bytes that memory layers, the engine's buffers and caches may take together.
+    pub memory_bytes: u64,
+    /// Bytes of completed invocations' journals and unkeyed results (rule R1).
+    pub retained_bytes_max: u64,
+    pub checkpoint_interval: Duration,
+    pub kafka: Kafka,
+    /// Acknowledge before the disk has the data. Loses acknowledged work when the machine loses power.
+    pub skip_fsync: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ingress {
+    pub bind_address: Address,
+    /// Bytes of one request's body.
+    pub request_bytes_max: u64,
+    /// Requests in progress at a time; absent: no bound.
+    pub requests_max: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    pub bind_address: Address,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worker {
+    /// How often expired invocations are looked for.
+    pub cleanup_interval: Duration,
+    pub invoker: Invoker,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invoker {
+    pub inactivity_timeout: Duration,
+    pub abort_timeout: Duration,
+    pub attempts_max: u64,
+    pub message_bytes_max: u64,
+    pub eager_state_bytes_max: u64,
+    pub replay_bytes_max: u64,
+    pub connect_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicySettings {
+    pub initial_interval: Duration,
+    pub factor: f64,
+    pub max_interval: Duration,
+    /// Counts the first attempt; absent: no bound.
+    pub max_attempts: Option<u64>,
+    pub on_max_attempts: OnMaxAttempts,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kafka {
+    /// Parked Kafka records of one subscription at which it pauses (rule K6).
+    pub parked_records_max: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Pretty,
+    Compact,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const MIB: u64 = 1 << 20;
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let defaults = Defaults::default();
+        let ms = Duration::from_millis;
+        Self {
+            base_dir: PathBuf::from("surefoot-data"),
+            partitions: 16,
+            cluster_name: "localcluster".to_owned(),
+            ingress: Ingress {
+                bind_address: Address::localhost(8080),
+                request_bytes_max: 32 * MIB,
+                requests_max: None,
+            },
+            admin: Admin { bind_address: Address::localhost(9070) },
+            shutdown_timeout: Duration::from_secs(60),
+            log_format: LogFormat::Pretty,
+            log_filter: "warn,surefoot=info".to_owned(),
+            retry: RetryPolicySettings {
+                initial_interval: ms(defaults.retry.initial_interval_ms),
+                factor: defaults.retry.factor,
+                max_interval: ms(defaults.retry.max_interval_ms),
+                max_attempts: defaults.retry.max_attempts.map(u64::from),
+                on_max_attempts: defaults.retry.on_max,
+            },
+            journal_retention: DAY,
+            idempotency_retention: DAY,
+            workflow_completion_retention: DAY,
+            worker: Worker {
+                cleanup_interval: Duration::from_secs(60 * 60),
+                invoker: Invoker {
+                    inactivity_timeout: ms(defaults.inactivity_timeout_ms),
+                    abort_timeout: ms(defaults.abort_timeout_ms),
+                    attempts_max: 1_000,
+                    message_bytes_max: 32 * MIB,
+                    eager_state_bytes_max: 32 * MIB,
+                    replay_bytes_max: 64 * MIB,
+                    connect_timeout: Duration::from_secs(10),
+                },
+            },
+            memory_bytes: 256 * MIB,
+            retained_bytes_max: 4096 * MIB,
+            checkpoint_interval: Duration::from_secs(30),
+            kafka: Kafka { parked_records_max: 1_000 },
+            skip_fsync: false,
+        }
+    }
+}
+
+impl Config {
+    /// What holds where neither a handler nor its service sets an option.
+    pub fn defaults(&self) -> Defaults {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Defaults {
+            inactivity_timeout_ms: ms(self.worker.invoker.inactivity_timeout),
+            abort_timeout_ms: ms(self.worker.invoker.abort_timeout),
+            journal_retention_ms: ms(self.journal_retention),
+            idempotency_retention_ms: ms(self.idempotency_retention),
+            workflow_retention_ms: ms(self.workflow_completion_retention),
+            retry: RetryPolicy {
+                initial_interval_ms: ms(self.retry.initial_interval),
+                factor: self.retry.factor,
+                max_interval_ms: ms(self.retry.max_interval),
+                max_attempts: self.retry.max_attempts.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+                on_max: self.retry.on_max_attempts,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

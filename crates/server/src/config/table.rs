@@ -1,0 +1,318 @@
+//! The table of settings: the one list that parsing, the check for unknown keys, `--dump-config` and the documentation read.
+//!
+//! Owns: keys, kinds and meanings. A default is whatever `Config::default` holds. Does not own: sources and their order (`load`).
+
+use super::value::{address, duration, show_duration, show_size, size};
+use super::{Address, Config, LogFormat};
+use std::path::PathBuf;
+use std::time::Duration;
+use surefoot_model::catalog::OnMaxAttempts;
+
+/// Most partitions of a node: each costs little, but every listing asks all of them.
+const PARTITIONS_MAX: u16 = 4_096;
+/// Below this the memory layers of an idle node alone do not fit.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+/// One setting.
+pub struct Setting {
+    /// Dotted path in the TOML file.
+    pub key: &'static str,
+    pub kind: Kind,
+    pub meaning: &'static str,
+}
+
+/// What a setting's value looks like, and where it lies.
+pub enum Kind {
+    Path(fn(&mut Config) -> &mut PathBuf),
+    Address(fn(&mut Config) -> &mut Address),
+    Duration { field: fn(&mut Config) -> &mut Duration, min: Duration },
+    Size { field: fn(&mut Config) -> &mut u64, min: u64 },
+    Partitions(fn(&mut Config) -> &mut u16),
+    /// A whole number from 1.
+    Count(fn(&mut Config) -> &mut u64),
+    /// A whole number from 1, or none.
+    Limit(fn(&mut Config) -> &mut Option<u64>),
+    /// A number from 1.0.
+    Factor(fn(&mut Config) -> &mut f64),
+    Text(fn(&mut Config) -> &mut String),
+    Switch(fn(&mut Config) -> &mut bool),
+    LogFormat(fn(&mut Config) -> &mut LogFormat),
+    OnMaxAttempts(fn(&mut Config) -> &mut OnMaxAttempts),
+}
+
+const ANY: Duration = Duration::ZERO;
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Every setting, in the order of the documentation.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "base-dir",
+        kind: Kind::Path(|c| &mut c.base_dir),
+        meaning: "Data directory, made when missing. One process at a time. Flag: `--data-dir`.",
+    },
+    Setting {
+        key: "cluster-name",
+        kind: Kind::Text(|c| &mut c.cluster_name),
+        meaning: "Name sent to handlers as `x-restate-cluster-name`.",
+    },
+    Setting {
+        key: "default-num-partitions",
+        kind: Kind::Partitions(|c| &mut c.partitions),
+        meaning: "Partitions of a new data directory, 1 to 4096. An existing one keeps its number. Flag: `--partitions`.",
+    },
+    Setting {
+        key: "shutdown-timeout",
+        kind: Kind::Duration { field: |c| &mut c.shutdown_timeout, min: ANY },
+        meaning: "How long a stop waits for requests and attempts to end before it cuts them off. Nothing is lost either way.",
+    },
+    Setting {
+        key: "log-format",
+        kind: Kind::LogFormat(|c| &mut c.log_format),
+        meaning: "How log lines look on standard error.",
+    },
+    Setting {
+        key: "log-filter",
+        kind: Kind::Text(|c| &mut c.log_filter),
+        meaning: "Which log lines are written: levels, each for everything or for a target.",
+    },
+    Setting {
+        key: "memory-size",
+        kind: Kind::Size { field: |c| &mut c.memory_bytes, min: MEMORY_BYTES_MIN },
+        meaning: "Memory for tables, caches and the storage engine together. At the bound new work waits at the edges. At least 16MiB.",
+    },
+    Setting {
+        key: "checkpoint-interval",
+        kind: Kind::Duration { field: |c| &mut c.checkpoint_interval, min: MILLISECOND },
+        meaning: "How often tables are written from memory to disk. Longer writes less, and replays more after a crash.",
+    },
+    Setting {
+        key: "retained-bytes-limit",
+        kind: Kind::Size { field: |c| &mut c.retained_bytes_max, min: 0 },
+        meaning: "Bytes that completed invocations may hold. Beyond it the oldest journals and unkeyed results go before their time; \
+                  results of idempotency keys and workflows stay.",
+    },
+    Setting {
+        key: "dangerously-skip-fsync",
+        kind: Kind::Switch(|c| &mut c.skip_fsync),
+        meaning: "Acknowledge before data is on disk. A power failure then loses work that was acknowledged. For throw-away tests only.",
+    },
+    Setting {
+        key: "default-journal-retention",
+        kind: Kind::Duration { field: |c| &mut c.journal_retention, min: ANY },
+        meaning: "How long a completed invocation and its journal are kept, where the service does not say. `0s`: not at all.",
+    },
+    Setting {
+        key: "default-idempotency-retention",
+        kind: Kind::Duration { field: |c| &mut c.idempotency_retention, min: ANY },
+        meaning: "How long the result of a call with an idempotency key is kept, where the service does not say.",
+    },
+    Setting {
+        key: "default-workflow-completion-retention",
+        kind: Kind::Duration { field: |c| &mut c.workflow_completion_retention, min: ANY },
+        meaning: "How long the result of a workflow is kept, where the service does not say. Its key may run again afterwards.",
+    },
+    Setting {
+        key: "default-retry-policy.initial-interval",
+        kind: Kind::Duration { field: |c| &mut c.retry.initial_interval, min: MILLISECOND },
+        meaning: "Wait before the second attempt.",
+    },
+    Setting {
+        key: "default-retry-policy.exponentiation-factor",
+        kind: Kind::Factor(|c| &mut c.retry.factor),
+        meaning: "Each wait is the one before times this.",
+    },
+    Setting {
+        key: "default-retry-policy.max-interval",
+        kind: Kind::Duration { field: |c| &mut c.retry.max_interval, min: MILLISECOND },
+        meaning: "The longest wait.",
+    },
+    Setting {
+        key: "default-retry-policy.max-attempts",
+        kind: Kind::Limit(|c| &mut c.retry.max_attempts),
+        meaning: "Attempts in all, the first included; `1` means no retry.",
+    },
+    Setting {
+        key: "default-retry-policy.on-max-attempts",
+        kind: Kind::OnMaxAttempts(|c| &mut c.retry.on_max_attempts),
+        meaning: "What happens after the last attempt: wait for an operator, or complete with the last error.",
+    },
+    Setting {
+        key: "ingress.bind-address",
+        kind: Kind::Address(|c| &mut c.ingress.bind_address),
+        meaning: "Where calls come in. Flag: `--ingress-address`.",
+    },
+    Setting {
+        key: "ingress.request-size-limit",
+        kind: Kind::Size { field: |c| &mut c.ingress.request_bytes_max, min: 1 },
+        meaning: "Largest body of a call, and largest Kafka record. Larger calls are answered 413, larger Kafka records are parked.",
+    },
+    Setting {
+        key: "ingress.concurrent-api-requests-limit",
+        kind: Kind::Limit(|c| &mut c.ingress.requests_max),
+        meaning: "Calls in progress at a time; beyond it they are answered 429.",
+    },
+    Setting {
+        key: "admin.bind-address",
+        kind: Kind::Address(|c| &mut c.admin.bind_address),
+        meaning: "Where operators' requests come in. It has no authentication of its own. Flag: `--admin-address`.",
+    },
+    Setting {
+        key: "worker.cleanup-interval",
+        kind: Kind::Duration { field: |c| &mut c.worker.cleanup_interval, min: MILLISECOND },
+        meaning: "How often completed invocations whose time is over are removed.",
+    },
+    Setting {
+        key: "worker.invoker.inactivity-timeout",
+        kind: Kind::Duration { field: |c| &mut c.worker.invoker.inactivity_timeout, min: ANY },
+        meaning: "Silence after which a handler is asked to suspend, where the service does not say.",
+    },
+    Setting {
+        key: "worker.invoker.abort-timeout",
+        kind: Kind::Duration { field: |c| &mut c.worker.invoker.abort_timeout, min: ANY },
+        meaning: "Further silence after which the attempt is aborted and retried, where the service does not say.",
+    },
+    Setting {
+        key: "worker.invoker.concurrent-invocations-limit",
+        kind: Kind::Count(|c| &mut c.worker.invoker.attempts_max),
+        meaning: "Attempts that run at a time. Further ones queue; what sleeps or waits holds no place.",
+    },
+    Setting {
+        key: "worker.invoker.message-size-limit",
+        kind: Kind::Size { field: |c| &mut c.worker.invoker.message_bytes_max, min: 1 },
+        meaning: "Largest message to or from a handler. A larger one fails the attempt.",
+    },
+    Setting {
+        key: "worker.invoker.eager-state-size-limit",
+        kind: Kind::Size { field: |c| &mut c.worker.invoker.eager_state_bytes_max, min: 0 },
+        meaning: "State sent along with the start of an attempt; the rest is fetched by the handler. `0`: none is sent.",
+    },
+    Setting {
+        key: "worker.invoker.memory-limit",
+        kind: Kind::Size { field: |c| &mut c.worker.invoker.replay_bytes_max, min: 1 },
+        meaning: "Journals and state on their way to handlers at a time. Further attempts queue; one that is larger runs alone.",
+    },
+    Setting {
+        key: "worker.invoker.connect-timeout",
+        kind: Kind::Duration { field: |c| &mut c.worker.invoker.connect_timeout, min: MILLISECOND },
+        meaning: "How long connecting to a deployment may take.",
+    },
+    Setting {
+        key: "kafka.parked-records-limit",
+        kind: Kind::Count(|c| &mut c.kafka.parked_records_max),
+        meaning: "Parked Kafka records at which a subscription pauses until some are discarded.",
+    },
+];
+
+const UNLIMITED: &str = "unlimited";
+
+impl Setting {
+    /// Reads a value into its field. **Errors**: what was expected instead.
+    pub fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+        let done = match &self.kind {
+            Kind::Path(field) => store(field(config), (!text.is_empty()).then(|| PathBuf::from(text))),
+            Kind::Address(field) => store(field(config), address(text)),
+            Kind::Duration { field, min } => store(field(config), duration(text).filter(|d| d >= min)),
+            Kind::Size { field, min } => store(field(config), size(text).filter(|s| s >= min)),
+            Kind::Partitions(field) => {
+                store(field(config), text.parse().ok().filter(|n| (1..=PARTITIONS_MAX).contains(n)))
+            }
+            Kind::Count(field) => store(field(config), count(text)),
+            Kind::Limit(field) => store(field(config), if is_unlimited(text) { Some(None) } else { count(text).map(Some) }),
+            Kind::Factor(field) => store(field(config), text.parse().ok().filter(|f: &f64| *f >= 1.0 && f.is_finite())),
+            Kind::Text(field) => store(field(config), Some(text.to_owned())),
+            Kind::Switch(field) => store(field(config), text.parse().ok()),
+            Kind::LogFormat(field) => store(field(config), named(LOG_FORMATS, text)),
+            Kind::OnMaxAttempts(field) => store(field(config), named(ON_MAX_ATTEMPTS, text)),
+        };
+        done.ok_or_else(|| self.expected())
+    }
+
+    /// The value in force, as text that [`Self::set`] reads back.
+    pub fn show(&self, config: &Config) -> String {
+        let config = &mut config.clone();
+        match &self.kind {
+            Kind::Path(field) => field(config).display().to_string(),
+            Kind::Address(field) => field(config).to_string(),
+            Kind::Duration { field, .. } => show_duration(*field(config)),
+            Kind::Size { field, .. } => show_size(*field(config)),
+            Kind::Partitions(field) => field(config).to_string(),
+            Kind::Count(field) => field(config).to_string(),
+            Kind::Limit(field) => field(config).map_or(UNLIMITED.to_owned(), |n| n.to_string()),
+            Kind::Factor(field) => format!("{:?}", field(config)),
+            Kind::Text(field) => field(config).clone(),
+            Kind::Switch(field) => field(config).to_string(),
+            Kind::LogFormat(field) => name_of(LOG_FORMATS, field(config)).to_owned(),
+            Kind::OnMaxAttempts(field) => name_of(ON_MAX_ATTEMPTS, field(config)).to_owned(),
+        }
+    }
+
+    /// Whether its value stands without quotes in TOML.
+    pub(super) fn is_bare(&self, config: &Config) -> bool {
+        match self.kind {
+            Kind::Partitions(_) | Kind::Count(_) | Kind::Factor(_) | Kind::Switch(_) => true,
+            Kind::Limit(_) => self.show(config) != UNLIMITED,
+            _ => false,
+        }
+    }
+
+    /// The name of its kind in the documentation.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Path(_) => "path",
+            Kind::Address(_) => "host:port",
+            Kind::Duration { .. } => "duration",
+            Kind::Size { .. } => "size",
+            Kind::Partitions(_) | Kind::Count(_) => "number",
+            Kind::Limit(_) => "number or `unlimited`",
+            Kind::Factor(_) => "factor",
+            Kind::Text(_) => "text",
+            Kind::Switch(_) => "`true` or `false`",
+            Kind::LogFormat(_) => "`pretty`, `compact` or `json`",
+            Kind::OnMaxAttempts(_) => "`pause` or `kill`",
+        }
+    }
+
+    fn expected(&self) -> String {
+        match &self.kind {
+            Kind::Path(_) => "a path".to_owned(),
+            Kind::Address(_) => "an address such as 127.0.0.1:8080".to_owned(),
+            Kind::Duration { min, .. } if min.is_zero() => "a duration such as 30s, 1m 30s or PT1M".to_owned(),
+            Kind::Duration { min, .. } => format!("a duration of at least {}, such as 30s, 1m 30s or PT1M", show_duration(*min)),
+            Kind::Size { min: 0, .. } => "a size such as 4096, 32MiB or 1GB".to_owned(),
+            Kind::Size { min, .. } => format!("a size of at least {}, such as 32MiB or 1GB", show_size(*min)),
+            Kind::Partitions(_) => format!("a number from 1 to {PARTITIONS_MAX}"),
+            Kind::Count(_) => "a number from 1".to_owned(),
+            Kind::Limit(_) => format!("a number from 1, or {UNLIMITED}"),
+            Kind::Factor(_) => "a number from 1.0".to_owned(),
+            Kind::Text(_) => "a text".to_owned(),
+            Kind::Switch(_) => "true or false".to_owned(),
+            Kind::LogFormat(_) => "pretty, compact or json".to_owned(),
+            Kind::OnMaxAttempts(_) => "pause or kill".to_owned(),
+        }
+    }
+}
+
+const LOG_FORMATS: &[(&str, LogFormat)] =
+    &[("pretty", LogFormat::Pretty), ("compact", LogFormat::Compact), ("json", LogFormat::Json)];
+const ON_MAX_ATTEMPTS: &[(&str, OnMaxAttempts)] = &[("pause", OnMaxAttempts::Pause), ("kill", OnMaxAttempts::Kill)];
+
+fn store<T>(field: &mut T, value: Option<T>) -> Option<()> {
+    *field = value?;
+    Some(())
+}
+
+fn count(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|n| *n >= 1)
+}
+
+fn is_unlimited(text: &str) -> bool {
+    [UNLIMITED, "infinite"].contains(&text)
+}
+
+fn named<T: Copy>(names: &[(&str, T)], text: &str) -> Option<T> {
+    names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
+}
+
+fn name_of<'a, T: PartialEq>(names: &[(&'a str, T)], value: &T) -> &'a str {
+    names.iter().find(|(_, v)| v == value).expect("every value has a name").0
+}

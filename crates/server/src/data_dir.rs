@@ -1,0 +1,165 @@
+//! The data directory: who may open it, and how it was made.
+//!
+//! **Shape**: `FORMAT` (text: version, node id, partitions), `LOCK` (held by the process that runs), `log/`, `tables/`.
+//! Owns: `FORMAT` and `LOCK`. Does not own: what is in `log/` and `tables/`. Each refusal says what to do.
+
+#![allow(clippy::disallowed_methods, reason = "the lock is the operating system's: a simulated node has no data directory")]
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The layout that this build reads and writes.
+const FORMAT_VERSION: u32 = 1;
+
+/// An open data directory; the lock goes with the value.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Drawn when the directory was made.
+    pub node_id: u64,
+    /// Fixed when the directory was made.
+    pub partitions: u16,
+    /// Whether it was made just now.
+    pub is_new: bool,
+    _lock: File,
+}
+
+/// What keeps a data directory from opening.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("data directory {path} is in use by another process; stop that one, or give this one --data-dir of its own", path = .0.display())]
+    InUse(PathBuf),
+    #[error(
+        "data directory {path} has format version {found}, this build reads version {FORMAT_VERSION}; \
+         start the version that wrote it, or choose another --data-dir",
+        path = .path.display()
+    )]
+    Version { path: PathBuf, found: String },
+    #[error("{path} is damaged ({problem}); restore the data directory as a whole from a backup", path = .path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error(
+        "{path} holds files but no FORMAT: it is not a data directory of this program; choose an empty --data-dir",
+        path = .0.display()
+    )]
+    Foreign(PathBuf),
+    #[error("cannot open data directory {path}: {source}", path = .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl DataDir {
+    /// Opens `path`, or makes it with this many partitions. `node_id` is used for a new one only.
+    pub fn open(path: &Path, partitions: u16, node_id: u64) -> Result<Self, Error> {
+        let at = |source| Error::Io { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(at)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(at(source)),
+        }
+        let format = path.join("FORMAT");
+        match fs::read_to_string(&format) {
+            Ok(text) => {
+                let (node_id, partitions) = parse(&format, &text)?;
+                Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_foreign = fs::read_dir(path)
+                    .map_err(at)?
+                    .filter_map(Result::ok)
+                    .any(|entry| !["LOCK", "FORMAT.new"].contains(&entry.file_name().to_string_lossy().as_ref()));
+                if is_foreign {
+                    return Err(Error::Foreign(path.to_owned()));
+                }
+                write(path, &format, node_id, partitions).map_err(at)?;
+                Ok(Self { path: path.to_owned(), node_id, partitions, is_new: true, _lock: lock })
+            }
+            Err(error) => Err(at(error)),
+        }
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub fn tables(&self) -> PathBuf {
+        self.path.join("tables")
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<(u64, u16), Error> {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::trim);
+    let damaged = |problem: &str| Error::Damaged { path: path.to_owned(), problem: problem.to_owned() };
+    let version = field("version").ok_or_else(|| damaged("no version"))?;
+    if version != FORMAT_VERSION.to_string() {
+        return Err(Error::Version { path: path.to_owned(), found: version.to_owned() });
+    }
+    let node_id = field("node").and_then(|v| u64::from_str_radix(v, 16).ok()).ok_or_else(|| damaged("no node id"))?;
+    let partitions = field("partitions").and_then(|v| v.parse().ok()).filter(|n| (1..u16::MAX).contains(n));
+    Ok((node_id, partitions.ok_or_else(|| damaged("no number of partitions"))?))
+}
+
+/// All of it or nothing: written aside, synced, renamed, and the name synced.
+fn write(dir: &Path, format: &Path, node_id: u64, partitions: u16) -> io::Result<()> {
+    let aside = dir.join("FORMAT.new");
+    let mut file = File::create(&aside)?;
+    write!(file, "version={FORMAT_VERSION}\nnode={node_id:016x}\npartitions={partitions}\n")?;
+    file.sync_all()?;
+    fs::rename(&aside, format)?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn a_new_directory_keeps_its_node_and_partitions() {
+        let dir = dir();
+        let made = DataDir::open(dir.path(), 16, 7).unwrap();
+        assert!(made.is_new);
+        drop(made);
+        let again = DataDir::open(dir.path(), 4, 8).unwrap();
+        assert_eq!((again.node_id, again.partitions, again.is_new), (7, 16, false));
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let dir = dir();
+        let _first = DataDir::open(dir.path(), 16, 7).unwrap();
+        let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
+        assert!(error.to_string().contains("in use by another process"), "{error}");
+    }
+
+    #[test]
+    fn another_version_is_refused_and_left_as_it_is() {
+        let dir = dir();
+        let text = "version=2\nnode=0000000000000007\npartitions=16\n";
+        fs::write(dir.path().join("FORMAT"), text).unwrap();
+        let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
+        assert!(error.to_string().contains("format version 2"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), text);
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_directory_is_refused() {
+        let damaged = dir();
+        fs::write(damaged.path().join("FORMAT"), "version=1\npartitions=0\n").unwrap();
+        assert!(matches!(DataDir::open(damaged.path(), 16, 7), Err(Error::Damaged { .. })));
+        let foreign = dir();
+        fs::write(foreign.path().join("photo.jpg"), "x").unwrap();
+        assert!(matches!(DataDir::open(foreign.path(), 16, 7), Err(Error::Foreign(_))));
+    }
+
+    #[test]
+    fn a_directory_half_made_by_a_crash_is_made_whole() {
+        let dir = dir();
+        fs::write(dir.path().join("FORMAT.new"), "vers").unwrap();
+        assert!(DataDir::open(dir.path(), 16, 7).unwrap().is_new);
+    }
+}
