@@ -6,6 +6,8 @@
 mod clock;
 mod disk;
 mod ids;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod tasks;
 
 pub use clock::{Clock, SystemClock};
