@@ -1,0 +1,119 @@
+//! Everything that can go wrong for a client, with its status and words.
+//!
+//! Owns: the one mapping from errors to HTTP. Does not own: failures that a handler returned (`reply`).
+
+use http::StatusCode;
+use surefoot_model::InvocationId;
+
+/// Why a call or send did not go through. [`Error::status`] says what the client can do: below 500 change the request, at 429 and
+/// above try again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("the path needs 2 to 7 segments, such as /Service/handler or /Object/key/handler")]
+    PathLength,
+    #[error("service '{0}' not found: register a deployment that serves it")]
+    ServiceNotFound(String),
+    #[error("service '{service}' has no handler '{handler}'")]
+    HandlerNotFound { service: String, handler: String },
+    #[error("no such route; /restate/call/… and /restate/send/… reach handlers")]
+    RouteNotFound,
+    #[error(
+        "the path does not fit the service: plain services take /Service/handler, objects and workflows /Service/key/handler"
+    )]
+    PathShape,
+    #[error("the key in the path is not UTF-8 once decoded")]
+    KeyNotUtf8,
+    #[error("'{service}/{handler}' is private: only other handlers may call it")]
+    Private { service: String, handler: String },
+    #[error("the idempotency key must be visible ASCII")]
+    IdempotencyKeyNotAscii,
+    #[error("a workflow's run handler takes no idempotency key: its key is one already")]
+    IdempotencyKeyOnWorkflow,
+    #[error("scoped invocations are not supported by this version of surefoot")]
+    Scoped,
+    #[error("{0} are not supported by this version of surefoot yet")]
+    NotSupportedYet(&'static str),
+    #[error("method not allowed")]
+    Method,
+    #[error("the body is larger than the limit of {0} bytes")]
+    TooLarge(u64),
+    #[error("the request's body ended early: {0}")]
+    BodyUnreadable(String),
+    #[error("input validation error: {0}")]
+    Input(String),
+    #[error("'{0}' is no delay; use for instance 10s, 1h30m or PT1M, at most in days")]
+    Delay(String),
+    #[error("a call takes no delay: use /send")]
+    DelayOnCall,
+    #[error("the value of header '{0}' is not visible ASCII")]
+    Header(String),
+    #[error("too many requests are in progress; retry later")]
+    TooManyRequests,
+    #[error("the server is stopping; retry later")]
+    Stopping,
+    #[error("the workflow method was already invoked")]
+    AlreadyInvoked(InvocationId),
+    /// It was killed before it began.
+    #[error("not found")]
+    Removed(InvocationId),
+}
+
+/// Who an error comes from: clients may retry what the ingress says, and never what an invocation says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorSource {
+    Ingress,
+    Invocation,
+}
+
+impl ErrorSource {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Invocation => "invocation",
+        }
+    }
+}
+
+impl Error {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::PathLength
+            | Self::PathShape
+            | Self::KeyNotUtf8
+            | Self::Private { .. }
+            | Self::IdempotencyKeyNotAscii
+            | Self::IdempotencyKeyOnWorkflow
+            | Self::Scoped
+            | Self::Input(_)
+            | Self::Delay(_)
+            | Self::DelayOnCall
+            | Self::Header(_) => StatusCode::BAD_REQUEST,
+            Self::ServiceNotFound(_)
+            | Self::HandlerNotFound { .. }
+            | Self::RouteNotFound
+            | Self::NotSupportedYet(_)
+            | Self::Removed(_) => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::AlreadyInvoked(_) => StatusCode::CONFLICT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::BodyUnreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    pub fn source(&self) -> ErrorSource {
+        match self {
+            Self::AlreadyInvoked(_) | Self::Removed(_) => ErrorSource::Invocation,
+            _ => ErrorSource::Ingress,
+        }
+    }
+
+    /// The invocation it is about, where there is one.
+    pub fn invocation(&self) -> Option<InvocationId> {
+        match self {
+            Self::AlreadyInvoked(id) | Self::Removed(id) => Some(*id),
+            _ => None,
+        }
+    }
+}
