@@ -110,11 +110,7 @@ impl Default for Config {
             base_dir: PathBuf::from("surefoot-data"),
             partitions: 16,
             cluster_name: "localcluster".to_owned(),
-            ingress: Ingress {
-                bind_address: Address::localhost(8080),
-                request_bytes_max: 32 * MIB,
-                requests_max: None,
-            },
+            ingress: Ingress { bind_address: Address::localhost(8080), request_bytes_max: 32 * MIB, requests_max: None },
             admin: Admin { bind_address: Address::localhost(9070) },
             shutdown_timeout: Duration::from_secs(60),
             log_format: LogFormat::Pretty,

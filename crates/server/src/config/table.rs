@@ -25,8 +25,14 @@ pub struct Setting {
 pub enum Kind {
     Path(fn(&mut Config) -> &mut PathBuf),
     Address(fn(&mut Config) -> &mut Address),
-    Duration { field: fn(&mut Config) -> &mut Duration, min: Duration },
-    Size { field: fn(&mut Config) -> &mut u64, min: u64 },
+    Duration {
+        field: fn(&mut Config) -> &mut Duration,
+        min: Duration,
+    },
+    Size {
+        field: fn(&mut Config) -> &mut u64,
+        min: u64,
+    },
     Partitions(fn(&mut Config) -> &mut u16),
     /// A whole number from 1.
     Count(fn(&mut Config) -> &mut u64),
@@ -65,11 +71,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Duration { field: |c| &mut c.shutdown_timeout, min: ANY },
         meaning: "How long a stop waits for requests and attempts to end before it cuts them off. Nothing is lost either way.",
     },
-    Setting {
-        key: "log-format",
-        kind: Kind::LogFormat(|c| &mut c.log_format),
-        meaning: "How log lines look on standard error.",
-    },
+    Setting { key: "log-format", kind: Kind::LogFormat(|c| &mut c.log_format), meaning: "How log lines look on standard error." },
     Setting {
         key: "log-filter",
         kind: Kind::Text(|c| &mut c.log_filter),
@@ -213,9 +215,7 @@ impl Setting {
             Kind::Address(field) => store(field(config), address(text)),
             Kind::Duration { field, min } => store(field(config), duration(text).filter(|d| d >= min)),
             Kind::Size { field, min } => store(field(config), size(text).filter(|s| s >= min)),
-            Kind::Partitions(field) => {
-                store(field(config), text.parse().ok().filter(|n| (1..=PARTITIONS_MAX).contains(n)))
-            }
+            Kind::Partitions(field) => store(field(config), text.parse().ok().filter(|n| (1..=PARTITIONS_MAX).contains(n))),
             Kind::Count(field) => store(field(config), count(text)),
             Kind::Limit(field) => store(field(config), if is_unlimited(text) { Some(None) } else { count(text).map(Some) }),
             Kind::Factor(field) => store(field(config), text.parse().ok().filter(|f: &f64| *f >= 1.0 && f.is_finite())),

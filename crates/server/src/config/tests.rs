@@ -41,7 +41,10 @@ fn unknown_keys_of_a_file_are_refused_with_the_nearest_one() {
     for (text, message) in [
         ("partitons = 3", "surefoot.toml: unknown setting `partitons`; did you mean `default-num-partitions`?"),
         ("shutdown_timeout = '1s'", "surefoot.toml: unknown setting `shutdown_timeout`; did you mean `shutdown-timeout`?"),
-        ("inactivity-timeout = '1s'", "surefoot.toml: unknown setting `inactivity-timeout`; did you mean `worker.invoker.inactivity-timeout`?"),
+        (
+            "inactivity-timeout = '1s'",
+            "surefoot.toml: unknown setting `inactivity-timeout`; did you mean `worker.invoker.inactivity-timeout`?",
+        ),
         (
             "[worker.invoker]\nabort-timout = '1s'",
             "surefoot.toml: unknown setting `worker.invoker.abort-timout`; did you mean `worker.invoker.abort-timeout`?",
@@ -57,12 +60,24 @@ fn unknown_keys_of_a_file_are_refused_with_the_nearest_one() {
 fn malformed_values_name_key_value_and_what_is_expected() {
     for (text, message) in [
         ("shutdown-timeout = 60", "surefoot.toml: `shutdown-timeout` is `60`, expected a duration such as 30s, 1m 30s or PT1M"),
-        ("shutdown-timeout = '-1s'", "surefoot.toml: `shutdown-timeout` is `-1s`, expected a duration such as 30s, 1m 30s or PT1M"),
+        (
+            "shutdown-timeout = '-1s'",
+            "surefoot.toml: `shutdown-timeout` is `-1s`, expected a duration such as 30s, 1m 30s or PT1M",
+        ),
         ("default-num-partitions = 0", "surefoot.toml: `default-num-partitions` is `0`, expected a number from 1 to 4096"),
-        ("memory-size = '1MiB'", "surefoot.toml: `memory-size` is `1MiB`, expected a size of at least 16MiB, such as 32MiB or 1GB"),
-        ("memory-size = 'lots'", "surefoot.toml: `memory-size` is `lots`, expected a size of at least 16MiB, such as 32MiB or 1GB"),
+        (
+            "memory-size = '1MiB'",
+            "surefoot.toml: `memory-size` is `1MiB`, expected a size of at least 16MiB, such as 32MiB or 1GB",
+        ),
+        (
+            "memory-size = 'lots'",
+            "surefoot.toml: `memory-size` is `lots`, expected a size of at least 16MiB, such as 32MiB or 1GB",
+        ),
         ("log-format = 'xml'", "surefoot.toml: `log-format` is `xml`, expected pretty, compact or json"),
-        ("ingress.bind-address = '8080'", "surefoot.toml: `ingress.bind-address` is `8080`, expected an address such as 127.0.0.1:8080"),
+        (
+            "ingress.bind-address = '8080'",
+            "surefoot.toml: `ingress.bind-address` is `8080`, expected an address such as 127.0.0.1:8080",
+        ),
         ("worker = 3", "surefoot.toml: unknown setting `worker`"),
         ("dangerously-skip-fsync = 'yes'", "surefoot.toml: `dangerously-skip-fsync` is `yes`, expected true or false"),
         ("a = = 1", "surefoot.toml is no valid TOML: "),
@@ -71,7 +86,10 @@ fn malformed_values_name_key_value_and_what_is_expected() {
         assert!(error.starts_with(message), "{error}");
     }
     let error = environment("SUREFOOT_WORKER__CLEANUP_INTERVAL", "soon").unwrap_err();
-    assert!(error.starts_with("environment variable SUREFOOT_WORKER__CLEANUP_INTERVAL: `worker.cleanup-interval` is `soon`"), "{error}");
+    assert!(
+        error.starts_with("environment variable SUREFOOT_WORKER__CLEANUP_INTERVAL: `worker.cleanup-interval` is `soon`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -80,7 +98,9 @@ fn unknown_variables_are_warned_about_and_ignored() {
     assert_eq!(loaded.config, Config::default());
     assert_eq!(
         loaded.warnings,
-        ["environment variable SUREFOOT_WORKER__CLEANUP_INTERVALL is no setting and is ignored; did you mean SUREFOOT_WORKER__CLEANUP_INTERVAL?"]
+        [
+            "environment variable SUREFOOT_WORKER__CLEANUP_INTERVALL is no setting and is ignored; did you mean SUREFOOT_WORKER__CLEANUP_INTERVAL?"
+        ]
     );
     let loaded = environment("SUREFOOT_PORT_8080_TCP_ADDR", "10.0.0.1").unwrap();
     assert_eq!(loaded.warnings, ["environment variable SUREFOOT_PORT_8080_TCP_ADDR is no setting and is ignored"]);
@@ -106,7 +126,9 @@ fn friendly_values_are_read() {
 
 #[test]
 fn a_dump_is_a_file_that_yields_the_same() {
-    let config = from_file("memory-size = '300MB'\nshutdown-timeout = '1d 1ms'\n[default-retry-policy]\nmax-attempts = 'infinite'").unwrap();
+    let config =
+        from_file("memory-size = '300MB'\nshutdown-timeout = '1d 1ms'\n[default-retry-policy]\nmax-attempts = 'infinite'")
+            .unwrap();
     for config in [config, Config::default()] {
         assert_eq!(from_file(&dump(&config)), Ok(config));
     }

@@ -30,7 +30,8 @@ impl fmt::Display for Address {
 pub(super) fn address(text: &str) -> Option<Address> {
     let (host, port) = text.rsplit_once(':')?;
     let bare = !host.contains([':', '/', ' ', '[', ']']);
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
+    let bracketed =
+        host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
     if host.is_empty() || !(bare || bracketed) {
         return None;
     }
