@@ -101,9 +101,12 @@ impl Checkpoint {
 
 impl Checkpoint {
     fn encode(&self) -> io::Result<Vec<Batch>> {
-        // At rest an entry takes about half of what it takes in memory.
-        let mut batch = Batch::with_capacity(self.layer.slots + 1, self.layer.bytes / 2);
-        batch.put(|key| key.extend_from_slice(&keys::applied(self.partition)), |value| encoding::encode_into(&self.applied, value));
+        // At rest an entry takes about a quarter of what it takes in memory.
+        let mut batch = Batch::with_capacity(self.layer.slots + 1, self.layer.bytes / 4);
+        batch.put(
+            |key| key.extend_from_slice(&keys::applied(self.partition)),
+            |value| encoding::encode_into(&self.applied, value),
+        );
         let mut batches = Vec::new();
         if self.mutant == Mutant::SplitCheckpoint {
             batches.push(std::mem::take(&mut batch));

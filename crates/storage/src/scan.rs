@@ -22,6 +22,9 @@ pub(crate) struct Layers<'a> {
     pub(crate) view: &'a dyn View,
 }
 
+/// An entry as its table types it.
+pub(crate) type Typed<T> = (<T as Table>::Key, <T as Table>::Value);
+
 /// The slots of one table that lie above the layers: those of the record being applied.
 type Above<'a, T> = &'a [(<T as Table>::Key, Slot<<T as Table>::Value>)];
 
@@ -45,7 +48,7 @@ impl Layers<'_> {
         from: &T::Key,
         to: Option<&T::Key>,
         limit: usize,
-    ) -> Result<Vec<(T::Key, T::Value)>, StateError> {
+    ) -> Result<Vec<Typed<T>>, StateError> {
         if to.is_some_and(|to| to <= from) {
             return Ok(Vec::new());
         }
@@ -54,7 +57,8 @@ impl Layers<'_> {
         let above = &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))];
         let mut overlay = above.iter().map(|(key, slot)| (key, slot)).peekable();
         let mut active = T::of(&self.active.tables).0.range::<T::Key, _>(range).peekable();
-        let mut frozen = self.frozen.map(|frozen| T::of(&frozen.tables).0.range::<T::Key, _>(range)).into_iter().flatten().peekable();
+        let mut frozen =
+            self.frozen.map(|frozen| T::of(&frozen.tables).0.range::<T::Key, _>(range)).into_iter().flatten().peekable();
         let mut stored = Stored::<T>::new(self, from, to, limit);
 
         let mut found = Vec::new();
@@ -124,7 +128,7 @@ impl<'a, T: Table> Stored<'a, T> {
         Ok(self.next.as_ref().map(|(key, _)| key))
     }
 
-    fn next(&mut self) -> Result<Option<(T::Key, T::Value)>, StateError> {
+    fn next(&mut self) -> Result<Option<Typed<T>>, StateError> {
         self.fill()?;
         let Some((key, bytes)) = self.next.take() else { return Ok(None) };
         let value = decode::<T>(&key, &bytes)?;

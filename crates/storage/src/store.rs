@@ -7,7 +7,7 @@ use crate::checkpoint::{Checkpoint, Checkpointed};
 use crate::engine::{Engine, View};
 use crate::keys;
 use crate::layer::{Layer, Overlay};
-use crate::scan::Layers;
+use crate::scan::{Layers, Typed};
 use std::io;
 use std::sync::Arc;
 use surefoot_machine::{State, StateError, Table};
@@ -157,7 +157,11 @@ impl Store {
     /// **Panics** if `done` is not of the checkpoint that runs.
     pub fn checkpointed(&mut self, done: Checkpointed) {
         let frozen = self.frozen.take().expect("a checkpoint ends once");
-        assert_eq!((frozen.applied, self.partition), (done.applied, done.partition), "the checkpoint that runs is the one that ends");
+        assert_eq!(
+            (frozen.applied, self.partition),
+            (done.applied, done.partition),
+            "the checkpoint that runs is the one that ends"
+        );
         self.view = done.view;
         self.checkpointed = done.applied;
     }
@@ -227,7 +231,7 @@ impl State for Txn<'_> {
         T::of_mut(&mut self.store.overlay.tables).delete(key);
     }
 
-    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<(T::Key, T::Value)>, StateError> {
+    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
         self.store.layers().scan::<T>(T::of(&self.store.overlay.tables).slots(), from, to, limit)
     }
 }
@@ -245,12 +249,7 @@ impl Reader<'_> {
     }
 
     /// At most `limit` entries with `from <= key < to`, in key order. **Errors** as for [`Reader::get`].
-    pub fn scan<T: Table>(
-        &self,
-        from: &T::Key,
-        to: Option<&T::Key>,
-        limit: usize,
-    ) -> Result<Vec<(T::Key, T::Value)>, StateError> {
+    pub fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
         self.layers.scan::<T>(&[], from, to, limit)
     }
 }

@@ -1,0 +1,243 @@
+//! What every engine owes, asked of each: the production engine and the one in memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use surefoot_storage::{Batch, Engine, MemEngine, View};
+
+/// An engine, and how to start it again as after a crash of the process.
+trait Subject {
+    fn engine(&self) -> Arc<dyn Engine>;
+    fn restart(&mut self);
+}
+
+fn suite(subject: &mut impl Subject) {
+    what_is_committed_is_seen_in_later_views_only(&*subject.engine());
+    an_empty_batch_and_a_delete_of_nothing_change_nothing(&*subject.engine());
+    scans_are_bounded_ordered_and_half_open(&*subject.engine());
+    awkward_keys_and_values_come_back(&*subject.engine());
+    a_view_outlives_overwrites_and_flushes(&*subject.engine());
+    random_batches_match_a_map(subject);
+}
+
+#[test]
+fn mem_engine() {
+    struct Mem(MemEngine);
+    impl Subject for Mem {
+        fn engine(&self) -> Arc<dyn Engine> {
+            Arc::new(self.0.clone())
+        }
+        fn restart(&mut self) {
+            self.0 = self.0.restart();
+        }
+    }
+    suite(&mut Mem(MemEngine::new()));
+}
+
+#[cfg(feature = "fjall")]
+#[test]
+fn fjall_engine() {
+    use surefoot_storage::{FjallEngine, FjallOptions};
+
+    struct Fjall {
+        dir: tempfile::TempDir,
+        engine: Option<Arc<dyn Engine>>,
+    }
+    impl Fjall {
+        fn open(&mut self) {
+            // Small enough that memtables are written out and compacted in the course of the suite.
+            let options = FjallOptions { memtable_bytes: 16 << 10, ..FjallOptions::default() };
+            self.engine = Some(Arc::new(FjallEngine::open(self.dir.path(), options).unwrap()));
+        }
+    }
+    impl Subject for Fjall {
+        fn engine(&self) -> Arc<dyn Engine> {
+            self.engine.clone().unwrap()
+        }
+        fn restart(&mut self) {
+            self.engine = None;
+            self.open();
+        }
+    }
+    let mut subject = Fjall { dir: tempfile::tempdir().unwrap(), engine: None };
+    subject.open();
+    suite(&mut subject);
+}
+
+#[cfg(feature = "fjall")]
+#[test]
+fn a_second_opener_of_fjall_is_told_that_it_is_busy() {
+    use surefoot_storage::{FjallEngine, FjallOptions};
+
+    let dir = tempfile::tempdir().unwrap();
+    let _first = FjallEngine::open(dir.path(), FjallOptions::default()).unwrap();
+    let Err(error) = FjallEngine::open(dir.path(), FjallOptions::default()) else { panic!("opened twice") };
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+}
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn batch(writes: &[(&[u8], Option<&[u8]>)]) -> Batch {
+    let mut batch = Batch::default();
+    for (key, value) in writes {
+        match value {
+            Some(value) => batch.put(|out| out.extend_from_slice(key), |out| out.extend_from_slice(value)),
+            None => batch.delete(|out| out.extend_from_slice(key)),
+        }
+    }
+    batch
+}
+
+fn put(engine: &dyn Engine, key: &[u8], value: &[u8]) {
+    engine.commit(&batch(&[(key, Some(value))])).unwrap();
+}
+
+fn get(view: &dyn View, key: &[u8]) -> Option<Vec<u8>> {
+    view.get(key).unwrap()
+}
+
+fn all(view: &dyn View, from: &[u8], to: &[u8]) -> Map {
+    view.scan(from, to, usize::MAX).unwrap().into_iter().collect()
+}
+
+fn what_is_committed_is_seen_in_later_views_only(engine: &dyn Engine) {
+    let before = engine.view();
+    engine.commit(&batch(&[(b"a1", Some(b"x")), (b"a2", Some(b"y"))])).unwrap();
+    let after = engine.view();
+    engine.commit(&batch(&[(b"a1", None), (b"a2", Some(b"z"))])).unwrap();
+    assert_eq!((get(&*before, b"a1"), get(&*before, b"a2")), (None, None));
+    assert!(all(&*before, b"a", b"b").is_empty());
+    assert_eq!((get(&*after, b"a1"), get(&*after, b"a2")), (Some(b"x".to_vec()), Some(b"y".to_vec())));
+    assert_eq!(all(&*after, b"a", b"b").len(), 2);
+    let now = engine.view();
+    assert_eq!((get(&*now, b"a1"), get(&*now, b"a2")), (None, Some(b"z".to_vec())));
+    assert_eq!(all(&*now, b"a", b"b"), Map::from([(b"a2".to_vec(), b"z".to_vec())]));
+}
+
+fn an_empty_batch_and_a_delete_of_nothing_change_nothing(engine: &dyn Engine) {
+    engine.commit(&Batch::default()).unwrap();
+    engine.commit(&batch(&[(b"b", None)])).unwrap();
+    engine.flush().unwrap();
+    engine.flush().unwrap();
+    assert_eq!(get(&*engine.view(), b"b"), None);
+}
+
+fn scans_are_bounded_ordered_and_half_open(engine: &dyn Engine) {
+    for key in [b"c3", b"c1", b"c2", b"c4"] {
+        put(engine, key, key);
+    }
+    let view = engine.view();
+    let scan = |from: &[u8], to: &[u8], limit| -> Vec<Vec<u8>> {
+        view.scan(from, to, limit).unwrap().into_iter().map(|(key, _)| key).collect()
+    };
+    assert_eq!(scan(b"c1", b"c4", 10), [b"c1", b"c2", b"c3"]);
+    assert_eq!(scan(b"c1\0", b"c4", 1), [b"c2"]);
+    assert_eq!(scan(b"c1", b"c4", 0), Vec::<Vec<u8>>::new());
+    assert_eq!(scan(b"c2", b"c2", 10), Vec::<Vec<u8>>::new());
+    assert_eq!(scan(b"c3", b"c2", 10), Vec::<Vec<u8>>::new());
+}
+
+fn awkward_keys_and_values_come_back(engine: &dyn Engine) {
+    let long_key = [b"d".as_slice(), &vec![0xFF; 65_534]].concat();
+    let large = vec![7; 3 << 20];
+    engine.commit(&batch(&[(b"d", Some(b"")), (b"d\0", Some(b"\0")), (&long_key, Some(&large))])).unwrap();
+    engine.flush().unwrap();
+    let view = engine.view();
+    assert_eq!(get(&*view, b"d"), Some(Vec::new()));
+    assert_eq!(get(&*view, b"d\0"), Some(vec![0]));
+    assert_eq!(get(&*view, &long_key), Some(large));
+}
+
+fn a_view_outlives_overwrites_and_flushes(engine: &dyn Engine) {
+    put(engine, b"e", b"old");
+    engine.flush().unwrap();
+    let view = engine.view();
+    for round in 0..50u8 {
+        put(engine, b"e", &[round]);
+        engine.flush().unwrap();
+    }
+    engine.commit(&batch(&[(b"e", None)])).unwrap();
+    engine.flush().unwrap();
+    assert_eq!(get(&*view, b"e"), Some(b"old".to_vec()));
+    assert_eq!(get(&*engine.view(), b"e"), None);
+}
+
+fn random_batches_match_a_map(subject: &mut impl Subject) {
+    let mut random = Random(1);
+    let mut model = all(&*subject.engine().view(), b"", b"\xFF");
+    for round in 0..300 {
+        let mut writes = Map::new();
+        for _ in 0..random.below(40) {
+            let key = format!("f{}", random.below(200)).into_bytes();
+            writes.insert(key, vec![random.below(256) as u8; random.below(300) as usize]);
+        }
+        let mut batch = Batch::default();
+        for (key, value) in writes {
+            // The first byte decides, so that deletes are a third.
+            if value.first().is_some_and(|first| first % 3 == 0) {
+                batch.delete(|out| out.extend_from_slice(&key));
+                model.remove(&key);
+            } else {
+                batch.put(|out| out.extend_from_slice(&key), |out| out.extend_from_slice(&value));
+                model.insert(key, value);
+            }
+        }
+        let engine = subject.engine();
+        engine.commit(&batch).unwrap();
+        if random.below(4) == 0 {
+            engine.flush().unwrap();
+        }
+        drop(engine);
+        // A restart, as after a kill: what was committed is there, flushed or not.
+        if random.below(30) == 0 {
+            subject.restart();
+        }
+        assert_eq!(all(&*subject.engine().view(), b"", b"\xFF"), model, "round {round}");
+    }
+    subject.engine().flush().unwrap();
+    subject.restart();
+    assert_eq!(all(&*subject.engine().view(), b"", b"\xFF"), model);
+}
+
+#[test]
+fn a_power_loss_goes_back_to_a_commit_no_older_than_the_last_flush() {
+    let mut seen = [false; 4];
+    for seed in 0..64 {
+        let engine = MemEngine::new();
+        put(&engine, b"n", b"0");
+        engine.flush().unwrap();
+        for n in [b"1", b"2", b"3"] {
+            put(&engine, b"n", n);
+        }
+        assert_eq!(engine.volatile_commits(), 3);
+        let after = engine.power_loss(seed);
+        let kept = get(&*after.view(), b"n").unwrap()[0] - b'0';
+        seen[usize::from(kept)] = true;
+        assert_eq!(after.volatile_commits(), usize::from(kept));
+        assert!(engine.commit(&batch(&[(b"n", Some(b"9"))])).is_err(), "the dead write nothing");
+        assert!(engine.flush().is_err());
+        // A second loss takes no more back than was not flushed.
+        let second = after.power_loss(0);
+        assert_eq!(get(&*second.view(), b"n"), Some(b"0".to_vec()));
+    }
+    assert_eq!(seen, [true; 4]);
+}
+
+#[test]
+#[should_panic(expected = "a batch ascends")]
+fn a_batch_that_does_not_ascend_is_refused() {
+    batch(&[(b"b", None), (b"a", None)]);
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}

@@ -1,0 +1,273 @@
+//! A store beside a plain map, under random records, checkpoints in every interleaving, and crashes. Each rule that a mutant
+//! leaves out is missed by it.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use surefoot_machine::{Inbound, State, StateKey, StateValue, StateValues, Table};
+use surefoot_model::{Lsn, ObjectKey, PartitionId};
+use surefoot_storage::{Checkpoint, Checkpointed, MemEngine, Mutant, Store};
+
+const PARTITION: PartitionId = PartitionId(3);
+
+#[test]
+fn a_store_is_the_map_of_its_records() {
+    for seed in 0..400 {
+        let outcome = World::run(seed, Mutant::None, 300);
+        assert_eq!(outcome, Ok(()), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_history_twice() {
+    for seed in 0..5 {
+        assert_eq!(World::run(seed, Mutant::VanishAcrossLayers, 300), World::run(seed, Mutant::VanishAcrossLayers, 300));
+    }
+}
+
+#[test]
+fn every_mutant_is_noticed() {
+    for mutant in [Mutant::VanishAcrossLayers, Mutant::SplitCheckpoint, Mutant::SkipFlush] {
+        let noticed = (0..200).filter(|seed| World::run(*seed, mutant, 300).is_err()).count();
+        assert!(noticed > 20, "{mutant:?} was noticed in {noticed} of 200 seeds");
+    }
+}
+
+/// What a test map holds of the two tables.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Tables {
+    numbers: BTreeMap<PartitionId, u64>,
+    values: BTreeMap<StateKey, StateValue>,
+}
+
+struct World {
+    random: Random,
+    engine: MemEngine,
+    store: Store,
+    mutant: Mutant,
+    /// The state after each record, from LSN 0.
+    history: Vec<Tables>,
+    running: Option<Checkpoint>,
+    done: Option<Checkpointed>,
+    /// What may be trimmed: no crash may go behind it.
+    trimmed: Lsn,
+}
+
+impl World {
+    /// Runs a seed; the error says which step saw what it should not.
+    fn run(seed: u64, mutant: Mutant, steps: u32) -> Result<(), String> {
+        let engine = MemEngine::new();
+        let store = Store::open(Arc::new(engine.clone()), PARTITION).expect("empty").with_mutant(mutant);
+        let mut world = Self {
+            random: Random(seed),
+            engine,
+            store,
+            mutant,
+            history: vec![Tables::default()],
+            running: None,
+            done: None,
+            trimmed: Lsn(0),
+        };
+        for step in 0..steps {
+            world.step().map_err(|what| format!("step {step}: {what}"))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        match self.random.below(20) {
+            0..8 => self.record()?,
+            8..10 => {
+                if let Some(checkpoint) = self.store.freeze() {
+                    assert!(self.running.is_none() && self.done.is_none(), "one at a time");
+                    self.running = Some(checkpoint);
+                }
+            }
+            10..15 => self.checkpoint_step(),
+            15 => self.store.refresh(),
+            16 if self.random.below(3) == 0 => self.crash(true)?,
+            17 if self.random.below(3) == 0 => self.crash(false)?,
+            _ => self.read()?,
+        }
+        self.check_all()
+    }
+
+    fn checkpoint_step(&mut self) {
+        if let Some(done) = self.done.take() {
+            self.store.checkpointed(done);
+            self.trimmed = self.store.checkpointed_lsn();
+        } else if let Some(checkpoint) = &mut self.running {
+            self.done = checkpoint.step().expect("the engine lives");
+            if self.done.is_some() {
+                self.running = None;
+            }
+        }
+    }
+
+    fn crash(&mut self, power: bool) -> Result<(), String> {
+        let dead = self.engine.clone();
+        self.engine = if power { dead.power_loss(self.random.next()) } else { dead.restart() };
+        // The dead node's checkpointer may not touch what the next one reads.
+        if let Some(mut checkpoint) = self.running.take() {
+            while let Ok(None) = checkpoint.step() {}
+        }
+        self.done = None;
+        self.store = Store::open(Arc::new(self.engine.clone()), PARTITION).expect("readable").with_mutant(self.mutant);
+        let applied = self.store.applied();
+        if applied < self.trimmed || applied.0 as usize >= self.history.len() {
+            return Err(format!("opened at {applied}, trimmed up to {}, applied {}", self.trimmed, self.history.len() - 1));
+        }
+        let end = Lsn(self.history.len() as u64);
+        self.store.check_log(self.trimmed.next(), end).map_err(|e| e.to_string())?;
+        // Half the time the log's tail is replayed, as after any restart; else it goes another way.
+        if self.random.below(2) == 0 {
+            for lsn in applied.0 + 1..end.0 {
+                self.replay(Lsn(lsn));
+            }
+        } else {
+            self.history.truncate(applied.0 as usize + 1);
+        }
+        Ok(())
+    }
+
+    /// Applies a record of the history again: whatever leads from the state before it to the one after.
+    fn replay(&mut self, lsn: Lsn) {
+        let (before, after) = (&self.history[lsn.0 as usize - 1], &self.history[lsn.0 as usize]);
+        let mut txn = self.store.begin();
+        differences::<Inbound>(&mut txn, &before.numbers, &after.numbers);
+        differences::<StateValues>(&mut txn, &before.values, &after.values);
+        txn.commit(lsn);
+    }
+
+    fn record(&mut self) -> Result<(), String> {
+        let mut tables = self.history.last().expect("never empty").clone();
+        let random = &mut self.random;
+        let mut txn = self.store.begin();
+        for _ in 0..random.below(6) {
+            if random.below(2) == 0 {
+                let key = number_key(random);
+                operate::<Inbound>(random, &mut txn, &mut tables.numbers, key, |random| random.next())?;
+            } else {
+                let key = value_key(random);
+                let value = |random: &mut Random| StateValue { bytes: Bytes::from(vec![1; random.below(9) as usize]) };
+                operate::<StateValues>(random, &mut txn, &mut tables.values, key, value)?;
+            }
+            let (from, to) = (number_key(random), number_key(random));
+            let limit = random.below(9) as usize;
+            let found = txn.scan::<Inbound>(&from, Some(&to), limit).map_err(|e| e.to_string())?;
+            same(&found, &expected(&tables.numbers, &from, Some(&to), limit), "scan in a record")?;
+        }
+        if self.random.below(6) == 0 {
+            drop(txn);
+        } else {
+            txn.commit(Lsn(self.history.len() as u64));
+            self.history.push(tables);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), String> {
+        let tables = self.history.last().expect("never empty");
+        let reader = self.store.read();
+        let key = value_key(&mut self.random);
+        let found = reader.get::<StateValues>(&key).map_err(|e| e.to_string())?;
+        same(&found, &tables.values.get(&key).cloned(), "get")?;
+        let (from, limit) = (value_key(&mut self.random), self.random.below(9) as usize);
+        let found = reader.scan::<StateValues>(&from, None, limit).map_err(|e| e.to_string())?;
+        same(&found, &expected(&tables.values, &from, None, limit), "scan")
+    }
+
+    fn check_all(&self) -> Result<(), String> {
+        let tables = self.history.last().expect("never empty");
+        let reader = self.store.read();
+        let numbers = reader.scan::<Inbound>(&PartitionId(0), None, usize::MAX).map_err(|e| e.to_string())?;
+        same(&numbers.into_iter().collect(), &tables.numbers, "numbers")?;
+        let first = StateKey { object: ObjectKey { service: "".into(), key: "".into() }, name: "".into() };
+        let values = reader.scan::<StateValues>(&first, None, usize::MAX).map_err(|e| e.to_string())?;
+        same(&values.into_iter().collect(), &tables.values, "values")?;
+        same(&self.store.applied(), &Lsn(self.history.len() as u64 - 1), "applied")
+    }
+}
+
+fn operate<T: Table>(
+    random: &mut Random,
+    txn: &mut impl State,
+    map: &mut BTreeMap<T::Key, T::Value>,
+    key: T::Key,
+    value: impl Fn(&mut Random) -> T::Value,
+) -> Result<(), String> {
+    match random.below(5) {
+        0 => {
+            let found = txn.get::<T>(&key).map_err(|e| e.to_string())?;
+            same(&found, &map.get(&key).cloned(), "get in a record")?;
+        }
+        1 if !map.contains_key(&key) => {
+            let value = value(random);
+            txn.insert::<T>(key.clone(), value.clone());
+            map.insert(key, value);
+        }
+        1 | 2 => {
+            let value = value(random);
+            txn.put::<T>(key.clone(), value.clone());
+            map.insert(key, value);
+        }
+        _ => {
+            txn.delete::<T>(&key);
+            map.remove(&key);
+        }
+    }
+    Ok(())
+}
+
+fn differences<T: Table>(txn: &mut impl State, before: &BTreeMap<T::Key, T::Value>, after: &BTreeMap<T::Key, T::Value>) {
+    for key in before.keys().filter(|key| !after.contains_key(key)) {
+        txn.delete::<T>(key);
+    }
+    for (key, value) in after.iter().filter(|(key, value)| before.get(key) != Some(value)) {
+        if before.contains_key(key) {
+            txn.put::<T>(key.clone(), value.clone());
+        } else {
+            txn.insert::<T>(key.clone(), value.clone());
+        }
+    }
+}
+
+fn expected<K: Ord + Clone, V: Clone>(map: &BTreeMap<K, V>, from: &K, to: Option<&K>, limit: usize) -> Vec<(K, V)> {
+    if to.is_some_and(|to| to <= from) {
+        return Vec::new();
+    }
+    let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+    map.range((Bound::Included(from), to)).take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(found: &T, expected: &T, what: &str) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{what}: found {found:?}, expected {expected:?}")) }
+}
+
+fn number_key(random: &mut Random) -> PartitionId {
+    PartitionId(random.below(12) as u16 * 50)
+}
+
+fn value_key(random: &mut Random) -> StateKey {
+    let key = ["", "a", "a\0", "b"][random.below(4) as usize];
+    let name = ["", "x", "x\0", "y"][random.below(4) as usize];
+    StateKey { object: ObjectKey { service: "S".into(), key: key.into() }, name: name.into() }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
