@@ -9,7 +9,13 @@ use std::collections::BTreeMap;
 use surefoot_model::catalog::{Handler, InputRule, OnMaxAttempts, Options, OutputRule, Service, ServiceKind, StreamMode};
 use surefoot_model::{DeploymentId, TargetKind};
 
-use crate::ProtocolVersion;
+use crate::version::{MAX_VERSION, MIN_VERSION, negotiate};
+
+/// Media types to ask for, in the form that every SDK reads: no parameters, the newest in the list.
+pub const ACCEPT: &str = "application/vnd.restate.endpointmanifest.v1+json, \
+     application/vnd.restate.endpointmanifest.v2+json, \
+     application/vnd.restate.endpointmanifest.v3+json, \
+     application/vnd.restate.endpointmanifest.v4+json";
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,9 +66,8 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
     if min < 1 || max < min {
         return Err(Error::Malformed(format!("protocol versions {min} to {max} are no range")));
     }
-    if ProtocolVersion::negotiate(min, max).is_none() {
-        let (server_min, server_max) = (ProtocolVersion::MIN.number(), ProtocolVersion::MAX.number());
-        return Err(Error::Versions { min, max, server_min, server_max });
+    if negotiate(min, max).is_none() {
+        return Err(Error::Versions { min, max, server_min: MIN_VERSION, server_max: MAX_VERSION });
     }
     let mut services: Vec<Service> = Vec::new();
     for service in manifest.services {
