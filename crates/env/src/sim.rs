@@ -163,9 +163,21 @@ impl SimDisk {
         self.world().dead
     }
 
-    /// The process died, the machine did not: what was written is still there, synced or not. Files that are open are dead.
+    /// The process died, the machine did not: what was issued is there, synced or not. Files that are open are dead.
     pub fn process_kill(&self) {
-        self.world().restart();
+        let mut world = self.world();
+        let world = &mut *world;
+        world.names.clone_from(&world.durable_names);
+        for change in &world.unsynced_names {
+            change.apply(&mut world.names);
+        }
+        for contents in world.files.values_mut().filter(|c| !c.unsynced.is_empty()) {
+            contents.cache.clone_from(&contents.durable);
+            for (offset, bytes) in &contents.unsynced {
+                put(&mut contents.cache, *offset, bytes);
+            }
+        }
+        world.restart();
     }
 
     /// Power fails: of what was not synced, chance decides what survives. Ends with a disk for the next life.

@@ -1,1 +1,365 @@
-//! The local file log.
+//! The local file log: one sequence of segment files for all partitions of a node, one writer, group commit.
+//!
+//! Owns: the files in its directory, the queue before the writer, recovery. Does not own: threads (the caller drives the two
+//! steppers), the decision to trim, or what a partition has applied. Files: `NNNNNNNNNN.seg`, and `NNNNNNNNNN.spare` for files
+//! waiting to become segments. The bytes are described in `format`.
+
+mod filler;
+mod format;
+mod recovery;
+mod segments;
+mod writer;
+
+pub use recovery::{Bounds, Recovery};
+
+use crate::{Durable, Entry, Log, Sink};
+use bytes::Bytes;
+use filler::Filler;
+use format::SegmentHeader;
+use segments::{Closed, Segments, Spare};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use surefoot_env::{Disk, Steps, Tasks, Wake};
+use surefoot_model::{Epoch, Lsn, PartitionId};
+use writer::{Segment, Started, Starting, Writer};
+
+/// Told once, with the reason, when the log can no longer make anything durable (rule L4).
+pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
+
+/// What a log is opened with.
+#[derive(Clone)]
+pub struct Options {
+    /// Size of the first segments in bytes; later ones double up to `segment_bytes_max` as more is retained.
+    pub segment_bytes_min: u64,
+    pub segment_bytes_max: u64,
+    /// Bytes of a batch, at least 128. A larger append becomes several batches, a larger entry several parts (rule L7).
+    pub batch_bytes_max: usize,
+    /// Called at most once; the log is dead then. A server ends its process at once.
+    pub fatal: Fatal,
+    /// [`Mutant::None`] but in tests of the tests.
+    pub mutant: Mutant,
+}
+
+impl Options {
+    /// The product's settings: segments of 1 to 64 MiB, batches of at most 512 KiB.
+    pub fn new(fatal: impl Fn(String) + Send + Sync + 'static) -> Self {
+        Self {
+            segment_bytes_min: 1 << 20,
+            segment_bytes_max: 64 << 20,
+            batch_bytes_max: 512 << 10,
+            fatal: Arc::new(fatal),
+            mutant: Mutant::None,
+        }
+    }
+}
+
+/// Deliberately broken variants. Each leaves out one rule, and some check must notice; never set outside tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    #[default]
+    None,
+    /// Batches are not synced (L6).
+    SkipSync,
+    /// Sinks hear of a batch before it is synced (L6).
+    PublishBeforeSync,
+    /// A batch verifies wherever it lies and whatever lies before it (L1).
+    NoChain,
+    /// A torn batch is kept if its header is whole (L2).
+    KeepTornTail,
+    /// Names of segments are not made durable (L3).
+    SkipDirSync,
+    /// A segment goes when its first entries are covered, not its last (C2).
+    TrimEarly,
+    /// Recovery does not sync what it keeps (L3).
+    RecoverWithoutSync,
+}
+
+impl Mutant {
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::SkipSync,
+        Self::PublishBeforeSync,
+        Self::NoChain,
+        Self::KeepTornTail,
+        Self::SkipDirSync,
+        Self::TrimEarly,
+        Self::RecoverWithoutSync,
+    ];
+}
+
+/// Why a log did not open. Nothing was changed that an attempt after repair would miss.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system said no.
+    #[error("{doing} {path}: {source}", path = .path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    /// Bytes that had been durable have changed, so acknowledged entries are gone. Restore the directory from a backup.
+    #[error(
+        "log segment {path} is damaged at byte {offset}: {what}; it had been durable, so nothing can be cut here without \
+         losing acknowledged events: restore the data directory from a backup", path = .path.display()
+    )]
+    Damaged { path: PathBuf, offset: u64, what: &'static str },
+    /// Written by a version of Surefoot with another log format.
+    #[error("log segment {path} has format {found}, this version reads {expected}: start the version that wrote it", path = .path.display(), expected = format::VERSION)]
+    Version { path: PathBuf, found: u32 },
+    /// A segment between others is not there.
+    #[error("log segment {path} is missing, but later ones follow it: restore the data directory from a backup", path = .path.display())]
+    Missing { path: PathBuf },
+    /// Checkpoint and log do not meet (rule C2).
+    #[error(
+        "partition {partition} has applied up to {applied}, but the log holds {first} to before {next}: \
+         tables and log are not of the same data directory, or one was restored without the other"
+    )]
+    Gap { partition: PartitionId, applied: Lsn, first: Lsn, next: Lsn },
+    /// The caller could not take an entry.
+    #[error("replay entry {lsn} of partition {partition}: {source}")]
+    Replay { partition: PartitionId, lsn: Lsn, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// Takes the recovered entries, in log order.
+pub type Replay<'a> = dyn FnMut(Entry) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+
+/// A log that is ready: connect the sinks, then drive the steppers.
+pub struct Opened {
+    pub log: LocalLog,
+    pub recovery: Recovery,
+    /// Writes, syncs and publishes.
+    pub writer: Stepper,
+    /// Prepares and recycles segments.
+    pub filler: Stepper,
+}
+
+/// A stepper with the name and the wake it is to be driven with.
+pub struct Stepper {
+    pub name: &'static str,
+    pub wake: Wake,
+    pub steps: Box<dyn Steps>,
+}
+
+impl Stepper {
+    pub fn drive(self, tasks: &dyn Tasks) {
+        tasks.drive(self.name, self.wake, self.steps);
+    }
+}
+
+/// Opens the log in `dir`, which is made if missing. Hands every durable entry of every partition to `replay`, in log order, large
+/// ones in one piece; cuts a torn tail, makes durable what it keeps (rule L3), and starts a new segment.
+///
+/// Entries that the caller's checkpoint covers are replayed too: it skips them. Afterwards it asks [`Recovery::check`] for each
+/// of its partitions. Errors: see [`Error`]; all mean that the node must not start.
+pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, replay: &mut Replay<'_>) -> Result<Opened, Error> {
+    assert!(options.batch_bytes_max >= 128 && options.segment_bytes_min >= 1024, "sizes leave room for headers");
+    assert!(options.segment_bytes_min <= options.segment_bytes_max, "the smallest segment is no larger than the largest");
+    let mut found = recovery::recover(&*disk, dir, &options, replay)?;
+    let mut segments = Segments::new(dir, &options);
+    segments.closed = std::mem::take(&mut found.closed).into();
+    found.tidy(&*disk, dir, &options, &mut segments)?;
+    let shared = Arc::new(Shared {
+        inbox: Mutex::default(),
+        routes: Mutex::default(),
+        segments: Mutex::new(segments),
+        writer_wake: Wake::new(),
+        filler_wake: Wake::new(),
+        closed: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
+        // Rounded so that padding never exceeds the bound.
+        batch_bytes_max: options.batch_bytes_max / format::ALIGN * format::ALIGN,
+        mutant: options.mutant,
+        fatal: options.fatal,
+    });
+    let header = SegmentHeader { number: found.number_max + 1, previous: found.previous, next: found.next.clone() };
+    let segment = start(&shared, &*disk, dir, &header).map_err(|source| Error::Io {
+        doing: "start a log segment in",
+        path: dir.to_owned(),
+        source,
+    })?;
+    shared.turn(None, &segment);
+    let writer = Writer::new(shared.clone(), disk.clone(), dir.to_owned(), segment, found.next);
+    let filler = Filler::new(shared.clone(), disk, dir.to_owned());
+    Ok(Opened {
+        recovery: found.summary,
+        writer: Stepper { name: "log-writer", wake: shared.writer_wake.clone(), steps: Box::new(writer) },
+        filler: Stepper { name: "log-filler", wake: shared.filler_wake.clone(), steps: Box::new(filler) },
+        log: LocalLog { shared },
+    })
+}
+
+fn start(shared: &Shared, disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -> io::Result<Segment> {
+    let mut starting = Starting::new(header);
+    loop {
+        match starting.step(shared, disk, dir)? {
+            Started::Not(next) => starting = next,
+            Started::Yes(segment) => return Ok(segment),
+        }
+    }
+}
+
+/// The local log. Clones share it.
+#[derive(Clone)]
+pub struct LocalLog {
+    shared: Arc<Shared>,
+}
+
+impl LocalLog {
+    /// Sends what becomes durable of `partition` to `sink`. Partitions may share one: what becomes durable together then comes
+    /// in one call. To be called before the writer is driven; entries of a partition without a sink go nowhere.
+    pub fn connect(&self, partition: PartitionId, sink: Arc<dyn Sink>) {
+        let mut routes = self.shared.routes();
+        let known = routes.sinks.iter().position(|s| Arc::ptr_eq(s, &sink));
+        let at = known.unwrap_or(routes.sinks.len());
+        if known.is_none() {
+            routes.sinks.push(sink);
+        }
+        routes.of.insert(partition, at);
+    }
+
+    /// Ends both steppers once all that was appended before is durable. What is appended after is dropped.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.writer_wake.wake();
+        self.shared.filler_wake.wake();
+    }
+
+    /// Bytes of log that a recovery would read now.
+    pub fn bytes_retained(&self) -> u64 {
+        self.shared.segments().bytes_retained()
+    }
+
+    /// The partition whose checkpoint would free most of what holds the oldest segment (rule C5). None while all that is
+    /// retained is the segment being written, or can go already.
+    pub fn oldest_holder(&self) -> Option<PartitionId> {
+        self.shared.segments().oldest_holder()
+    }
+}
+
+impl Log for LocalLog {
+    fn append(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>) {
+        if self.shared.is_over() {
+            return;
+        }
+        let mut inbox = self.shared.inbox.lock().expect(UNPOISONED);
+        // The writer takes all there is, so whoever found the queue empty has woken it for everyone after.
+        let wake = inbox.is_empty();
+        inbox.push_back(Queued { partition, epoch, payloads, durable });
+        drop(inbox);
+        if wake {
+            self.shared.writer_wake.wake();
+        }
+    }
+
+    fn trim(&self, partition: PartitionId, up_to: Lsn) {
+        self.shared.segments().trim(partition, up_to);
+        self.shared.filler_wake.wake();
+    }
+}
+
+struct Queued {
+    partition: PartitionId,
+    epoch: Epoch,
+    payloads: Vec<Bytes>,
+    durable: Option<Durable>,
+}
+
+const UNPOISONED: &str = "no holder of this lock panics";
+
+/// What handle, writer and filler have in common.
+struct Shared {
+    inbox: Mutex<VecDeque<Queued>>,
+    routes: Mutex<Routes>,
+    segments: Mutex<Segments>,
+    writer_wake: Wake,
+    filler_wake: Wake,
+    closed: AtomicBool,
+    failed: AtomicBool,
+    batch_bytes_max: usize,
+    mutant: Mutant,
+    fatal: Fatal,
+}
+
+#[derive(Default)]
+struct Routes {
+    sinks: Vec<Arc<dyn Sink>>,
+    of: BTreeMap<PartitionId, usize>,
+}
+
+impl Shared {
+    fn segments(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().expect(UNPOISONED)
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().expect(UNPOISONED)
+    }
+
+    fn is_over(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.has_failed()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// The end of this log: says so, once, and stops both steppers.
+    fn fail(&self, message: &str) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            (self.fatal)(message.to_owned());
+            self.writer_wake.wake();
+            self.filler_wake.wake();
+        }
+    }
+
+    /// Swaps the queue with `empty`, whose room is used again; false if nothing was queued.
+    fn take_queued(&self, empty: &mut VecDeque<Queued>) -> bool {
+        std::mem::swap(&mut *self.inbox.lock().expect(UNPOISONED), empty);
+        !empty.is_empty()
+    }
+
+    /// Hands durable entries to their sinks, one call each, then calls back. Leaves both empty.
+    fn publish(&self, entries: &mut Vec<Entry>, durable: &mut Vec<(Durable, Lsn)>) {
+        let routes = self.routes();
+        let sinks = routes.sinks.clone();
+        let mut shares: Vec<Vec<Entry>> = sinks.iter().map(|_| Vec::new()).collect();
+        for entry in entries.drain(..) {
+            if let Some(at) = routes.of.get(&entry.partition) {
+                shares[*at].push(entry);
+            }
+        }
+        drop(routes);
+        for (sink, share) in sinks.iter().zip(shares) {
+            if !share.is_empty() {
+                sink.durable(share);
+            }
+        }
+        for (durable, lsn) in durable.drain(..) {
+            durable(lsn);
+        }
+    }
+
+    /// The file for the next segment, or the size to make one with.
+    fn next_file(&self) -> (Option<Spare>, u64) {
+        let mut segments = self.segments();
+        segments.spare_refused = false;
+        (segments.spares.pop(), segments.capacity_wanted())
+    }
+
+    /// The writer goes on in `current`.
+    fn turn(&self, closed: Option<Closed>, current: &Segment) {
+        let mut segments = self.segments();
+        segments.closed.extend(closed);
+        (segments.current_end, segments.current_capacity) = (current.end, current.capacity);
+    }
+
+    /// The current segment now ends at `end`. True if the filler should look.
+    fn note_end(&self, end: u64) -> bool {
+        let mut segments = self.segments();
+        segments.current_end = end;
+        segments.wants_spare()
+    }
+
+    fn sync_dir(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        if self.mutant == Mutant::SkipDirSync { Ok(()) } else { disk.sync_dir(dir) }
+    }
+}

@@ -1,0 +1,118 @@
+//! The zero-filler: writes zeros through the next segment's file before it is needed, and takes trimmed segments out of the log.
+//!
+//! Owns: making, recycling and removing files, one disk operation per step. Does not own: which segments may go (`segments`).
+//! Each change of a name is made durable before the next, and before the file is used again, so that whatever a power loss
+//! leaves is a run of segments without a gap, and no file is written under a name it may lose.
+
+use super::Shared;
+use super::segments::Spare;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use surefoot_env::{Disk, File, Step, Steps};
+
+/// Zeros per write.
+const FILL_BYTES: usize = 256 << 10;
+
+pub(super) struct Filler {
+    shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    zeros: Vec<u8>,
+    stage: Stage,
+}
+
+enum Stage {
+    Look,
+    Fill {
+        file: Box<dyn File>,
+        spare: Spare,
+        filled: u64,
+    },
+    SyncFilled {
+        file: Box<dyn File>,
+        spare: Spare,
+    },
+    /// A name changed; once that is durable the spare can be used.
+    SyncDir {
+        ready: Option<Spare>,
+    },
+    /// No room for a spare: the writer makes do without.
+    Abandon {
+        path: PathBuf,
+    },
+}
+
+impl Filler {
+    pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
+        Self { shared, disk, dir, zeros: vec![0; FILL_BYTES], stage: Stage::Look }
+    }
+
+    fn look(&mut self) -> io::Result<Step> {
+        let mut segments = self.shared.segments();
+        if let Some(trimmed) = segments.take_covered() {
+            let ready =
+                segments.fits(trimmed.file_bytes).then(|| Spare { path: segments.spare_path(), file_bytes: trimmed.file_bytes });
+            drop(segments);
+            match &ready {
+                Some(spare) => self.disk.rename(&trimmed.path, &spare.path)?,
+                None => self.disk.remove(&trimmed.path)?,
+            }
+            self.stage = Stage::SyncDir { ready };
+        } else if segments.wants_spare() {
+            let spare = Spare { file_bytes: segments.capacity_wanted(), path: segments.spare_path() };
+            drop(segments);
+            self.stage = match self.disk.create(&spare.path) {
+                Ok(file) => Stage::Fill { file, spare, filled: 0 },
+                Err(_) => Stage::Abandon { path: spare.path },
+            };
+        } else {
+            return Ok(Step::Idle);
+        }
+        Ok(Step::Worked)
+    }
+
+    fn work(&mut self) -> io::Result<Step> {
+        match std::mem::replace(&mut self.stage, Stage::Look) {
+            Stage::Look => return self.look(),
+            Stage::Fill { file, spare, filled } => {
+                let bytes = (spare.file_bytes - filled).min(FILL_BYTES as u64);
+                let written = file.write_at(filled, &self.zeros[..bytes as usize]);
+                self.stage = match written {
+                    Err(_) => Stage::Abandon { path: spare.path },
+                    Ok(()) if filled + bytes == spare.file_bytes => Stage::SyncFilled { file, spare },
+                    Ok(()) => Stage::Fill { file, spare, filled: filled + bytes },
+                };
+            }
+            Stage::SyncFilled { file, spare } => {
+                file.sync_data()?;
+                self.stage = Stage::SyncDir { ready: Some(spare) };
+            }
+            Stage::SyncDir { ready } => {
+                self.shared.sync_dir(&*self.disk, &self.dir)?;
+                self.shared.segments().spares.extend(ready);
+            }
+            Stage::Abandon { path } => {
+                self.shared.segments().spare_refused = true;
+                // What is left of it is removed or taken up by the next start.
+                let _ = self.disk.remove(&path);
+            }
+        }
+        Ok(Step::Worked)
+    }
+}
+
+impl Steps for Filler {
+    fn step(&mut self) -> Step {
+        if self.shared.is_over() {
+            return Step::Done;
+        }
+        match self.work() {
+            Ok(step) => step,
+            Err(error) => {
+                self.shared.fail(&format!("prepare a log segment in {}: {error}", self.dir.display()));
+                Step::Done
+            }
+        }
+    }
+}

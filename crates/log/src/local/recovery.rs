@@ -1,0 +1,352 @@
+//! Recovery: what a directory of segments still says after a crash, or why it must not be trusted.
+//!
+//! Owns: reading segments in order, telling a torn tail from rot (rule L2), putting large entries together again. Does not own:
+//! writing, but for the sync of what it keeps (rule L3) and the removal of files that never became part of the log.
+
+use super::format::{self, ALIGN, BATCH_HEADER, BatchHeader, HEADER_START, HeaderFault, Part, SegmentHeader};
+use super::segments::{self, Closed, Named, Ranges, Segments, Spare, named, segment_path};
+use super::{Error, Mutant, Options, Replay};
+use crate::Entry;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use surefoot_env::{Disk, File};
+use surefoot_model::{Epoch, Lsn, PartitionId};
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Entries replayed.
+    pub records: u64,
+    /// Bytes of log that were read and kept.
+    pub bytes: u64,
+    /// Bytes recognised as a torn tail and cut; never acknowledged.
+    pub cut_bytes: u64,
+    /// What the log holds of each partition it ever saw.
+    pub partitions: BTreeMap<PartitionId, Bounds>,
+}
+
+/// The entries of one partition: from `first` to before `next`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The first retained LSN; equal to `next` if nothing is retained.
+    pub first: Lsn,
+    /// The LSN that the next entry gets.
+    pub next: Lsn,
+}
+
+impl Recovery {
+    /// A partition that was never seen starts at 1.
+    pub fn bounds(&self, partition: PartitionId) -> Bounds {
+        self.partitions.get(&partition).copied().unwrap_or(Bounds { first: Lsn(1), next: Lsn(1) })
+    }
+
+    /// Whether tables that have applied up to `applied` and this log meet without a gap (rule C2). Errors: [`Error::Gap`].
+    pub fn check(&self, partition: PartitionId, applied: Lsn) -> Result<(), Error> {
+        let Bounds { first, next } = self.bounds(partition);
+        let met = first <= applied.next() && applied < next;
+        if met { Ok(()) } else { Err(Error::Gap { partition, applied, first, next }) }
+    }
+}
+
+/// A directory that was read.
+pub(super) struct Found {
+    pub(super) summary: Recovery,
+    pub(super) closed: Vec<Closed>,
+    pub(super) next: BTreeMap<PartitionId, Lsn>,
+    /// The last segment and where it ends.
+    pub(super) previous: Option<(u64, u64)>,
+    /// The highest number any segment had.
+    pub(super) number_max: u64,
+    /// A segment whose header never became durable.
+    stillborn: Option<PathBuf>,
+    spares: Vec<(u64, PathBuf)>,
+}
+
+impl Found {
+    /// Removes what is of no use, keeps spares, and makes the names durable.
+    pub(super) fn tidy(&self, disk: &dyn Disk, dir: &Path, options: &Options, segments: &mut Segments) -> Result<(), Error> {
+        let remove = |path: &Path| disk.remove(path).map_err(|e| io(e, "remove", path));
+        self.stillborn.iter().try_for_each(|path| remove(path))?;
+        for (name, path) in &self.spares {
+            let file_bytes = disk.open(path).and_then(|file| file.len()).map_err(|e| io(e, "open", path))?;
+            segments.spares_named = segments.spares_named.max(*name);
+            if segments.fits(file_bytes) {
+                segments.spares.push(Spare { path: path.clone(), file_bytes });
+            } else {
+                remove(path)?;
+            }
+        }
+        if options.mutant == Mutant::SkipDirSync { Ok(()) } else { disk.sync_dir(dir).map_err(|e| io(e, "sync", dir)) }
+    }
+}
+
+pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &Options, replay: &mut Replay<'_>) -> Result<Found, Error> {
+    disk.create_dir(dir).map_err(|e| io(e, "make", dir))?;
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        disk.sync_dir(above).map_err(|e| io(e, "sync", above))?;
+    }
+    let (mut numbers, mut spares) = (Vec::new(), Vec::new());
+    for path in disk.list(dir).map_err(|e| io(e, "list", dir))? {
+        match named(&path) {
+            Named::Segment(number) => numbers.push(number),
+            Named::Spare(name) => spares.push((name, path)),
+            Named::Other => {}
+        }
+    }
+    numbers.sort_unstable();
+    let number_max = numbers.last().copied().unwrap_or(0);
+    let mut stillborn = None;
+    let mut sources = Vec::new();
+    for number in numbers {
+        match Source::open(disk, dir, number)? {
+            Some(source) => sources.push(source),
+            // Only the last can have been started and not finished; `Source::open` made sure that nothing was ever in it.
+            None if number == number_max => stillborn = Some(segment_path(dir, number)),
+            None => return Err(Error::Damaged { path: segment_path(dir, number), offset: 0, what: "its header is damaged" }),
+        }
+    }
+    let mut reader = Reader::new(options.mutant, replay);
+    let mut closed = Vec::new();
+    let mut previous = None;
+    for (at, source) in sources.iter().enumerate() {
+        let follower = sources.get(at + 1);
+        if let Some(follower) = follower
+            && follower.header.previous.map(|(number, _)| number) != Some(source.header.number)
+        {
+            let missing = follower.header.previous.map_or(source.header.number + 1, |(number, _)| number);
+            return Err(Error::Missing { path: segment_path(dir, missing) });
+        }
+        let segment = reader.read(source, follower.and_then(|f| f.header.previous).map(|(_, end)| end))?;
+        previous = Some((source.header.number, segment.end));
+        closed.push(segment);
+    }
+    let Reader { first, next, summary, .. } = reader;
+    let partitions = next.iter().map(|(p, next)| (*p, Bounds { first: first.get(p).copied().unwrap_or(Lsn(1)), next: *next }));
+    let summary = Recovery { partitions: partitions.collect(), ..summary };
+    Ok(Found { summary, closed, next, previous, number_max, stillborn, spares })
+}
+
+/// A segment with a sound header.
+struct Source {
+    path: PathBuf,
+    file: Box<dyn File>,
+    bytes: u64,
+    header: SegmentHeader,
+    /// The header as it lies in the file.
+    raw: Vec<u8>,
+}
+
+impl Source {
+    /// None if the file has no sound header and never held a batch. Errors if it has none, but held batches.
+    fn open(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Option<Self>, Error> {
+        let path = segment_path(dir, number);
+        let file = disk.open(&path).map_err(|e| io(e, "open", &path))?;
+        let bytes = file.len().map_err(|e| io(e, "open", &path))?;
+        let mut start = [0; HEADER_START];
+        let mut length = Err(HeaderFault::Damaged);
+        if bytes >= HEADER_START as u64 {
+            file.read_at(0, &mut start).map_err(|e| io(e, "read", &path))?;
+            length = SegmentHeader::length(&start, number);
+        }
+        let mut raw = Vec::new();
+        let header = match length {
+            Ok(length) if length as u64 <= bytes => {
+                raw.resize(length, 0);
+                file.read_at(0, &mut raw).map_err(|e| io(e, "read", &path))?;
+                SegmentHeader::decode(&raw)
+            }
+            Ok(_) => Err(HeaderFault::Damaged),
+            Err(fault) => Err(fault),
+        };
+        match header {
+            Ok(header) => Ok(Some(Self { path, file, bytes, header, raw })),
+            Err(HeaderFault::Version(found)) => Err(Error::Version { path, found }),
+            Err(HeaderFault::Damaged) => {
+                let mut all = vec![0; bytes as usize];
+                file.read_at(0, &mut all).map_err(|e| io(e, "read", &path))?;
+                // A batch is only written once the header is durable.
+                let held = batches_behind(&all, 0, number).next().is_some();
+                let what = "its header is damaged, though batches follow";
+                if held { Err(Error::Damaged { path, offset: 0, what }) } else { Ok(None) }
+            }
+        }
+    }
+}
+
+/// Headers of this segment's batches at or behind `from` that verify by themselves, whatever became of the chain.
+fn batches_behind(bytes: &[u8], from: usize, segment: u64) -> impl Iterator<Item = BatchHeader> {
+    (from.next_multiple_of(ALIGN)..bytes.len().saturating_sub(BATCH_HEADER - 1)).step_by(ALIGN).filter_map(move |at| {
+        BatchHeader::decode(&bytes[at..]).filter(|h| h.segment == segment && h.offset == at as u64 && h.synced <= h.offset)
+    })
+}
+
+/// Goes through segments in order.
+struct Reader<'a, 'r> {
+    mutant: Mutant,
+    replay: &'a mut Replay<'r>,
+    /// First retained LSN of each partition; set by the oldest segment's header, 1 for partitions that came later.
+    first: BTreeMap<PartitionId, Lsn>,
+    next: BTreeMap<PartitionId, Lsn>,
+    unfinished: BTreeMap<PartitionId, Unfinished>,
+    summary: Recovery,
+    oldest: bool,
+}
+
+/// A large entry of which the last part was not seen yet.
+struct Unfinished {
+    epoch: Epoch,
+    lsn: Lsn,
+    part: u16,
+    parts: u16,
+    payload: Vec<u8>,
+}
+
+impl<'a, 'r> Reader<'a, 'r> {
+    fn new(mutant: Mutant, replay: &'a mut Replay<'r>) -> Self {
+        Self {
+            mutant,
+            replay,
+            first: BTreeMap::new(),
+            next: BTreeMap::new(),
+            unfinished: BTreeMap::new(),
+            summary: Recovery::default(),
+            oldest: true,
+        }
+    }
+
+    /// Reads one segment, up to `end` if a later one says where it ends, else as far as it is sound, and replays it.
+    fn read(&mut self, source: &Source, end: Option<u64>) -> Result<Closed, Error> {
+        self.continue_at(source)?;
+        let mut bytes = vec![0; source.bytes as usize];
+        source.file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
+        let (batches, kept) = self.sound_batches(source, &bytes, end);
+        let damaged = |what| Error::Damaged { path: source.path.clone(), offset: kept as u64, what };
+        match end {
+            Some(end) if kept as u64 != end => return Err(damaged("a batch does not verify, and a later segment follows")),
+            Some(_) => {}
+            None => {
+                let mut torn_end = kept;
+                for later in batches_behind(&bytes, kept, source.header.number) {
+                    if later.synced > kept as u64 {
+                        return Err(damaged("a batch does not verify, and a later one proves that it was durable"));
+                    }
+                    torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
+                }
+                self.summary.cut_bytes += (torn_end - kept) as u64;
+                if self.mutant != Mutant::RecoverWithoutSync {
+                    source.file.sync_data().map_err(|e| io(e, "sync", &source.path))?;
+                }
+            }
+        }
+        self.summary.bytes += kept as u64;
+        let mut ranges = Ranges::new();
+        for batch in batches {
+            let at = batch.start as u64;
+            self.batch(&bytes[batch], &mut ranges, |what| Error::Damaged { path: source.path.clone(), offset: at, what })?;
+        }
+        Ok(Closed { path: source.path.clone(), end: kept as u64, file_bytes: source.bytes, ranges })
+    }
+
+    /// The oldest header says where every partition starts; each later one repeats what was read up to it.
+    fn continue_at(&mut self, source: &Source) -> Result<(), Error> {
+        let stated = &source.header.next;
+        if std::mem::take(&mut self.oldest) {
+            self.first.clone_from(stated);
+        } else {
+            let at = |map: &BTreeMap<PartitionId, Lsn>, p| map.get(p).copied().unwrap_or(Lsn(1));
+            if stated.keys().chain(self.next.keys()).any(|p| at(stated, p) != at(&self.next, p)) {
+                let what = "its header does not continue the segment before";
+                return Err(Error::Damaged { path: source.path.clone(), offset: 0, what });
+            }
+        }
+        self.next.extend(stated);
+        Ok(())
+    }
+
+    /// The unbroken run of batches from the segment's start, and where it ends.
+    fn sound_batches(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> (Vec<Range<usize>>, usize) {
+        let limit = end.map_or(bytes.len(), |end| bytes.len().min(end as usize));
+        let number = source.header.number;
+        let mut chain = format::chain_start(&source.raw, number);
+        let mut at = source.raw.len();
+        let mut batches = Vec::new();
+        while let Some(header) = BatchHeader::decode(&bytes[at..limit.max(at)]) {
+            let in_place = self.mutant == Mutant::NoChain || (header.segment == number && header.offset == at as u64);
+            let Some(batch) = bytes[..limit].get(at..at + header.length).filter(|_| in_place) else { break };
+            let before = if self.mutant == Mutant::NoChain { 0 } else { chain };
+            if !header.verifies(batch, before) && self.mutant != Mutant::KeepTornTail {
+                break;
+            }
+            chain = header.chain;
+            batches.push(at..at + header.length);
+            at += header.length;
+        }
+        (batches, at)
+    }
+
+    fn batch(&mut self, batch: &[u8], ranges: &mut Ranges, damaged: impl Fn(&'static str) -> Error) -> Result<(), Error> {
+        let entries = BatchHeader::decode(batch).expect("it was decoded when it was found").entries;
+        let mut body = &batch[BATCH_HEADER..];
+        for _ in 0..entries {
+            let part = Part::decode(&mut body).ok_or_else(|| damaged("a batch holds less than it says"))?;
+            let next = self.next.entry(part.partition).or_insert(Lsn(1));
+            if part.lsn != *next || part.part == 0 || part.part > part.parts {
+                return Err(damaged("an entry does not continue its partition"));
+            }
+            segments::note(ranges, part.partition, part.lsn);
+            let entry = if part.parts == 1 {
+                self.unfinished.remove(&part.partition);
+                Some(part.to_entry())
+            } else {
+                self.join(&part).map_err(&damaged)?
+            };
+            if part.part < part.parts {
+                continue;
+            }
+            self.next.insert(part.partition, part.lsn.next());
+            match entry {
+                Some(entry) => {
+                    let (partition, lsn) = (entry.partition, entry.lsn);
+                    (self.replay)(entry).map_err(|source| Error::Replay { partition, lsn, source })?;
+                    self.summary.records += 1;
+                }
+                // Its first parts were in a segment that is trimmed, so that the entry is, too.
+                None => {
+                    self.first.insert(part.partition, part.lsn.next());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a part to its entry; the entry, if that was the last and all the others are there.
+    fn join(&mut self, part: &Part<'_>) -> Result<Option<Entry>, &'static str> {
+        let Part { partition, epoch, lsn, parts, .. } = *part;
+        if part.part == 1 {
+            // An unfinished one before it is void: its writer died.
+            let payload = part.payload.to_vec();
+            self.unfinished.insert(partition, Unfinished { epoch, lsn, part: 1, parts, payload });
+            return Ok(None);
+        }
+        let Some(entry) = self.unfinished.get_mut(&partition) else {
+            let trimmed = self.first.get(&partition).copied().unwrap_or(Lsn(1)) == lsn;
+            return if trimmed { Ok(None) } else { Err("a part of an entry has none before it") };
+        };
+        if (entry.epoch, entry.lsn, entry.parts, entry.part + 1) != (epoch, lsn, parts, part.part) {
+            return Err("a part of an entry does not continue the one before");
+        }
+        entry.part = part.part;
+        entry.payload.extend_from_slice(part.payload);
+        if part.part < parts {
+            return Ok(None);
+        }
+        let whole = self.unfinished.remove(&partition).expect("it was there a line ago");
+        Ok(Some(Entry { partition, lsn, epoch, payload: Bytes::from(whole.payload) }))
+    }
+}
+
+fn io(source: std::io::Error, doing: &'static str, path: &Path) -> Error {
+    Error::Io { doing, path: path.to_owned(), source }
+}

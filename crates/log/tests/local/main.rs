@@ -1,0 +1,10 @@
+//! The local log against a disk that loses power.
+
+#![allow(clippy::unwrap_used, reason = "clippy knows tests by their attribute, not their helpers")]
+
+mod harness;
+
+mod conformance;
+mod crash;
+mod segments;
+mod torn;
