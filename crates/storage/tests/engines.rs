@@ -1,5 +1,7 @@
 //! What every engine owes, asked of each: the production engine and the one in memory.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What a store promises, case by case: which deletions leave a tombstone, what a checkpoint writes, how errors read.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod samples;
 
 use samples::{Each, every_table, id, invocation};
