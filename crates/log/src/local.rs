@@ -339,10 +339,10 @@ impl Shared {
     }
 
     /// The file for the next segment, or the size to make one with.
-    fn next_file(&self) -> (Option<Spare>, u64) {
+    fn next_file(&self) -> Result<Spare, u64> {
         let mut segments = self.segments();
         segments.spare_refused = false;
-        (segments.spares.pop(), segments.capacity_wanted())
+        segments.spares.pop().ok_or(segments.bytes_min)
     }
 
     /// The writer goes on in `current`.

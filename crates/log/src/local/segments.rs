@@ -37,7 +37,7 @@ pub(super) struct Spare {
 
 pub(super) struct Segments {
     dir: PathBuf,
-    bytes_min: u64,
+    pub(super) bytes_min: u64,
     bytes_max: u64,
     mutant: Mutant,
     /// Oldest first.

@@ -283,7 +283,9 @@ impl Segment {
 /// batch before the header is.
 pub(super) struct Starting {
     number: u64,
+    /// What is written first: the header, and zeros behind it if the file is new.
     header: Vec<u8>,
+    header_bytes: usize,
     at: At,
 }
 
@@ -302,21 +304,27 @@ pub(super) enum Started {
 
 impl Starting {
     pub(super) fn new(header: &SegmentHeader) -> Self {
-        Self { number: header.number, header: header.encode(), at: At::File }
+        let number = header.number;
+        let header = header.encode();
+        Self { number, header_bytes: header.len(), header, at: At::File }
     }
 
     /// Does the next disk operation.
-    pub(super) fn step(self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Started> {
+    pub(super) fn step(mut self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Started> {
         let path = segment_path(dir, self.number);
         let at = match self.at {
             At::File => {
-                let (spare, wanted) = shared.next_file();
-                match spare {
-                    Some(spare) => {
+                match shared.next_file() {
+                    Ok(spare) => {
                         disk.rename(&spare.path, &path)?;
                         At::Opening(Spare { path, file_bytes: spare.file_bytes })
                     }
-                    None => At::Name(disk.create(&path)?, wanted),
+                    Err(capacity) => {
+                        let file = disk.create(&path)?;
+                        // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
+                        self.header.resize(capacity as usize, 0);
+                        At::Name(file, capacity)
+                    }
                 }
             }
             At::Opening(spare) => At::Name(disk.open(&spare.path)?, spare.file_bytes),
@@ -330,17 +338,10 @@ impl Starting {
             }
             At::Sync(file, capacity) => {
                 file.sync_data()?;
-                let header_bytes = self.header.len() as u64;
-                return Ok(Started::Yes(Segment {
-                    file,
-                    number: self.number,
-                    capacity,
-
-                    end: header_bytes,
-                    synced: header_bytes,
-                    chain: format::chain_start(&self.header, self.number),
-                    ranges: Ranges::new(),
-                }));
+                let end = self.header_bytes as u64;
+                let chain = format::chain_start(&self.header[..self.header_bytes], self.number);
+                let (number, ranges) = (self.number, Ranges::new());
+                return Ok(Started::Yes(Segment { file, number, capacity, end, synced: end, chain, ranges }));
             }
         };
         Ok(Started::Not(Self { at, ..self }))

@@ -7,4 +7,5 @@ mod harness;
 mod conformance;
 mod crash;
 mod segments;
+mod threads;
 mod torn;
