@@ -5,6 +5,13 @@
 //! verdict. What an attempt brings goes to an [`Output`]; what it is to know comes in [`AttemptStart`] and live.
 
 mod api;
+mod attempt;
+mod invoker;
+mod retry;
 pub mod submission;
+pub mod transport;
 
 pub use api::{AttemptStart, EagerState, Live, Output, Settings};
+pub use invoker::Invoker;
+pub use retry::{Wish, verdict};
+pub use transport::{DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError};

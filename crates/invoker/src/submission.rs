@@ -1,1 +1,71 @@
 //! Submissions resolved at the edge: everything `apply` is to know of the catalog and the settings, put into the event (rule M1).
+//!
+//! Shared by calls between handlers, the ingress and sources. Does not own: whether the caller may ask (public or private, key
+//! rules of the way in), or who waits for the result.
+
+use surefoot_env::Ids;
+use surefoot_model::catalog::{Catalog, Defaults};
+use surefoot_model::{InvocationId, Origin, Submission, Target, Timestamp};
+use surefoot_protocol::encode_input;
+
+/// What somebody wants invoked.
+#[derive(Clone, Debug)]
+pub struct New<'a, K, V> {
+    pub service: &'a str,
+    pub handler: &'a str,
+    /// Empty for plain services, whatever the key.
+    pub key: &'a str,
+    /// In the order in which the handler is to see them.
+    pub headers: &'a [(K, V)],
+    pub body: bytes::Bytes,
+    pub idempotency_key: Option<&'a str>,
+    /// Absent: at once.
+    pub execute_at: Option<Timestamp>,
+    pub origin: Origin,
+}
+
+/// What is not in the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("service not found")]
+    UnknownService,
+    #[error("handler not found")]
+    UnknownHandler,
+}
+
+/// A submission with a new id, unless an idempotency key or a workflow's key names it. Nobody waits for it yet: request, caller
+/// and source are for whoever submits it to fill in.
+pub fn build<K: AsRef<str>, V: AsRef<str>>(
+    catalog: &Catalog,
+    defaults: &Defaults,
+    ids: &dyn Ids,
+    new: New<'_, K, V>,
+) -> Result<Submission, Error> {
+    build_with(catalog, defaults, ids.random_u128(), new)
+}
+
+/// As [`build`], with what is random given: the same number gives the same id and seed (rule K3).
+pub fn build_with<K: AsRef<str>, V: AsRef<str>>(
+    catalog: &Catalog,
+    defaults: &Defaults,
+    random: u128,
+    new: New<'_, K, V>,
+) -> Result<Submission, Error> {
+    let service = catalog.services.get(new.service).ok_or(Error::UnknownService)?;
+    let handler = service.handlers.get(new.handler).ok_or(Error::UnknownHandler)?;
+    let key = if service.is_keyed() { new.key } else { "" };
+    let target = Target { kind: handler.target, service: service.name.clone(), key: key.into(), handler: handler.name.clone() };
+    Ok(Submission {
+        id: InvocationId::for_submission(&target, new.idempotency_key, random),
+        input: encode_input(new.headers, &new.body),
+        idempotency_key: new.idempotency_key.map(Into::into),
+        origin: new.origin,
+        execute_at: new.execute_at,
+        retention: service.retention(handler, new.idempotency_key.is_some(), defaults),
+        random_seed: (random >> 64) as u64 ^ random as u64,
+        target,
+        request: None,
+        caller: None,
+        source: None,
+    })
+}

@@ -24,7 +24,7 @@ pub use apply::apply;
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{
     CatalogKey, CatalogRow, CatalogRows, Expiries, ExpiryKey, ExpiryRow, Family, Inbound, Inbox, InboxKey, Invocations, Journal,
-    JournalKey, Meta, MetaRow, ObjectRow, Objects, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running, SourceRow,
-    Sources, State, StateError, StateKey, StateNames, StateValue, StateValues, Streams, Table, TableSet, TimerKey, TimerRow,
-    Timers, Visit,
+    JournalKey, Meta, MetaRow, ObjectRow, Objects, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running,
+    SourceRow, Sources, State, StateError, StateKey, StateNames, StateValue, StateValues, Streams, Table, TableSet, TimerKey,
+    TimerRow, Timers, Visit,
 };

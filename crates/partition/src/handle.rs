@@ -7,7 +7,8 @@ use crate::answers::{Answer, Requests, Stopped};
 use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
-    IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query, SourceInfo,
+    IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query,
+    SourceInfo,
 };
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,7 +145,8 @@ impl Partitions {
         let limit = filter.limit.clamp(1, LIST_MAX);
         let mut page = InvocationPage::default();
         let mut range = IdRange::of(&filter);
-        let (first, last) = (range.from.partition(self.count()).0, range.to.map_or(self.count() - 1, |id| id.partition(self.count()).0));
+        let (first, last) =
+            (range.from.partition(self.count()).0, range.to.map_or(self.count() - 1, |id| id.partition(self.count()).0));
         for partition in (first..=last.min(self.count() - 1)).map(PartitionId) {
             loop {
                 let (filter, room) = (filter.clone(), limit - page.invocations.len());

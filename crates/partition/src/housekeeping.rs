@@ -82,7 +82,13 @@ impl Housekeeping {
         Ok(events)
     }
 
-    fn expire(&mut self, reader: &Reader<'_>, now: Timestamp, interval_ms: u64, events: &mut Vec<Event>) -> Result<(), StateError> {
+    fn expire(
+        &mut self,
+        reader: &Reader<'_>,
+        now: Timestamp,
+        interval_ms: u64,
+        events: &mut Vec<Event>,
+    ) -> Result<(), StateError> {
         let from = self.cursor.unwrap_or(FIRST);
         let to = ExpiryKey { at: now.after_ms(1), ..FIRST };
         let due = if from < to { reader.scan::<Expiries>(&from, Some(&to), SWEEP_STEP)? } else { Vec::new() };
@@ -132,8 +138,7 @@ impl Housekeeping {
     }
 }
 
-const FIRST: ExpiryKey =
-    ExpiryKey { at: Timestamp(0), id: InvocationId { partition_key: 0, unique: 0 }, journal_only: false };
+const FIRST: ExpiryKey = ExpiryKey { at: Timestamp(0), id: InvocationId { partition_key: 0, unique: 0 }, journal_only: false };
 
 /// The least key greater than `key`.
 fn after(key: &ExpiryKey) -> ExpiryKey {

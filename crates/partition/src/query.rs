@@ -85,9 +85,18 @@ pub struct PartitionHealth {
 }
 
 pub(crate) enum Query {
-    Invocation { id: InvocationId, reply: oneshot::Sender<Option<Box<InvocationInfo>>> },
+    Invocation {
+        id: InvocationId,
+        reply: oneshot::Sender<Option<Box<InvocationInfo>>>,
+    },
     /// One bounded step of a listing within one partition.
-    List { partition: PartitionId, filter: ListFilter, range: IdRange, limit: usize, reply: oneshot::Sender<ListStep> },
+    List {
+        partition: PartitionId,
+        filter: ListFilter,
+        range: IdRange,
+        limit: usize,
+        reply: oneshot::Sender<ListStep>,
+    },
     Parked {
         partition: PartitionId,
         subscription: SubscriptionId,
@@ -97,7 +106,11 @@ pub(crate) enum Query {
         reply: oneshot::Sender<Vec<(u64, ParkedRecord)>>,
     },
     /// Parked Kafka records in one partition.
-    Source { partition: PartitionId, subscription: SubscriptionId, reply: oneshot::Sender<u64> },
+    Source {
+        partition: PartitionId,
+        subscription: SubscriptionId,
+        reply: oneshot::Sender<u64>,
+    },
 }
 
 /// Ids to look at: `from` included, `to` excluded.
@@ -124,7 +137,10 @@ impl IdRange {
             Some(key) => {
                 let partition_key = key_hash(key);
                 let first = InvocationId { partition_key, unique: 0 };
-                Self { from: after.max(first), to: partition_key.checked_add(1).map(|k| InvocationId { partition_key: k, unique: 0 }) }
+                Self {
+                    from: after.max(first),
+                    to: partition_key.checked_add(1).map(|k| InvocationId { partition_key: k, unique: 0 }),
+                }
             }
         }
     }

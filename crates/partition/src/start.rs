@@ -39,7 +39,9 @@ impl Recovering {
     pub fn open(engine: &Arc<dyn Engine>, count: u16) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let stores = ids
-            .map(|id| Store::open(engine.clone(), id).map_err(|e| StartError::Partition { partition: id, message: e.to_string() }))
+            .map(|id| {
+                Store::open(engine.clone(), id).map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self { stores, records: 0 })
     }
@@ -130,7 +132,15 @@ impl Recovering {
             connect(*id, Arc::new(mailboxes[at].clone()));
         }
         for (at, partitions) in owned.into_iter().enumerate() {
-            let worker = Worker::new(at, shared.clone(), invoker.clone(), boxes[at].clone(), checkpoints.clone(), settings.clone(), partitions);
+            let worker = Worker::new(
+                at,
+                shared.clone(),
+                invoker.clone(),
+                boxes[at].clone(),
+                checkpoints.clone(),
+                settings.clone(),
+                partitions,
+            );
             env.tasks.drive("worker", wakes[at].clone(), Box::new(worker));
         }
         for id in ids {

@@ -49,7 +49,12 @@ impl Wheel {
     }
 
     /// Takes at most `limit` timers that are due at `now`, earliest first.
-    pub(crate) fn take_due(&mut self, state: &impl ReadTimers, now: Timestamp, limit: usize) -> Result<Vec<TimerKey>, StateError> {
+    pub(crate) fn take_due(
+        &mut self,
+        state: &impl ReadTimers,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<TimerKey>, StateError> {
         let mut due = Vec::new();
         while due.len() < limit && self.next_due(state)?.is_some_and(|at| at <= now) {
             due.extend(self.window.pop_first());

@@ -247,7 +247,9 @@ impl Worker {
                     self.notify_applied(at);
                 }
                 Ok(Err(error)) => self.stop_partition(at, error),
-                Err(panic) => self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic))),
+                Err(panic) => {
+                    self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic)))
+                }
             }
             effects.clear();
             self.effects = effects;

@@ -1,0 +1,84 @@
+//! The seam between attempts and the network: one exchange per attempt, bytes both ways at once.
+//!
+//! Owns: the traits, and the production version in [`http`]. Does not own: what the bytes mean (`protocol`), retries, or
+//! deadlines beyond the connection's own.
+
+pub mod http;
+
+use ::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use surefoot_env::BoxFuture;
+use surefoot_model::catalog::{Deployment, HttpVersion};
+
+pub trait Transport: Send + Sync {
+    /// Opens a stream to a deployment. Completes once there is a connection; the response has not begun then.
+    fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>>;
+
+    /// Asks an endpoint what it serves.
+    fn discover(&self, request: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>>;
+}
+
+/// One request and its response. Dropping it before its end resets the stream.
+pub trait Exchange: Send {
+    /// Adds bytes to the request; they leave as the peer's window allows, while the response is read.
+    fn send(&mut self, bytes: Bytes);
+
+    /// Ends the request. Nothing may be sent after.
+    fn half_close(&mut self);
+
+    /// The next event of the response.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<ExchangeEvent>;
+}
+
+/// What a response brings, in this order: a head, chunks, an end; an error at any point instead, and nothing after it.
+#[derive(Debug)]
+pub enum ExchangeEvent {
+    Head(StatusCode, HeaderMap),
+    Chunk(Bytes),
+    End,
+    Error(TransportError),
+}
+
+/// The stream of one attempt.
+#[derive(Clone, Debug)]
+pub struct OpenRequest {
+    pub deployment: Arc<Deployment>,
+    /// Path below the deployment's own, with a leading slash: `/invoke/Service/handler`.
+    pub path: String,
+    /// All headers but the deployment's additional ones, which are added here.
+    pub headers: HeaderMap,
+}
+
+/// Discovery of one endpoint.
+#[derive(Clone, Debug)]
+pub struct DiscoverRequest {
+    /// The endpoint's address, with its path where it has one.
+    pub uri: String,
+    pub http: HttpVersion,
+    pub headers: HeaderMap,
+}
+
+#[derive(Clone, Debug)]
+pub struct DiscoverResponse {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// The version that was spoken, which invocations keep to.
+    pub http: HttpVersion,
+}
+
+/// Why there is no response, or no more of it. All of them may be retried.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("cannot connect to {address}: {message}")]
+    Connect { address: String, message: String },
+    /// The peer answers HTTP/2 with something else: as a rule it speaks HTTP/1.1 only.
+    #[error("{address} does not speak HTTP/2: register it with use_http_11")]
+    Http1Peer { address: String },
+    #[error("the address {0} is not one that requests can be sent to")]
+    Address(String),
+    #[error("the connection failed: {0}")]
+    Broken(String),
+}
