@@ -5,7 +5,7 @@ use crate::harness::{A, B, C, Mailbox};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use surefoot_env::{OsDisk, OsTasks};
+use surefoot_env::{OsDisk, OsTasks, Step, Steps, Tasks};
 use surefoot_log::local::{self, Opened, Options};
 use surefoot_log::{Entry, Log};
 use surefoot_model::{Epoch, Lsn, PartitionId};
@@ -19,6 +19,15 @@ struct Scratch(PathBuf);
 impl Drop for Scratch {
     fn drop(&mut self) {
         std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// A stepper that is known to have ended once all `mpsc::Sender`s are gone.
+struct Ends(Box<dyn Steps>, #[expect(dead_code, reason = "dropping it is its use")] mpsc::Sender<()>);
+
+impl Steps for Ends {
+    fn step(&mut self) -> Step {
+        self.0.step()
     }
 }
 
@@ -39,8 +48,11 @@ fn several_threads_append_and_a_restart_finds_it_all() {
     [A, B, C].into_iter().for_each(|p| log.connect(p, mailbox.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let tasks = OsTasks::new(runtime.handle().clone());
-    opened.writer.drive(&tasks);
-    opened.filler.drive(&tasks);
+    let (running, ended) = mpsc::channel();
+    for stepper in [opened.writer, opened.filler] {
+        tasks.drive(stepper.name, stepper.wake, Box::new(Ends(stepper.steps, running.clone())));
+    }
+    drop(running);
     let (done, durable) = mpsc::channel::<Lsn>();
     std::thread::scope(|scope| {
         for appender in 0..APPENDERS {
@@ -58,6 +70,7 @@ fn several_threads_append_and_a_restart_finds_it_all() {
     drop(done);
     assert_eq!(durable.iter().count() as u64, APPENDERS * APPENDS, "every caller is told");
     log.close();
+    assert_eq!(ended.iter().count(), 0, "both steppers end");
     let live = mailbox.take().concat();
     let mut replayed = Vec::new();
     let again = open(&dir.0, &mut replayed);
