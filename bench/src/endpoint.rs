@@ -1,0 +1,78 @@
+//! The handlers under load, written with the published Rust SDK, as a process of their own.
+//!
+//! Owns: what a handler does, and telling on a second port how many Kafka records were handled. Does not own: when it starts and
+//! ends, which the parent process decides.
+
+use anyhow::{Context as _, Result};
+use restate_sdk::prelude::*;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// The state that the counter keeps under a key.
+const COUNT: &str = "count";
+/// Executions that reached the end of `Counter/add`, by batch. An attempt that is repeated counts again.
+static HANDLED: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+struct Echo;
+
+#[service]
+impl Echo {
+    #[handler]
+    async fn echo(&self, _: Context<'_>, text: String) -> Result<String, TerminalError> {
+        Ok(text)
+    }
+}
+
+struct Counter;
+
+#[object]
+impl Counter {
+    /// Adds one. The body says to which batch the call belongs: 0, or 1 for Kafka records that were produced after a kill.
+    #[handler]
+    async fn add(&self, ctx: ObjectContext<'_>, batch: u64) -> Result<u64, TerminalError> {
+        let batch = usize::try_from(batch).ok().and_then(|batch| HANDLED.get(batch));
+        let batch = batch.ok_or_else(|| TerminalError::new("there are batches 0 and 1"))?;
+        let count = ctx.get::<u64>(COUNT).await?.unwrap_or(0) + 1;
+        ctx.set(COUNT, count);
+        batch.fetch_add(1, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    #[handler]
+    async fn get(&self, ctx: ObjectContext<'_>) -> Result<u64, TerminalError> {
+        Ok(ctx.get::<u64>(COUNT).await?.unwrap_or(0))
+    }
+}
+
+/// Serves until the process is ended: handlers on `port`, progress on `progress_port`, both on loopback.
+pub(crate) async fn serve(port: u16, progress_port: u16) -> Result<()> {
+    let progress = TcpListener::bind((Ipv4Addr::LOCALHOST, progress_port)).await.context("listen for progress")?;
+    let handlers = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("listen for handlers")?;
+    let endpoint = Endpoint::builder().bind(Echo).bind(Counter).build();
+    tokio::select! {
+        () = HttpServer::new(endpoint).serve(handlers) => Ok(()),
+        told = tell_progress(progress) => told,
+    }
+}
+
+async fn tell_progress(listener: TcpListener) -> Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await.context("accept")?;
+        for batch in &HANDLED {
+            // Whoever asked may have left again.
+            let _ = stream.write_u64(batch.load(Ordering::Relaxed)).await;
+        }
+    }
+}
+
+/// How many executions of a batch the endpoint with this progress port has seen.
+pub(crate) async fn handled(progress_port: u16, batch: usize) -> Result<u64> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, progress_port)).await.context("ask for progress")?;
+    let mut counts = [0; 2];
+    for count in &mut counts {
+        *count = stream.read_u64().await.context("read the progress")?;
+    }
+    Ok(counts[batch])
+}

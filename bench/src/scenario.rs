@@ -1,0 +1,195 @@
+//! The scenarios: what is called, for how long, and which figures come of it.
+//!
+//! Owns: one trial of a scenario against one server, and the check that every counted invocation was applied exactly once. Does
+//! not own: rounds and medians.
+
+use crate::load::{self, Call, Caller, Load};
+use crate::report::Figures;
+use crate::side::{Contestant, Side, Usage};
+use crate::topic::{Kafka, PARTITIONS};
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use surefoot_client::admin::{KafkaCluster, NewSubscription};
+use surefoot_sdk_tests::wait::eventually;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const KEYS: u64 = 1000;
+const COUNTER_CALLERS: usize = 64;
+/// Connections that read the counters back at the end.
+const READERS: u64 = 16;
+const DRAIN_LIMIT: Duration = Duration::from_secs(300);
+/// Twice the session time-out after which a broker gives up a member of a group by default.
+const RESUME_LIMIT: Duration = Duration::from_secs(90);
+const RESUME_RECORDS: u64 = 100;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// A service that answers what it is sent, with one caller
+    #[value(name = "echo-1")]
+    Echo1,
+    /// The same with 16 callers
+    #[value(name = "echo-16")]
+    Echo16,
+    /// The same with 128 callers
+    #[value(name = "echo-128")]
+    Echo128,
+    /// An object that counts in its state, 1,000 keys, 64 callers
+    Counter,
+    /// The same object fed from a topic that is full when it is subscribed, then a kill and new records
+    Kafka,
+}
+
+/// How much of a scenario is run, the same for every server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+    pub(crate) records: u64,
+}
+
+impl Scenario {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Echo1 => "echo-1",
+            Self::Echo16 => "echo-16",
+            Self::Echo128 => "echo-128",
+            Self::Counter => "counter",
+            Self::Kafka => "kafka",
+        }
+    }
+
+    /// One trial on a server of its own. `kafka` is there if this is the scenario that needs it.
+    pub(crate) async fn trial(self, contestant: &Contestant, extent: Extent, kafka: Option<&Kafka>) -> Result<Figures> {
+        let side = Side::start(contestant).await?;
+        match self {
+            Self::Echo1 => echo(&side, 1, extent).await,
+            Self::Echo16 => echo(&side, 16, extent).await,
+            Self::Echo128 => echo(&side, 128, extent).await,
+            Self::Counter => counter(&side, extent).await,
+            Self::Kafka => topic(side, extent.records, kafka.context("open a broker first")?).await,
+        }
+    }
+}
+
+async fn echo(side: &Side, callers: usize, extent: Extent) -> Result<Figures> {
+    let next = || Call { path: "/Echo/echo".to_owned(), body: "\"a short text to repeat\"" };
+    Ok(calls(side, callers, extent, next).await?.0)
+}
+
+async fn counter(side: &Side, extent: Extent) -> Result<Figures> {
+    let next = || Call { path: format!("/Counter/{}/add", key(fastrand::u64(..KEYS))), body: "0" };
+    let (figures, calls) = calls(side, COUNTER_CALLERS, extent, next).await?;
+    let counted = counted(side.ingress()).await?;
+    ensure!(counted == calls, "{calls} calls succeeded, and the counters say {counted}");
+    Ok(figures)
+}
+
+/// The figures of a closed loop, and how many calls there were in all.
+async fn calls(side: &Side, callers: usize, extent: Extent, next: load::NextCall) -> Result<(Figures, u64)> {
+    let load = Load { callers, warm_up: extent.warm_up, measured: extent.measured };
+    let mut edges = Vec::new();
+    let at_edge = || {
+        edges.push(side.usage()?);
+        Ok(())
+    };
+    let seen = load::run(load, side.ingress(), next, at_edge).await?;
+    let [before, after] = edges[..] else { unreachable!("the window has two edges") };
+    let milliseconds = |quantile| Some(seen.latencies.value_at_quantile(quantile) as f64 / 1000.0);
+    let figures = Figures {
+        p50_ms: milliseconds(0.50),
+        p99_ms: milliseconds(0.99),
+        ..used(before, after, seen.latencies.len(), seen.window)
+    };
+    Ok((figures, seen.calls))
+}
+
+async fn topic(mut side: Side, records: u64, kafka: &Kafka) -> Result<Figures> {
+    let name = format!("bench-{:016x}", fastrand::u64(..));
+    kafka.create_topic(&name).await?;
+    kafka.produce(&name, records, "0", partition_and_key)?;
+    let properties = BTreeMap::from([("bootstrap.servers".to_owned(), kafka.bootstrap().to_owned())]);
+    side.admin().create_kafka_cluster(&KafkaCluster { name: "bench".to_owned(), properties }).await?;
+
+    let (before, start) = (side.usage()?, Instant::now());
+    side.admin().subscribe(&NewSubscription::new("bench", &name, "Counter", "add").from_earliest()).await?;
+    until_handled(&side, 0, records, DRAIN_LIMIT).await?;
+    let (after, window) = (side.usage()?, start.elapsed());
+    expect_counted(&side, records).await?;
+
+    side.kill()?;
+    let killed = Instant::now();
+    kafka.produce(&name, RESUME_RECORDS, "1", partition_and_key)?;
+    side.restart()?;
+    until_handled(&side, 1, RESUME_RECORDS, RESUME_LIMIT).await?;
+    let resumed_ms = Some(killed.elapsed().as_secs_f64() * 1000.0);
+    expect_counted(&side, records + RESUME_RECORDS).await?;
+    Ok(Figures { resumed_ms, ..used(before, after, records, window) })
+}
+
+async fn until_handled(side: &Side, batch: usize, wanted: u64, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let handled = side.handled(batch).await?;
+        if handled >= wanted {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < limit, "{handled} of {wanted} Kafka records were handled in {limit:?}");
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The figures that every scenario has, from what the server had used before and after.
+fn used(before: Usage, after: Usage, invocations: u64, window: Duration) -> Figures {
+    let invocations = invocations as f64;
+    Figures {
+        per_second: Some(invocations / window.as_secs_f64()),
+        cpu_ms_per_thousand: Some((after.cpu - before.cpu).as_secs_f64() * 1e6 / invocations),
+        written_per_invocation: Some((after.written - before.written) as f64 / invocations),
+        peak_mib: Some(after.peak_kib as f64 / 1024.0),
+        ..Figures::default()
+    }
+}
+
+fn key(n: u64) -> String {
+    format!("key-{n}")
+}
+
+fn partition_and_key(n: u64) -> (i32, String) {
+    let n = n % KEYS;
+    (i32::try_from(n).expect("there are few keys") % PARTITIONS, key(n))
+}
+
+/// The last executions may be seen at the endpoint a moment before they are applied.
+async fn expect_counted(side: &Side, wanted: u64) -> Result<()> {
+    eventually("the counters", DRAIN_LIMIT, || async {
+        let counted = counted(side.ingress()).await?;
+        ensure!(counted == wanted, "{wanted} Kafka records were produced, and the counters say {counted}");
+        Ok(())
+    })
+    .await
+}
+
+/// The sum of all counters.
+async fn counted(ingress: &str) -> Result<u64> {
+    let mut readers = JoinSet::new();
+    for reader in 0..READERS {
+        let ingress = ingress.to_owned();
+        readers.spawn(async move {
+            let (mut caller, mut sum) = (Caller::connect(&ingress).await?, 0);
+            for n in (reader..KEYS).step_by(READERS as usize) {
+                let count = caller.call(Call { path: format!("/Counter/{}/get", key(n)), body: "" }).await?;
+                sum += std::str::from_utf8(&count)?.parse::<u64>().context("read a counter")?;
+            }
+            anyhow::Ok(sum)
+        });
+    }
+    let mut sum = 0;
+    while let Some(part) = readers.join_next().await {
+        sum += part.context("wait for a reader")??;
+    }
+    Ok(sum)
+}
