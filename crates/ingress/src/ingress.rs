@@ -160,14 +160,12 @@ impl Ingress {
             execute_at,
             origin: Origin::Ingress,
         };
-        submission::build(catalog, &self.0.defaults, self.0.partitions.count(), &*self.env().ids, new).map_err(
-            |error| match error {
-                submission::Error::UnknownService => Error::ServiceNotFound(request.service.to_owned()),
-                submission::Error::UnknownHandler => {
-                    Error::HandlerNotFound { service: request.service.to_owned(), handler: request.handler.to_owned() }
-                }
-            },
-        )
+        submission::build(catalog, &self.0.defaults, &*self.env().ids, new).map_err(|error| match error {
+            submission::Error::UnknownService => Error::ServiceNotFound(request.service.to_owned()),
+            submission::Error::UnknownHandler => {
+                Error::HandlerNotFound { service: request.service.to_owned(), handler: request.handler.to_owned() }
+            }
+        })
     }
 
     /// As the newest revision of the handler declares it, which may be another than the one that ran.

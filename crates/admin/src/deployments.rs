@@ -1,0 +1,374 @@
+//! Registration of endpoints.
+//!
+//! Owns: the identity of a deployment, revisions, what a registration may change, and the JSON shapes of HTTP reference 2.3. Does
+//! not own: asking the endpoint (`discover`), or what becomes of invocations when a deployment goes (`invoker`).
+
+use crate::discover::{Discovered, discover};
+use crate::services::{ServiceJson, ServiceRevision};
+use crate::text::timestamp;
+use crate::{Admin, Error};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, HttpVersion, Service, StreamMode};
+use surefoot_model::{DeploymentId, Timestamp};
+
+/// A request to register an endpoint. Absent flags are false.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NewDeployment {
+    pub uri: Option<String>,
+    /// Lambda endpoints are refused.
+    pub arn: Option<String>,
+    pub additional_headers: Option<BTreeMap<String, String>>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Speak HTTP/1.1, request and response.
+    pub use_http_11: Option<bool>,
+    /// Allow a service to change its type.
+    pub breaking: Option<bool>,
+    /// Discover and overwrite a deployment of the same address; implies `breaking`.
+    pub force: Option<bool>,
+    /// Discover and answer as if, and store nothing.
+    pub dry_run: Option<bool>,
+    /// Credentials for the endpoint's platform are refused.
+    pub auth: Option<serde_json::Value>,
+}
+
+/// What a registration led to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Registration {
+    New(Arc<Deployment>),
+    /// The address was registered; the endpoint was not asked.
+    Unchanged(Arc<Deployment>),
+    Overwritten(Arc<Deployment>),
+}
+
+impl Registration {
+    pub fn deployment(&self) -> &Arc<Deployment> {
+        match self {
+            Self::New(deployment) | Self::Unchanged(deployment) | Self::Overwritten(deployment) => deployment,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(crate) struct RegisteredJson {
+    pub(crate) id: String,
+    services: Vec<ServiceJson>,
+    min_protocol_version: i32,
+    max_protocol_version: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sdk_version: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct DeploymentJson<S> {
+    id: String,
+    uri: String,
+    protocol_type: &'static str,
+    http_version: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    additional_headers: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+    created_at: String,
+    min_protocol_version: i32,
+    max_protocol_version: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sdk_version: Option<String>,
+    services: Vec<S>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Deployments {
+    deployments: Vec<DeploymentJson<ServiceRevision>>,
+}
+
+impl Admin {
+    /// Asks an endpoint what it serves, and from then on sends new invocations of those services there. An address that is
+    /// registered already is left as it is unless `force` is set.
+    pub async fn register(&self, request: NewDeployment) -> Result<Registration, Error> {
+        let endpoint = Endpoint::of(&request)?;
+        let force = request.force.unwrap_or(false);
+        if let Some(existing) = at_address(&self.catalog(), &endpoint.uri)
+            && !force
+        {
+            return Ok(Registration::Unchanged(existing));
+        }
+        // Not under the lock: an endpoint may take its time.
+        let discovered = self.discover(&endpoint).await?;
+        let change = self.change().await;
+        let catalog = change.catalog();
+        let existing = at_address(&catalog, &endpoint.uri);
+        if let Some(existing) = &existing
+            && !force
+        {
+            return Ok(Registration::Unchanged(existing.clone()));
+        }
+        let id = existing.as_ref().map_or_else(|| DeploymentId(self.env().ids.random_u128()), |e| e.id);
+        let may_break = force || request.breaking.unwrap_or(false);
+        let deployment = planned(&catalog, endpoint, discovered, id, self.now(), may_break)?;
+        if !request.dry_run.unwrap_or(false) {
+            change.store(CatalogEvent::DeploymentRegistered(deployment.clone())).await?;
+            tracing::info!(deployment = %id, uri = %deployment.uri, services = deployment.services.len(), "deployment registered");
+        }
+        let deployment = Arc::new(deployment);
+        Ok(if existing.is_some() { Registration::Overwritten(deployment) } else { Registration::New(deployment) })
+    }
+
+    /// Removes a deployment. Its services fall back to an older deployment that serves them, or go; invocations that are pinned to
+    /// it keep retrying.
+    pub async fn delete_deployment(&self, id: DeploymentId) -> Result<(), Error> {
+        let change = self.change().await;
+        if !change.catalog().deployments.contains_key(&id) {
+            return Err(Error::DeploymentNotFound(id));
+        }
+        change.store(CatalogEvent::DeploymentDeleted(id)).await?;
+        tracing::info!(deployment = %id, "deployment deleted");
+        Ok(())
+    }
+
+    pub(crate) fn list_deployments(&self) -> Deployments {
+        let catalog = self.catalog();
+        let brief = |d: &Arc<Deployment>| deployment_json(d, d.services.iter().map(ServiceRevision::from).collect());
+        Deployments { deployments: catalog.deployments.values().map(brief).collect() }
+    }
+
+    pub(crate) fn show_deployment(&self, id: DeploymentId) -> Result<DeploymentJson<ServiceJson>, Error> {
+        let catalog = self.catalog();
+        let deployment = catalog.deployments.get(&id).ok_or(Error::DeploymentNotFound(id))?;
+        Ok(deployment_json(deployment, self.services_of(deployment)))
+    }
+
+    pub(crate) fn registered_json(&self, deployment: &Deployment) -> RegisteredJson {
+        RegisteredJson {
+            id: deployment.id.to_string(),
+            services: self.services_of(deployment),
+            min_protocol_version: deployment.min_protocol,
+            max_protocol_version: deployment.max_protocol,
+            sdk_version: deployment.sdk_version.clone(),
+        }
+    }
+
+    async fn discover(&self, endpoint: &Endpoint) -> Result<Discovered, Error> {
+        let own = endpoint.additional_headers.iter();
+        let all = self.shared().settings.request_headers.iter().map(|(name, value)| (name, value)).chain(own);
+        let mut headers = HeaderMap::new();
+        for (name, value) in all {
+            headers.insert(header_name(name)?, header_value(name, value)?);
+        }
+        discover(&*self.shared().transport, &*self.env().clock, &endpoint.uri, endpoint.http, headers).await
+    }
+}
+
+/// Where a deployment is, and how it is spoken to.
+#[derive(Clone, Debug, PartialEq)]
+struct Endpoint {
+    uri: String,
+    http: HttpVersion,
+    additional_headers: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Endpoint {
+    fn of(request: &NewDeployment) -> Result<Self, Error> {
+        if request.arn.is_some() {
+            return Err(Error::NotSupported("AWS Lambda (field 'arn')"));
+        }
+        if request.auth.is_some() {
+            return Err(Error::NotSupported("field 'auth'"));
+        }
+        let uri = request.uri.as_deref().ok_or_else(|| Error::Field { field: "uri", reason: "missing".to_owned() })?;
+        let mut additional_headers = BTreeMap::new();
+        for (name, value) in request.additional_headers.iter().flatten() {
+            header_value(name, value)?;
+            additional_headers.insert(header_name(name)?.as_str().to_owned(), value.clone());
+        }
+        Ok(Self {
+            uri: normalised(uri)?,
+            http: if request.use_http_11.unwrap_or(false) { HttpVersion::Http11 } else { HttpVersion::Http2 },
+            additional_headers,
+            metadata: request.metadata.clone().unwrap_or_default(),
+        })
+    }
+}
+
+fn header_name(name: &str) -> Result<HeaderName, Error> {
+    name.parse().map_err(|_| Error::Field { field: "additional_headers", reason: format!("'{name}' is no header name") })
+}
+
+fn header_value(name: &str, value: &str) -> Result<HeaderValue, Error> {
+    let refuse = |_| Error::Field { field: "additional_headers", reason: format!("the value of '{name}' is no header value") };
+    HeaderValue::try_from(value).map_err(refuse)
+}
+
+/// An absolute address with a path: scheme and host in lower case.
+fn normalised(uri: &str) -> Result<String, Error> {
+    let refuse = |reason: &str| Error::Field { field: "uri", reason: format!("'{uri}' {reason}") };
+    let parsed: Uri = uri.parse().map_err(|_| refuse("is no address"))?;
+    let (Some(scheme), Some(authority)) = (parsed.scheme_str(), parsed.authority()) else {
+        return Err(refuse("has no scheme or no host; expected for instance http://localhost:9080"));
+    };
+    if !["http", "https"].contains(&scheme) {
+        return Err(refuse("has another scheme than http and https"));
+    }
+    let path = parsed.path_and_query().map_or("/", |path| path.as_str());
+    Ok(format!("{scheme}://{}{path}", authority.as_str().to_ascii_lowercase()))
+}
+
+fn at_address(catalog: &Catalog, uri: &str) -> Option<Arc<Deployment>> {
+    catalog.deployments.values().find(|d| d.uri == uri).cloned()
+}
+
+/// The deployment as it would be stored.
+fn planned(
+    catalog: &Catalog,
+    endpoint: Endpoint,
+    discovered: Discovered,
+    id: DeploymentId,
+    now: Timestamp,
+    may_break: bool,
+) -> Result<Deployment, Error> {
+    let Discovered { manifest, http, sdk_version } = discovered;
+    let services = manifest.services.into_iter().map(|service| {
+        if let Some(known) = catalog.services.get(&service.name)
+            && known.kind != service.kind
+            && !may_break
+        {
+            return Err(Error::TypeChanged(service.name.to_string()));
+        }
+        let revision = newest_revision(catalog, &service.name) + 1;
+        Ok(Service { revision, deployment: id, ..service })
+    });
+    Ok(Deployment {
+        id,
+        uri: endpoint.uri,
+        http,
+        // Over HTTP/1.1 the request is sent whole before the response begins.
+        mode: if http == HttpVersion::Http11 { StreamMode::RequestResponse } else { manifest.mode },
+        additional_headers: endpoint.additional_headers,
+        metadata: endpoint.metadata,
+        created_at: now,
+        min_protocol: manifest.min_protocol,
+        max_protocol: manifest.max_protocol,
+        sdk_version,
+        services: services.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Of all deployments, since the newest one may have been deleted or no longer serve it; 0 for a service that nobody knows.
+fn newest_revision(catalog: &Catalog, service: &str) -> u32 {
+    let registered = catalog.deployments.values().flat_map(|d| &d.services).filter(|s| *s.name == *service);
+    let newest = catalog.services.get(service).map(|s| s.revision);
+    registered.map(|s| s.revision).chain(newest).max().unwrap_or(0)
+}
+
+fn deployment_json<S>(deployment: &Deployment, services: Vec<S>) -> DeploymentJson<S> {
+    DeploymentJson {
+        id: deployment.id.to_string(),
+        uri: deployment.uri.clone(),
+        protocol_type: match deployment.mode {
+            StreamMode::Bidirectional => "BidiStream",
+            StreamMode::RequestResponse => "RequestResponse",
+        },
+        http_version: match deployment.http {
+            HttpVersion::Http11 => "HTTP/1.1",
+            HttpVersion::Http2 => "HTTP/2.0",
+        },
+        additional_headers: deployment.additional_headers.clone(),
+        metadata: deployment.metadata.clone(),
+        created_at: timestamp(deployment.created_at),
+        min_protocol_version: deployment.min_protocol,
+        max_protocol_version: deployment.max_protocol,
+        sdk_version: deployment.sdk_version.clone(),
+        services,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::tests::service;
+    use surefoot_model::catalog::ServiceKind;
+    use surefoot_protocol::discovery::Manifest;
+
+    fn request(uri: &str) -> NewDeployment {
+        NewDeployment { uri: Some(uri.to_owned()), ..NewDeployment::default() }
+    }
+
+    fn discovered(services: Vec<Service>) -> Discovered {
+        let manifest = Manifest { mode: StreamMode::Bidirectional, min_protocol: 5, max_protocol: 7, services };
+        Discovered { manifest, http: HttpVersion::Http2, sdk_version: Some("sdk/1".into()) }
+    }
+
+    fn plan(catalog: &Catalog, services: Vec<Service>, may_break: bool) -> Result<Deployment, Error> {
+        let endpoint = Endpoint::of(&request("http://h:1")).unwrap();
+        planned(catalog, endpoint, discovered(services), DeploymentId(1), Timestamp(0), may_break)
+    }
+
+    fn knowing(services: Vec<Service>) -> Catalog {
+        let services = services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
+        Catalog { services, ..Catalog::default() }
+    }
+
+    #[test]
+    fn addresses_are_normalised() {
+        for (uri, normal) in [
+            ("http://h:1", "http://h:1/"),
+            ("http://H:1/", "http://h:1/"),
+            ("HTTPS://h/prefix", "https://h/prefix"),
+            ("http://h:1/p?q=1", "http://h:1/p?q=1"),
+        ] {
+            assert_eq!(normalised(uri).as_deref(), Ok(normal));
+        }
+        for uri in ["", "h:1", "/x", "ftp://h/", "http://", "not an address"] {
+            let error = normalised(uri).unwrap_err();
+            assert!(error.to_string().starts_with("request field 'uri' is invalid"), "{error}");
+        }
+    }
+
+    #[test]
+    fn headers_are_checked_and_lowered() {
+        let with = |name: &str, value: &str| {
+            Endpoint::of(&NewDeployment { additional_headers: Some([(name.into(), value.into())].into()), ..request("http://h") })
+        };
+        assert_eq!(with("X-K", "v").unwrap().additional_headers, [("x-k".to_owned(), "v".to_owned())].into());
+        assert!(with("x y", "v").is_err());
+        assert!(with("x", "a\nb").is_err());
+    }
+
+    #[test]
+    fn what_this_server_cannot_reach_is_refused() {
+        let arn = NewDeployment { arn: Some("arn:aws:lambda:…".into()), ..NewDeployment::default() };
+        assert_eq!(Endpoint::of(&arn).unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn revisions_go_up_and_types_stay() {
+        let known = knowing(vec![Service { revision: 4, ..service("Svc", ServiceKind::Service, vec![]) }]);
+        let again = plan(
+            &known,
+            vec![service("Svc", ServiceKind::Service, vec![]), service("New", ServiceKind::Workflow, vec![])],
+            false,
+        );
+        let revisions: Vec<u32> = again.unwrap().services.iter().map(|s| s.revision).collect();
+        assert_eq!(revisions, [5, 1]);
+        let changed = vec![service("Svc", ServiceKind::VirtualObject, vec![])];
+        let error = plan(&known, changed.clone(), false).unwrap_err();
+        assert_eq!((error.status().as_u16(), error.code()), (409, Some("META0006")));
+        assert_eq!(plan(&known, changed, true).unwrap().services[0].revision, 5);
+    }
+
+    #[test]
+    fn a_deployment_has_the_shape_that_clients_read() {
+        let deployment = plan(&Catalog::default(), vec![service("Svc", ServiceKind::Service, vec![])], false).unwrap();
+        let brief = deployment_json(&deployment, deployment.services.iter().map(ServiceRevision::from).collect());
+        assert_eq!(
+            serde_json::to_string(&brief).unwrap(),
+            format!(
+                r#"{{"id":"{}","uri":"http://h:1/","protocol_type":"BidiStream","http_version":"HTTP/2.0","created_at":"1970-01-01T00:00:00.000000000Z","min_protocol_version":5,"max_protocol_version":7,"sdk_version":"sdk/1","services":[{{"name":"Svc","revision":1}}]}}"#,
+                DeploymentId(1)
+            )
+        );
+    }
+}

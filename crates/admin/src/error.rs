@@ -1,0 +1,152 @@
+//! Everything that can go wrong for an operator, with its status, stable code and words.
+//!
+//! Owns: the one mapping from errors to HTTP. Source: HTTP reference 2.1, 2.3 and 2.5; codes are those that clients know.
+
+use http::StatusCode;
+use surefoot_model::{DeploymentId, InvocationId, PartitionId, SubscriptionId};
+use surefoot_partition::Stopped;
+use surefoot_protocol::discovery;
+
+/// Why an operator's request did not go through. [`Error::status`] says what to do: below 500 change the request, from there on
+/// look at the endpoint it names, or at this node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("request field '{field}' is invalid: {reason}")]
+    Field { field: &'static str, reason: String },
+    #[error("this server serves plain HTTP endpoints only: {0} is not supported")]
+    NotSupported(&'static str),
+    #[error("'{0}' is not supported by this version of surefoot yet")]
+    NotSupportedYet(&'static str),
+
+    #[error("cannot discover '{uri}': {reason}")]
+    Unreachable { uri: String, reason: String },
+    #[error(
+        "'{uri}' does not speak HTTP/2, probably HTTP/1.1 only: serve it over HTTP/2 without TLS, or register it with \"use_http_11\": true"
+    )]
+    Http1Only { uri: String },
+    #[error("'{uri}' gave no usable discovery response: {reason}")]
+    Discovery { uri: String, reason: discovery::Error },
+    #[error("deployment {0} is registered with this address already: register it with \"force\": true to discover it anew")]
+    AddressTaken(DeploymentId),
+    #[error(
+        "service '{0}' changes its type with this deployment: give it another name, or register it with \"breaking\": true if no client or handler relies on the old type"
+    )]
+    TypeChanged(String),
+
+    #[error("deployment '{0}' does not exist")]
+    DeploymentNotFound(DeploymentId),
+    #[error("service '{0}' does not exist")]
+    ServiceNotFound(String),
+    #[error("handler '{handler}' of service '{service}' does not exist")]
+    HandlerNotFound { service: String, handler: String },
+
+    #[error("request field 'invocation_id' is invalid: bad format")]
+    InvocationId,
+    #[error("invocation '{0}' does not exist")]
+    InvocationNotFound(InvocationId),
+    #[error("invocation '{0}' has completed already")]
+    InvocationCompleted(InvocationId),
+    #[error("invocation '{0}' has not completed yet: kill it first")]
+    InvocationNotCompleted(InvocationId),
+    #[error("invocation '{0}' is not running: only what has started can be paused")]
+    InvocationNotRunning(InvocationId),
+    #[error("invocation '{0}' has not started yet: there is nothing to resume")]
+    InvocationNotStarted(InvocationId),
+
+    #[error("kafka cluster '{0}' does not exist")]
+    ClusterNotFound(String),
+    #[error("kafka cluster '{0}' exists already: change it with PATCH")]
+    ClusterExists(String),
+    #[error("kafka cluster '{cluster}' is used by subscription '{subscription}': delete that first, or add ?force=true")]
+    ClusterInUse { cluster: String, subscription: SubscriptionId },
+    #[error("subscription '{0}' does not exist")]
+    SubscriptionNotFound(SubscriptionId),
+    #[error("kafka cluster '{cluster}' of the source does not exist; known: {known}")]
+    SourceClusterUnknown { cluster: String, known: String },
+    #[error("the source '{0}' is none: expected kafka://<cluster>/<topic>")]
+    Source(String),
+    #[error("the sink '{0}' is none: expected service://<service>/<handler>")]
+    Sink(String),
+    #[error("the sink '{0}' does not exist: register a deployment that serves it first")]
+    SinkNotFound(String),
+    #[error("subscription '{subscription}' reads this topic with the same group.id '{group}': each needs its own")]
+    GroupTaken { subscription: SubscriptionId, group: String },
+    #[error("parked record {number} of subscription '{subscription}' does not exist")]
+    ParkedNotFound { subscription: SubscriptionId, number: u64 },
+
+    #[error("the server has not recovered yet, or is stopping")]
+    NotReady,
+    #[error("partition {partition} has stopped: {error}")]
+    PartitionStopped { partition: PartitionId, error: String },
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl From<Stopped> for Error {
+    fn from(_: Stopped) -> Self {
+        Self::Stopping
+    }
+}
+
+impl Error {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Field { .. }
+            | Self::NotSupported(_)
+            | Self::InvocationId
+            | Self::SourceClusterUnknown { .. }
+            | Self::Source(_)
+            | Self::Sink(_)
+            | Self::SinkNotFound(_) => StatusCode::BAD_REQUEST,
+            Self::Discovery { reason: discovery::Error::ReservedName(_) | discovery::Error::Invalid(_), .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            // The endpoint's fault rather than the request's or this server's; clients know it by this status.
+            Self::Unreachable { .. } | Self::Http1Only { .. } | Self::Discovery { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::DeploymentNotFound(_)
+            | Self::ServiceNotFound(_)
+            | Self::HandlerNotFound { .. }
+            | Self::InvocationNotFound(_)
+            | Self::ClusterNotFound(_)
+            | Self::SubscriptionNotFound(_)
+            | Self::ParkedNotFound { .. } => StatusCode::NOT_FOUND,
+            Self::AddressTaken(_)
+            | Self::TypeChanged(_)
+            | Self::InvocationCompleted(_)
+            | Self::InvocationNotCompleted(_)
+            | Self::InvocationNotRunning(_)
+            | Self::ClusterExists(_)
+            | Self::ClusterInUse { .. }
+            | Self::GroupTaken { .. } => StatusCode::CONFLICT,
+            Self::InvocationNotStarted(_) => StatusCode::TOO_EARLY,
+            Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::NotReady | Self::PartitionStopped { .. } | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The stable code, where there is one.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable { .. } => Some("META0003"),
+            Self::AddressTaken(_) => Some("META0004"),
+            Self::TypeChanged(_) => Some("META0006"),
+            Self::Source(_) | Self::Sink(_) | Self::SinkNotFound(_) => Some("META0009"),
+            Self::Http1Only { .. } => Some("META0014"),
+            Self::Discovery { reason, .. } => match reason {
+                discovery::Error::Malformed(_) => Some("META0013"),
+                discovery::Error::Versions { .. } => Some("META0012"),
+                discovery::Error::ReservedName(_) => Some("META0005"),
+                discovery::Error::Invalid(_) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The message as clients show it, its code in front.
+    pub(crate) fn message(&self) -> String {
+        match self.code() {
+            Some(code) => format!("[{code}] {self}"),
+            None => self.to_string(),
+        }
+    }
+}

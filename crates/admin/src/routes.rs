@@ -1,0 +1,284 @@
+//! The REST API: routes, versions in the path, and answers.
+//!
+//! Owns: which path and method reach what, and the form of success and error. Source: HTTP reference 2.1 to 2.6. Does not own: what
+//! is done (the other modules).
+
+use crate::clusters::{ClusterPatch, cluster_json};
+use crate::invocations::InvocationQuery;
+use crate::subscriptions::{ParkedQuery, SubscriptionJson, SubscriptionQuery};
+use crate::{Admin, Error, NewCluster, NewDeployment, NewSubscription, Registration};
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, patch};
+use axum::{Json, Router};
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderValue, StatusCode};
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+use surefoot_model::{DeploymentId, InvocationId, Operation, SubscriptionId};
+
+/// What clients take this server for when they check whether they can speak to it.
+const COMPATIBLE_VERSION: &str = "1.7.12";
+const OLDEST_API: u8 = 2;
+const NEWEST_API: u8 = 4;
+const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+type Answer<T> = Result<Json<T>, Error>;
+
+pub(crate) fn router(admin: Admin) -> Router {
+    let mut router =
+        api(NEWEST_API).route("/metrics", get(metrics)).route("/v1", any(too_old)).route("/v1/{*rest}", any(too_old));
+    for version in OLDEST_API..=NEWEST_API {
+        router = router.nest(&format!("/v{version}"), api(version));
+    }
+    router.with_state(admin)
+}
+
+/// The routes of one API version; they differ in `POST /deployments` only.
+fn api(version: u8) -> Router<Admin> {
+    let register = move |State(admin): State<Admin>, Json(body): Json<NewDeployment>| register(admin, version, body);
+    Router::new()
+        .route("/health", get(health))
+        .route("/version", get(show_version))
+        .route("/deployments", get(list_deployments).post(register))
+        .route("/deployments/{id}", get(show_deployment).delete(delete_deployment))
+        .route("/services", get(list_services))
+        .route("/services/{name}", get(show_service))
+        .route("/services/{name}/handlers", get(list_handlers))
+        .route("/services/{name}/handlers/{handler}", get(show_handler))
+        .route("/invocations", get(list_invocations))
+        .route("/invocations/{id}", get(show_invocation))
+        .route("/invocations/{id}/{action}", patch(operate))
+        .route("/kafka-clusters", get(list_clusters).post(create_cluster))
+        .route("/kafka-clusters/{name}", get(show_cluster).patch(update_cluster).delete(delete_cluster))
+        .route("/subscriptions", get(list_subscriptions).post(subscribe))
+        .route("/subscriptions/{id}", get(show_subscription).delete(unsubscribe))
+        .route("/subscriptions/{id}/parked", get(list_parked))
+        .route("/subscriptions/{id}/parked/{n}", delete(discard_parked))
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Body {
+            message: String,
+            restate_code: Option<&'static str>,
+        }
+        (self.status(), Json(Body { message: self.message(), restate_code: self.code() })).into_response()
+    }
+}
+
+/// An id in a path that is none: told as text, before the API looks at it.
+struct BadPath(&'static str, String);
+
+impl IntoResponse for BadPath {
+    fn into_response(self) -> Response {
+        (StatusCode::BAD_REQUEST, format!("Invalid URL: Cannot parse `{}` as {} id", self.1, self.0)).into_response()
+    }
+}
+
+fn path_id<T: FromStr>(what: &'static str, text: String) -> Result<T, BadPath> {
+    text.parse().map_err(|_| BadPath(what, text))
+}
+
+fn invocation_id(text: &str) -> Result<InvocationId, Error> {
+    text.parse().map_err(|_| Error::InvocationId)
+}
+
+/// What was made, and where it is.
+fn created(status: StatusCode, location: String, body: impl Serialize) -> Response {
+    let location = HeaderValue::try_from(location).expect("ids and names of clusters are visible ASCII");
+    (status, [(LOCATION, location)], Json(body)).into_response()
+}
+
+async fn too_old() -> Response {
+    let text =
+        format!("Unsupported Admin API version V1. This server supports versions between V{OLDEST_API} and V{NEWEST_API}.");
+    (StatusCode::BAD_REQUEST, text).into_response()
+}
+
+async fn health(State(admin): State<Admin>) -> Result<(), Error> {
+    admin.health()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    ([(CONTENT_TYPE, METRICS_TYPE)], (admin.shared().metrics)()).into_response()
+}
+
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+    surefoot_version: &'static str,
+    min_admin_api_version: u8,
+    max_admin_api_version: u8,
+    ingress_endpoint: String,
+    features: Features,
+}
+
+/// Flags of experiments; there are none, but clients look for the object.
+#[derive(Serialize)]
+struct Features {}
+
+async fn show_version(State(admin): State<Admin>) -> Json<Version> {
+    Json(Version {
+        version: COMPATIBLE_VERSION,
+        surefoot_version: env!("CARGO_PKG_VERSION"),
+        min_admin_api_version: OLDEST_API,
+        max_admin_api_version: NEWEST_API,
+        ingress_endpoint: admin.shared().settings.ingress_url.clone(),
+        features: Features {},
+    })
+}
+
+async fn register(admin: Admin, version: u8, body: NewDeployment) -> Result<Response, Error> {
+    if body.uri.is_none() && body.arn.is_none() {
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "expected a field 'uri' with the address of an endpoint").into_response());
+    }
+    let is_oldest = version == OLDEST_API;
+    let force = body.force.unwrap_or(is_oldest);
+    let registration = admin.register(NewDeployment { force: Some(force), ..body }).await?;
+    let status = match &registration {
+        Registration::New(_) => StatusCode::CREATED,
+        Registration::Unchanged(existing) if is_oldest => return Err(Error::AddressTaken(existing.id)),
+        Registration::Overwritten(_) if is_oldest => StatusCode::CREATED,
+        Registration::Unchanged(_) | Registration::Overwritten(_) => StatusCode::OK,
+    };
+    let deployment = registration.deployment();
+    Ok(created(status, format!("deployments/{}", deployment.id), admin.registered_json(deployment)))
+}
+
+async fn list_deployments(State(admin): State<Admin>) -> impl IntoResponse {
+    Json(admin.list_deployments())
+}
+
+async fn show_deployment(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
+    let id: DeploymentId = path_id("deployment", id)?;
+    Ok(admin.show_deployment(id).map(Json).into_response())
+}
+
+#[derive(Default, Deserialize)]
+struct Force {
+    force: Option<bool>,
+}
+
+async fn delete_deployment(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Result<Response, BadPath> {
+    let id = path_id("deployment", id)?;
+    if force != Some(true) {
+        return Ok(StatusCode::NOT_IMPLEMENTED.into_response());
+    }
+    Ok(admin.delete_deployment(id).await.map(|()| StatusCode::ACCEPTED).into_response())
+}
+
+async fn list_services(State(admin): State<Admin>) -> impl IntoResponse {
+    Json(admin.list_services())
+}
+
+async fn show_service(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<impl Serialize> {
+    admin.show_service(&name).map(Json)
+}
+
+async fn list_handlers(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<impl Serialize> {
+    admin.list_handlers(&name).map(Json)
+}
+
+async fn show_handler(State(admin): State<Admin>, Path((name, handler)): Path<(String, String)>) -> Answer<impl Serialize> {
+    admin.show_handler(&name, &handler).map(Json)
+}
+
+async fn list_invocations(State(admin): State<Admin>, Query(query): Query<InvocationQuery>) -> Answer<impl Serialize> {
+    admin.list_invocations(query).await.map(Json)
+}
+
+async fn show_invocation(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    admin.show_invocation(invocation_id(&id)?).await.map(Json)
+}
+
+async fn operate(State(admin): State<Admin>, Path((id, action)): Path<(String, String)>) -> Result<StatusCode, Error> {
+    let operation = match action.as_str() {
+        "kill" => Operation::Kill,
+        "pause" => Operation::Pause,
+        "resume" => Operation::Resume,
+        "purge" => Operation::Purge,
+        "purge-journal" => Operation::PurgeJournal,
+        "cancel" => return Err(Error::NotSupportedYet("cancel")),
+        "restart-as-new" => return Err(Error::NotSupportedYet("restart-as-new")),
+        _ => return Ok(StatusCode::NOT_FOUND),
+    };
+    admin.operate(invocation_id(&id)?, operation).await
+}
+
+async fn list_clusters(State(admin): State<Admin>) -> impl IntoResponse {
+    Json(admin.list_clusters())
+}
+
+async fn create_cluster(State(admin): State<Admin>, Json(body): Json<NewCluster>) -> Result<Response, Error> {
+    let cluster = admin.create_cluster(body).await?;
+    Ok(created(StatusCode::CREATED, format!("kafka-clusters/{}", cluster.name), cluster_json(&cluster, None)))
+}
+
+#[derive(Default, Deserialize)]
+struct ClusterQuery {
+    include_subscriptions: Option<bool>,
+}
+
+async fn show_cluster(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(query): Query<ClusterQuery>,
+) -> Answer<impl Serialize> {
+    admin.show_cluster(&name, query.include_subscriptions.unwrap_or(false)).map(Json)
+}
+
+async fn update_cluster(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Json(body): Json<ClusterPatch>,
+) -> Answer<impl Serialize> {
+    let cluster = admin.update_cluster(&name, body.properties).await?;
+    Ok(Json(cluster_json(&cluster, None)))
+}
+
+async fn delete_cluster(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Result<StatusCode, Error> {
+    admin.delete_cluster(&name, force.unwrap_or(false)).await.map(|()| StatusCode::ACCEPTED)
+}
+
+async fn list_subscriptions(State(admin): State<Admin>, Query(query): Query<SubscriptionQuery>) -> Answer<impl Serialize> {
+    admin.list_subscriptions(query).await.map(Json)
+}
+
+async fn subscribe(State(admin): State<Admin>, Json(body): Json<NewSubscription>) -> Result<Response, Error> {
+    let subscription = admin.subscribe(body).await?;
+    Ok(created(StatusCode::CREATED, format!("subscriptions/{}", subscription.id), SubscriptionJson::plain(&subscription)))
+}
+
+async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
+    let id: SubscriptionId = path_id("subscription", id)?;
+    Ok(admin.show_subscription(id).await.map(Json).into_response())
+}
+
+async fn unsubscribe(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
+    let id = path_id("subscription", id)?;
+    Ok(admin.unsubscribe(id).await.map(|()| StatusCode::ACCEPTED).into_response())
+}
+
+async fn list_parked(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    Query(query): Query<ParkedQuery>,
+) -> Result<Response, BadPath> {
+    let id = path_id("subscription", id)?;
+    Ok(admin.list_parked(id, query).await.map(Json).into_response())
+}
+
+async fn discard_parked(State(admin): State<Admin>, Path((id, n)): Path<(String, String)>) -> Result<Response, BadPath> {
+    let (id, n) = (path_id("subscription", id)?, path_id("parked record", n)?);
+    Ok(admin.discard_parked(id, n).await.map(|()| StatusCode::OK).into_response())
+}

@@ -1,0 +1,338 @@
+//! Topics bound to handlers.
+//!
+//! Owns: reading source and sink, what may be bound to what, the JSON shapes of HTTP reference 6.2 with status and lag, and parked
+//! Kafka records. Does not own: reading topics, or parking (`kafka`).
+
+use crate::clusters::{known_names, redacted};
+use crate::text::timestamp;
+use crate::{Admin, Error, SourcePartition};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use surefoot_model::catalog::{Catalog, CatalogEvent, Subscription};
+use surefoot_model::{SubscriptionId, Timestamp};
+use surefoot_partition::{LIST_MAX, OperationAnswer, ParkedInfo};
+
+const GROUP: &str = "group.id";
+const CLIENT: &str = "client.id";
+/// How brokers see this server where the operator names it no other.
+const CLIENT_DEFAULT: &str = "surefoot";
+/// The first epoch of a subscription (rule K1).
+const FIRST_EPOCH: u32 = 1;
+/// Parked Kafka records per page where the client does not say.
+const PAGE: usize = 100;
+
+/// A request to bind a topic to a handler.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NewSubscription {
+    /// `kafka://<cluster>/<topic>`
+    pub source: String,
+    /// `service://<service>/<handler>`
+    pub sink: String,
+    /// librdkafka properties that differ from the cluster's.
+    pub options: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct SubscriptionQuery {
+    source: Option<String>,
+    sink: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ParkedQuery {
+    after: Option<u64>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct SubscriptionJson {
+    pub(crate) id: String,
+    source: String,
+    sink: String,
+    options: BTreeMap<String, String>,
+    #[serde(flatten)]
+    progress: Option<ProgressJson>,
+}
+
+#[derive(Serialize)]
+struct ProgressJson {
+    status: &'static str,
+    last_error: Option<String>,
+    partitions: Vec<PartitionJson>,
+    parked: u64,
+}
+
+#[derive(Serialize)]
+struct PartitionJson {
+    partition: i32,
+    position: i64,
+    high_watermark: i64,
+    lag: i64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Subscriptions {
+    subscriptions: Vec<SubscriptionJson>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ParkedJson {
+    n: u64,
+    topic: String,
+    partition: i32,
+    offset: i64,
+    timestamp: Option<String>,
+    key: Option<String>,
+    bytes: u64,
+    reason: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ParkedList {
+    parked: Vec<ParkedJson>,
+    next: Option<u64>,
+}
+
+impl Admin {
+    /// Binds a topic to a handler, and returns when its start offsets are durable or 5 seconds have passed (rule K4).
+    pub async fn subscribe(&self, request: NewSubscription) -> Result<Arc<Subscription>, Error> {
+        let change = self.change().await;
+        let id = SubscriptionId(self.env().ids.random_u128());
+        let subscription = planned(&change.catalog(), request, id, self.now())?;
+        change.store(CatalogEvent::SubscriptionStored(subscription.clone(), Vec::new())).await?;
+        // A broker may be slow to answer; nobody else's change waits for it.
+        drop(change);
+        tracing::info!(
+            subscription = %id, topic = %subscription.topic, service = %subscription.service, handler = %subscription.handler,
+            "subscription created"
+        );
+        let subscription = Arc::new(subscription);
+        self.shared().sources.created(subscription.clone()).await;
+        Ok(subscription)
+    }
+
+    /// Stops delivery and forgets what was parked; what was admitted still runs.
+    pub async fn unsubscribe(&self, id: SubscriptionId) -> Result<(), Error> {
+        let change = self.change().await;
+        if !change.catalog().subscriptions.contains_key(&id) {
+            return Err(Error::SubscriptionNotFound(id));
+        }
+        // First in the catalog: a partition that is closed under a source that still reads would drop what it reads.
+        change.store(CatalogEvent::SubscriptionDeleted(id)).await?;
+        self.shared().partitions.close_source(id).await?;
+        tracing::info!(subscription = %id, "subscription deleted");
+        Ok(())
+    }
+
+    pub(crate) async fn list_subscriptions(&self, query: SubscriptionQuery) -> Result<Subscriptions, Error> {
+        let catalog = self.catalog();
+        let mut subscriptions = Vec::new();
+        for subscription in catalog.subscriptions.values() {
+            let plain = SubscriptionJson::plain(subscription);
+            let fits = |asked: &Option<String>, is: &str| asked.as_deref().is_none_or(|asked| asked == is);
+            if fits(&query.source, &plain.source) && fits(&query.sink, &plain.sink) {
+                subscriptions.push(self.with_progress(subscription.id, plain).await?);
+            }
+        }
+        Ok(Subscriptions { subscriptions })
+    }
+
+    pub(crate) async fn show_subscription(&self, id: SubscriptionId) -> Result<SubscriptionJson, Error> {
+        let subscription = self.subscription(id)?;
+        self.with_progress(id, SubscriptionJson::plain(&subscription)).await
+    }
+
+    pub(crate) async fn list_parked(&self, id: SubscriptionId, query: ParkedQuery) -> Result<ParkedList, Error> {
+        self.subscription(id)?;
+        let page = self.shared().partitions.parked(id, query.after, query.limit.unwrap_or(PAGE).clamp(1, LIST_MAX)).await?;
+        Ok(ParkedList { parked: page.parked.iter().map(parked_json).collect(), next: page.next })
+    }
+
+    /// Gives up one parked Kafka record for good.
+    pub async fn discard_parked(&self, id: SubscriptionId, number: u64) -> Result<(), Error> {
+        self.subscription(id)?;
+        match self.shared().partitions.discard_parked(id, number).await? {
+            OperationAnswer::Done | OperationAnswer::Accepted => Ok(()),
+            _ => Err(Error::ParkedNotFound { subscription: id, number }),
+        }
+    }
+
+    fn subscription(&self, id: SubscriptionId) -> Result<Arc<Subscription>, Error> {
+        self.catalog().subscriptions.get(&id).cloned().ok_or(Error::SubscriptionNotFound(id))
+    }
+
+    async fn with_progress(&self, id: SubscriptionId, plain: SubscriptionJson) -> Result<SubscriptionJson, Error> {
+        let parked = self.shared().partitions.source(id).await?.parked;
+        let status = self.shared().sources.status(id);
+        let partitions = status.partitions.iter().map(PartitionJson::from).collect();
+        let progress = ProgressJson { status: status.status, last_error: status.last_error, partitions, parked };
+        Ok(SubscriptionJson { progress: Some(progress), ..plain })
+    }
+}
+
+impl SubscriptionJson {
+    /// Without status and lag.
+    pub(crate) fn plain(subscription: &Subscription) -> Self {
+        Self {
+            id: subscription.id.to_string(),
+            source: format!("kafka://{}/{}", subscription.cluster, subscription.topic),
+            sink: format!("service://{}/{}", subscription.service, subscription.handler),
+            options: redacted(&subscription.options),
+            progress: None,
+        }
+    }
+}
+
+impl From<&SourcePartition> for PartitionJson {
+    fn from(partition: &SourcePartition) -> Self {
+        let SourcePartition { partition, position, high_watermark, lag } = *partition;
+        Self { partition, position, high_watermark, lag }
+    }
+}
+
+/// The subscription as it would be stored.
+fn planned(catalog: &Catalog, request: NewSubscription, id: SubscriptionId, now: Timestamp) -> Result<Subscription, Error> {
+    let (cluster, topic) = parts("kafka://", &request.source).ok_or_else(|| Error::Source(request.source.clone()))?;
+    let sink = parts("service://", &request.sink).filter(|(_, handler)| !handler.contains('/'));
+    let (service, handler) = sink.ok_or_else(|| Error::Sink(request.sink.clone()))?;
+    if !catalog.kafka_clusters.contains_key(cluster) {
+        return Err(Error::SourceClusterUnknown { cluster: cluster.to_owned(), known: known_names(catalog) });
+    }
+    if catalog.handler(service, handler).is_none() {
+        return Err(Error::SinkNotFound(request.sink.clone()));
+    }
+    let mut options = request.options.unwrap_or_default();
+    options.entry(GROUP.to_owned()).or_insert_with(|| id.to_string());
+    options.entry(CLIENT.to_owned()).or_insert_with(|| CLIENT_DEFAULT.to_owned());
+    let group = options[GROUP].clone();
+    let same_group = |other: &&Arc<Subscription>| {
+        *other.cluster == *cluster && *other.topic == *topic && other.options.get(GROUP) == Some(&group)
+    };
+    if let Some(other) = catalog.subscriptions.values().find(same_group) {
+        return Err(Error::GroupTaken { subscription: other.id, group });
+    }
+    Ok(Subscription {
+        id,
+        cluster: cluster.into(),
+        topic: topic.into(),
+        service: service.into(),
+        handler: handler.into(),
+        options,
+        created_at: now,
+        epoch: FIRST_EPOCH,
+        topic_id: 0,
+        resolved: false,
+    })
+}
+
+/// `<scheme><first>/<rest>` with neither of them empty.
+fn parts<'a>(scheme: &str, uri: &'a str) -> Option<(&'a str, &'a str)> {
+    let (first, rest) = uri.strip_prefix(scheme)?.split_once('/')?;
+    (!first.is_empty() && !rest.is_empty()).then_some((first, rest))
+}
+
+fn parked_json(info: &ParkedInfo) -> ParkedJson {
+    let record = &info.record;
+    ParkedJson {
+        n: info.number,
+        topic: record.topic.to_string(),
+        partition: record.source.stream.partition,
+        offset: record.source.offset,
+        timestamp: record.timestamp.map(timestamp),
+        key: record.has_key.then(|| key_text(&record.key)),
+        bytes: record.bytes,
+        reason: record.reason.clone(),
+    }
+}
+
+/// A key as text, or as `0x…` where it is none.
+fn key_text(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) => text.to_owned(),
+        Err(_) => key.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::tests::{handler, service};
+    use surefoot_model::TargetKind;
+    use surefoot_model::catalog::{KafkaCluster, ServiceKind};
+
+    fn catalog() -> Catalog {
+        let counter = service("Counter", ServiceKind::VirtualObject, vec![handler("count", TargetKind::ObjectExclusive)]);
+        let cluster = KafkaCluster { name: "m".into(), properties: BTreeMap::new(), created_at: Timestamp(0) };
+        Catalog {
+            services: [(counter.name.clone(), Arc::new(counter))].into(),
+            kafka_clusters: [(cluster.name.clone(), Arc::new(cluster))].into(),
+            ..Catalog::default()
+        }
+    }
+
+    fn plan(catalog: &Catalog, source: &str, sink: &str, options: &[(&str, &str)]) -> Result<Subscription, Error> {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let request = NewSubscription { source: source.into(), sink: sink.into(), options: Some(options) };
+        planned(catalog, request, SubscriptionId(9), Timestamp(0))
+    }
+
+    #[test]
+    fn a_subscription_has_the_shape_that_clients_read() {
+        let made = plan(&catalog(), "kafka://m/a/b", "service://Counter/count", &[("auto.offset.reset", "earliest")]).unwrap();
+        let id = SubscriptionId(9);
+        assert_eq!(
+            serde_json::to_string(&SubscriptionJson::plain(&made)).unwrap(),
+            format!(
+                r#"{{"id":"{id}","source":"kafka://m/a/b","sink":"service://Counter/count","options":{{"auto.offset.reset":"earliest","client.id":"surefoot","group.id":"{id}"}}}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn progress_stands_beside_the_subscription() {
+        let made = plan(&catalog(), "kafka://m/t", "service://Counter/count", &[("group.id", "g")]).unwrap();
+        let partitions = vec![PartitionJson::from(&SourcePartition { partition: 0, position: 3, high_watermark: 5, lag: 2 })];
+        let progress = ProgressJson { status: "running", last_error: None, partitions, parked: 1 };
+        let json = serde_json::to_value(SubscriptionJson { progress: Some(progress), ..SubscriptionJson::plain(&made) }).unwrap();
+        assert_eq!(json["status"], "running");
+        assert_eq!(json["partitions"][0], serde_json::json!({"partition": 0, "position": 3, "high_watermark": 5, "lag": 2}));
+        assert_eq!((&json["parked"], &json["last_error"]), (&1.into(), &serde_json::Value::Null));
+    }
+
+    #[test]
+    fn what_cannot_be_bound_says_why() {
+        let good = ("kafka://m/t", "service://Counter/count");
+        for (source, sink, code, says) in [
+            ("http://m/t", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
+            ("kafka://m/", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
+            ("kafka://m", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
+            (good.0, "kafka://Counter/count", Some("META0009"), "service://<service>/<handler>"),
+            (good.0, "service://Counter/k/count", Some("META0009"), "service://<service>/<handler>"),
+            (good.0, "service://Counter/nope", Some("META0009"), "register a deployment"),
+            (good.0, "service://Nope/count", Some("META0009"), "register a deployment"),
+            ("kafka://n/t", good.1, None, "known: m"),
+        ] {
+            let error = plan(&catalog(), source, sink, &[]).unwrap_err();
+            assert_eq!((error.status().as_u16(), error.code()), (400, code), "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_group_reads_a_topic_once() {
+        let mut catalog = catalog();
+        let first = plan(&catalog, "kafka://m/t", "service://Counter/count", &[("group.id", "g")]).unwrap();
+        catalog.subscriptions.insert(first.id, Arc::new(first));
+        let error = plan(&catalog, "kafka://m/t", "service://Counter/count", &[("group.id", "g")]).unwrap_err();
+        assert_eq!(error.status(), 409);
+        assert!(plan(&catalog, "kafka://m/other", "service://Counter/count", &[("group.id", "g")]).is_ok());
+        assert!(plan(&catalog, "kafka://m/t", "service://Counter/count", &[]).is_ok());
+    }
+
+    #[test]
+    fn keys_that_are_no_text_are_shown_as_bytes() {
+        assert_eq!(key_text("é".as_bytes()), "é");
+        assert_eq!(key_text(&[0xff, 0x0a]), "0xff0a");
+    }
+}
