@@ -17,7 +17,6 @@ pub struct Settings {
     pub message_bytes_max: usize,
     /// State sent with the start of an attempt; what is beyond is fetched by the handler.
     pub eager_state_bytes_max: usize,
-    pub connect_timeout_ms: u64,
     /// Number of partitions, to route calls.
     pub partitions: u16,
     /// Sent on every request to a deployment (`x-restate-cluster-name` by default).

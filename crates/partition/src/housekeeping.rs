@@ -44,7 +44,7 @@ impl Housekeeping {
                 || self.is_last_round && !self.has_run_last_round)
     }
 
-    pub(crate) fn checkpoint_started(&mut self, _now_ms: u64) {
+    pub(crate) fn checkpoint_started(&mut self) {
         self.applied_bytes = 0;
         self.dirty_since_ms = None;
         self.is_checkpointing = true;

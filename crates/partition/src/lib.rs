@@ -20,4 +20,4 @@ pub use handle::Partitions;
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use start::{Recovering, StartError, Started};
 pub use surefoot_machine::OperationAnswer;
-pub use worker::Settings;
+pub use worker::{Mutant, Settings};

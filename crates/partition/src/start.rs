@@ -36,11 +36,11 @@ pub struct Recovering {
 
 impl Recovering {
     /// Opens the tables of `count` partitions and of the catalog as the last checkpoints left them.
-    pub fn open(engine: &Arc<dyn Engine>, count: u16) -> Result<Self, StartError> {
+    pub fn open(engine: &Arc<dyn Engine>, count: u16, mutant: surefoot_storage::Mutant) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let stores = ids
             .map(|id| {
-                Store::open(engine.clone(), id).map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
+                Store::open(engine.clone(), id).map(|store| store.with_mutant(mutant)).map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { stores, records: 0 })

@@ -25,6 +25,11 @@ impl Wheel {
         Self { window: BTreeSet::new(), horizon: Some(first) }
     }
 
+    /// A wheel that never looks at the table: what the simulator must catch.
+    pub(crate) fn forgetful() -> Self {
+        Self { window: BTreeSet::new(), horizon: None }
+    }
+
     /// A timer was written to the table.
     pub(crate) fn set(&mut self, key: TimerKey) {
         if self.horizon.is_some_and(|horizon| key >= horizon) {

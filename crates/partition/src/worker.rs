@@ -54,6 +54,23 @@ pub struct Settings {
     pub replay_bytes_max: u64,
     /// Worker threads.
     pub workers: usize,
+    /// What the simulator breaks on purpose.
+    pub mutant: Mutant,
+}
+
+/// Deliberately broken variants of a worker, which simulation must catch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    #[default]
+    None,
+    /// Trims the log when a checkpoint begins, not when it is synced (rule C2).
+    TrimAtFreeze,
+    /// Does not look for messages that an earlier term had not sent (rule O1).
+    ForgetOutbox,
+    /// Does not look for timers that an earlier term had set.
+    ForgetTimers,
+    /// Fires timers up to a second early (rule T2).
+    FireEarly,
 }
 
 pub(crate) struct Worker {
@@ -307,6 +324,10 @@ impl Worker {
         partition.leads = true;
         partition.wheel = Wheel::new();
         let queues = partition.store.read().scan::<Outboxes>(&PartitionId(0), None, usize::from(u16::MAX) + 1)?;
+        let queues = if self.settings.mutant == Mutant::ForgetOutbox { Vec::new() } else { queues };
+        if self.settings.mutant == Mutant::ForgetTimers {
+            partition.wheel = Wheel::forgetful();
+        }
         partition.to_send = queues
             .into_iter()
             .map(|(to, row)| {
@@ -464,6 +485,7 @@ impl Worker {
     fn fire_timers(&mut self, at: usize, now: Timestamp) -> Result<Option<Timestamp>, StateError> {
         let partition = &mut self.partitions[at];
         let reader = partition.store.read();
+        let now = if self.settings.mutant == Mutant::FireEarly { now.after_ms(1_000) } else { now };
         let due = partition.wheel.take_due(&reader, now, FIRE_MAX)?;
         if !due.is_empty() {
             let events = due.iter().map(|key| Event::TimerFired { due: key.due, id: key.id, slot: key.slot });
@@ -535,7 +557,10 @@ impl Worker {
         if partition.housekeeping.checkpoint_due(now.0, active, share, settings)
             && let Some(job) = partition.store.freeze()
         {
-            partition.housekeeping.checkpoint_started(now.0);
+            partition.housekeeping.checkpoint_started();
+            if settings.mutant == Mutant::TrimAtFreeze {
+                self.shared.log.trim(partition.id, partition.store.applied());
+            }
             self.checkpoints.push(partition.id, job, self.mailbox.clone());
         }
     }

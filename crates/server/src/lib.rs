@@ -1,5 +1,7 @@
-//! A whole node: its settings, and the wiring of the rooms.
+//! A whole node: its settings, its data directory, and the wiring of the rooms.
 //!
-//! Owns: the checked configuration. Does not own: rules of any kind.
+//! Owns: the checked configuration, and the order of starting and stopping. Does not own: rules of any kind.
 
 pub mod config;
+pub mod data_dir;
+pub mod node;

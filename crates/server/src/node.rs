@@ -1,0 +1,159 @@
+//! One node, wired top to bottom: the same in production and in simulation, which differ in [`Env`] and [`Seams`] only.
+//!
+//! Owns: the order of starting (recover, lead, then open the edges) and of stopping (close the edges, then checkpoint). Does not
+//! own: listeners and signals (`serve`), or rules of any kind.
+
+use crate::config::Config;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_env::{Env, Wake};
+use surefoot_ingress::Ingress;
+use surefoot_invoker::{Invoker, Transport};
+use surefoot_log::local::{self, LocalLog, Options};
+use surefoot_partition::{Partitions, Recovering, StartError};
+use surefoot_storage::Engine;
+
+/// What a node is built on.
+pub struct Seams {
+    pub engine: Arc<dyn Engine>,
+    pub transport: Arc<dyn Transport>,
+    /// Called once when the log cannot make records durable; does not return in production (rule L4).
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// What the simulator breaks on purpose.
+    pub mutants: Mutants,
+}
+
+/// Deliberately broken variants, which simulation must catch. All of them are off by default.
+#[derive(Clone, Copy, Default)]
+pub struct Mutants {
+    pub log: local::Mutant,
+    pub storage: surefoot_storage::Mutant,
+    pub partition: surefoot_partition::Mutant,
+}
+
+/// Where a node keeps its log, and how many partitions it was made with.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub log: PathBuf,
+    pub partitions: u16,
+}
+
+/// A node that leads all its partitions.
+pub struct Node {
+    pub partitions: Partitions,
+    pub ingress: Ingress,
+    pub transport: Arc<dyn Transport>,
+    pub recovered: Recovered,
+    log: LocalLog,
+}
+
+/// What a start found.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Records applied beyond the last checkpoints.
+    pub records: u64,
+    /// Bytes of the log that were read.
+    pub log_bytes: u64,
+    /// Bytes of a torn tail that were cut.
+    pub cut_bytes: u64,
+    pub took: Duration,
+}
+
+/// What keeps a node from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Log(#[from] local::Error),
+    #[error(transparent)]
+    Partition(#[from] StartError),
+}
+
+impl Node {
+    /// Recovers, starts a new term in every partition, and returns once all of them lead. `catalog_changed` is woken after each
+    /// change of the catalog.
+    pub async fn start(config: &Config, env: Env, place: Place, seams: Seams, catalog_changed: Vec<Wake>) -> Result<Self, Error> {
+        let began = env.clock.monotonic();
+        let mut recovering = Recovering::open(&seams.engine, place.partitions, seams.mutants.storage)?;
+        let fatal = seams.fatal.clone();
+        let mut options = Options::new(move |message| fatal(message));
+        options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { seams.mutants.log };
+        let opened = local::open(env.disk.clone(), &place.log, options, &mut |entry| Ok(recovering.replay(&entry)?))?;
+        recovering.check(|partition| {
+            let bounds = opened.recovery.bounds(partition);
+            (bounds.first, bounds.next)
+        })?;
+        let recovered = Recovered {
+            records: recovering.records(),
+            log_bytes: opened.recovery.bytes,
+            cut_bytes: opened.recovery.cut_bytes,
+            took: env.clock.monotonic().saturating_sub(began),
+        };
+        let log = opened.log;
+        let transport = seams.transport.clone();
+        let started = recovering.start(
+            env.clone(),
+            Arc::new(log.clone()),
+            |partition, sink| log.connect(partition, sink),
+            |catalog, output| {
+                Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output)
+            },
+            partition_settings(config, seams.mutants.partition),
+            catalog_changed,
+        )?;
+        opened.writer.drive(&*env.tasks);
+        opened.filler.drive(&*env.tasks);
+        let partitions = started.ready().await;
+        let ingress = Ingress::new(partitions.clone(), config.defaults());
+        Ok(Self { partitions, ingress, transport: seams.transport, recovered, log })
+    }
+
+    /// Ends attempts, takes a last checkpoint (rule M7) and stops. The edges are closed before.
+    pub async fn stop(self) {
+        self.partitions.stop().await;
+        self.log.close();
+    }
+}
+
+fn invoker_settings(config: &Config, partitions: u16) -> surefoot_invoker::Settings {
+    let invoker = &config.worker.invoker;
+    surefoot_invoker::Settings {
+        defaults: config.defaults(),
+        attempts_max: bounded(invoker.attempts_max),
+        replay_bytes_max: bounded(invoker.replay_bytes_max),
+        message_bytes_max: bounded(invoker.message_bytes_max),
+        eager_state_bytes_max: bounded(invoker.eager_state_bytes_max),
+        partitions,
+        additional_headers: request_headers(config),
+    }
+}
+
+/// Headers on every request to a deployment.
+pub fn request_headers(config: &Config) -> Vec<(String, String)> {
+    vec![("x-restate-cluster-name".to_owned(), config.cluster_name.clone())]
+}
+
+fn partition_settings(config: &Config, mutant: surefoot_partition::Mutant) -> surefoot_partition::Settings {
+    surefoot_partition::Settings {
+        cleanup_interval_ms: millis(config.worker.cleanup_interval),
+        retained_bytes_max: config.retained_bytes_max,
+        memory_bytes_max: config.memory_bytes,
+        checkpoint_interval_ms: millis(config.checkpoint_interval),
+        replay_bytes_max: REPLAY_BYTES_MAX,
+        workers: WORKERS,
+        mutant,
+    }
+}
+
+/// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
+const REPLAY_BYTES_MAX: u64 = 16 << 20;
+/// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.
+const WORKERS: usize = 1;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn bounded(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
