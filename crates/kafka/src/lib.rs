@@ -1,1 +1,27 @@
-//! Kafka topics to events
+//! Kafka topics to events.
+//!
+//! Owns: subscriptions that run (one task each, following the catalog), the member of the consumer group, start offsets and
+//! epochs, positions, parking, lag, and the seam [`RecordSource`] with its version over librdkafka. Does not own: what a Kafka
+//! record does once it is an event (`machine`), registration (`admin`), or HTTP.
+
+mod admission;
+mod backoff;
+mod librdkafka;
+mod opening;
+mod position;
+mod properties;
+mod record;
+mod source;
+mod sources;
+mod session;
+mod status;
+mod subscription;
+#[cfg(test)]
+mod testing;
+
+pub use librdkafka::Librdkafka;
+pub use source::{
+    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
+};
+pub use sources::{Settings, Sources};
+pub use status::{PartitionStatus, SourceStatus, Stage};

@@ -1,0 +1,378 @@
+//! The seam over librdkafka: the one module that names it.
+//!
+//! Owns: the consumer, its callbacks, errors told apart, and threads for calls that block. Does not own: where reading starts or
+//! what is committed. Everything that the group decides passes through one queue, so that it keeps its order with the records.
+
+mod native;
+
+use crate::source::{
+    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
+};
+use crate::status::lock;
+use bytes::Bytes;
+use futures_util::Stream;
+use rdkafka::bindings::rd_kafka_resp_err_t;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use surefoot_env::{BoxFuture, Step, Steps, Tasks, Wake};
+use surefoot_model::Text;
+use tokio::sync::oneshot;
+
+/// The longest that a question to the brokers may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Kafka records handed on together, and their bytes; one record may pass the latter alone.
+const BATCH_RECORDS_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Fits a node with many subscriptions, sees new Kafka partitions soon, and fetches on at once after a full queue. A cluster's or
+/// a subscription's own values win.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("queued.max.messages.kbytes", "16384"),
+    ("queued.min.messages", "20000"),
+    ("fetch.queue.backoff.ms", "20"),
+    ("topic.metadata.refresh.interval.ms", "10000"),
+];
+
+/// Opens sources over librdkafka. They have to be opened within a tokio runtime.
+pub struct Librdkafka {
+    tasks: Arc<dyn Tasks>,
+}
+
+impl Librdkafka {
+    /// `tasks` runs what blocks.
+    pub fn new(tasks: Arc<dyn Tasks>) -> Self {
+        Self { tasks }
+    }
+}
+
+impl SourceClient for Librdkafka {
+    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+        let mut config = ClientConfig::new();
+        for (name, value) in DEFAULTS {
+            config.set(*name, *value);
+        }
+        for (name, value) in &spec.properties {
+            config.set(name.as_str(), value.as_str());
+        }
+        let group = Arc::new(Mutex::new(Group::default()));
+        // What the library itself says is logged by its subscription where it matters.
+        config.set_log_level(RDKafkaLogLevel::Info);
+        let consumer = config.create_with_context(Callbacks { group: group.clone() }).map_err(|error| {
+            SourceError::new(ErrorKind::Refused, format!("the Kafka client does not take these properties: {error}"))
+        })?;
+        Ok(Box::new(Member { consumer: Arc::new(consumer), group, topic: spec.topic.clone(), tasks: self.tasks.clone() }))
+    }
+}
+
+/// What the group says, in order, and what this member has answered.
+#[derive(Default)]
+struct Group {
+    /// Counts assignments.
+    generation: u64,
+    /// Kafka partitions that may be fetched, and since when.
+    fetched: BTreeMap<i32, u64>,
+    events: VecDeque<SourceEvent>,
+    /// The words that came with the newest error.
+    words: Option<String>,
+    /// Nobody answers events any more.
+    is_closing: bool,
+}
+
+struct Callbacks {
+    group: Arc<Mutex<Group>>,
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::warn!(facility, "librdkafka: {message}");
+            }
+            _ => tracing::debug!(facility, "librdkafka: {message}"),
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, _: KafkaError, reason: &str) {
+        lock(&self.group).words = Some(reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Callbacks {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: rd_kafka_resp_err_t, list: &mut TopicPartitionList) {
+        let partitions: Vec<i32> = list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect();
+        let mut group = lock(&self.group);
+        if group.is_closing {
+            drop(group);
+            // A close that fails here has failed for good; the broker will time the member out.
+            let _ = unassign(consumer, list);
+        } else if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            group.generation += 1;
+            let generation = group.generation;
+            group.events.push_back(SourceEvent::Assigned { generation, partitions });
+        } else {
+            let generation = partitions.iter().filter_map(|p| group.fetched.remove(p)).max().unwrap_or(group.generation);
+            group.events.push_back(SourceEvent::Revoked { generation, partitions });
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        match result {
+            // The group has moved on, or there was nothing to commit: positions are kept by us in any case.
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => tracing::debug!(%error, "the group did not take a commit"),
+        }
+    }
+}
+
+fn unassign<C: ConsumerContext>(consumer: &impl Consumer<C>, list: &TopicPartitionList) -> KafkaResult<()> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+        _ => consumer.unassign(),
+    }
+}
+
+/// A consumer of one topic.
+struct Member {
+    consumer: Arc<StreamConsumer<Callbacks>>,
+    group: Arc<Mutex<Group>>,
+    topic: Text,
+    tasks: Arc<dyn Tasks>,
+}
+
+impl Member {
+    fn list(&self, partitions: impl IntoIterator<Item = (i32, Offset)>) -> Result<TopicPartitionList, SourceError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in partitions {
+            list.add_partition_offset(&self.topic, partition, offset).map_err(|error| self.error(&error))?;
+        }
+        Ok(list)
+    }
+
+    fn error(&self, error: &KafkaError) -> SourceError {
+        let words = lock(&self.group).words.take();
+        explain(error, words.as_deref())
+    }
+
+    /// Runs what blocks on a thread of its own.
+    fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+        let (sender, receiver) = oneshot::channel();
+        let work = Box::new(move || {
+            // Whoever asked may have gone.
+            let _ = sender.send(work());
+        });
+        self.tasks.drive("kafka-request", Wake::new(), Box::new(Once(Some(work))));
+        receiver
+    }
+
+    fn poll_next(&self, stream: &mut rdkafka::consumer::MessageStream<'_, Callbacks>, cx: &mut Context<'_>) -> Poll<SourceEvent> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let is_full = records.len() >= BATCH_RECORDS_MAX || bytes >= BATCH_BYTES_MAX;
+            if !is_full && lock(&self.group).events.is_empty() {
+                match Pin::new(&mut *stream).poll_next(cx) {
+                    Poll::Ready(Some(Ok(message))) => {
+                        if let Some(record) = self.record(&message) {
+                            bytes += record.bytes();
+                            records.push(record);
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Some(Err(KafkaError::PartitionEOF(_)))) => continue,
+                    Poll::Ready(Some(Err(error))) => {
+                        let error = self.error(&error);
+                        lock(&self.group).events.push_back(SourceEvent::Failed(error));
+                        continue;
+                    }
+                    // The stream has served a callback without an item.
+                    Poll::Pending if !lock(&self.group).events.is_empty() => continue,
+                    Poll::Pending if records.is_empty() => return Poll::Pending,
+                    Poll::Pending => {}
+                    Poll::Ready(None) => unreachable!("a consumer's stream does not end"),
+                }
+            }
+            // Records came before whatever waits in the queue.
+            if !records.is_empty() {
+                return Poll::Ready(SourceEvent::Records(records));
+            }
+            if let Some(event) = lock(&self.group).events.pop_front() {
+                return Poll::Ready(event);
+            }
+        }
+    }
+
+    /// Absent for one whose Kafka partition has been revoked.
+    fn record(&self, message: &BorrowedMessage<'_>) -> Option<KafkaRecord> {
+        let partition = message.partition();
+        let generation = *lock(&self.group).fetched.get(&partition)?;
+        Some(KafkaRecord {
+            generation,
+            partition,
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok()),
+            key: message.key().map(Bytes::copy_from_slice),
+            value: message.payload().map(Bytes::copy_from_slice),
+            headers: native::headers(message),
+        })
+    }
+}
+
+impl RecordSource for Member {
+    fn topic(&mut self) -> BoxFuture<Result<TopicInfo, SourceError>> {
+        let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
+        let answer = self.blocking(move || topic_info(&consumer, &topic));
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
+    }
+
+    fn committed(&mut self, partitions: &[i32]) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
+        let list = match self.list(partitions.iter().map(|p| (*p, Offset::Invalid))) {
+            Ok(list) => list,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let consumer = self.consumer.clone();
+        let answer = self.blocking(move || {
+            let found = consumer.committed_offsets(list, REQUEST_TIMEOUT).map_err(|error| explain(&error, None))?;
+            let offsets = found.elements().into_iter().filter_map(|element| match element.offset() {
+                Offset::Offset(offset) => Some((element.partition(), offset)),
+                _ => None,
+            });
+            Ok(offsets.collect())
+        });
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
+    }
+
+    fn subscribe(&mut self) -> Result<(), SourceError> {
+        self.consumer.subscribe(&[&self.topic]).map_err(|error| self.error(&error))
+    }
+
+    fn next(&mut self) -> BoxNext<'_> {
+        let this = &*self;
+        Box::pin(async move {
+            let mut stream = this.consumer.stream();
+            std::future::poll_fn(|cx| this.poll_next(&mut stream, cx)).await
+        })
+    }
+
+    fn assign(&mut self, generation: u64, starts: &[(i32, i64)]) -> Result<(), SourceError> {
+        let list = self.list(starts.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset))))?;
+        lock(&self.group).fetched.extend(starts.iter().map(|(partition, _)| (*partition, generation)));
+        let done = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
+            _ => self.consumer.assign(&list),
+        };
+        done.map_err(|error| self.error(&error))
+    }
+
+    fn release(&mut self, _: u64, partitions: &[i32]) -> Result<(), SourceError> {
+        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)))?;
+        unassign(&*self.consumer, &list).map_err(|error| self.error(&error))
+    }
+
+    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)))?;
+        self.consumer.pause(&list).map_err(|error| self.error(&error))
+    }
+
+    fn resume(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)))?;
+        self.consumer.resume(&list).map_err(|error| self.error(&error))
+    }
+
+    fn commit(&mut self, positions: &[(i32, i64)]) {
+        let list = self.list(positions.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset))));
+        let done = list.and_then(|list| self.consumer.commit(&list, CommitMode::Async).map_err(|error| self.error(&error)));
+        if let Err(error) = done {
+            // Positions are kept by us; the next commit covers this one.
+            tracing::debug!(%error, "commit to the group");
+        }
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<()> {
+        lock(&self.group).is_closing = true;
+        let consumer = self.consumer.clone();
+        // The destructor leaves the group, and blocks meanwhile.
+        let done = self.blocking(move || drop(consumer));
+        drop(self);
+        Box::pin(async move {
+            // Nothing is left to be done if its thread has gone.
+            let _ = done.await;
+        })
+    }
+}
+
+/// A stepper of one step.
+struct Once(Option<Box<dyn FnOnce() + Send>>);
+
+impl Steps for Once {
+    fn step(&mut self) -> Step {
+        if let Some(work) = self.0.take() {
+            work();
+        }
+        Step::Done
+    }
+}
+
+fn topic_info(consumer: &StreamConsumer<Callbacks>, topic: &str) -> Result<TopicInfo, SourceError> {
+    let client = consumer.client();
+    let (id, partitions) = native::describe(client, topic, REQUEST_TIMEOUT)?;
+    let low = native::offsets(client, topic, &partitions, native::Bound::Low, REQUEST_TIMEOUT)?;
+    let high = native::offsets(client, topic, &partitions, native::Bound::High, REQUEST_TIMEOUT)?;
+    let partitions = low.iter().filter_map(|(partition, low)| {
+        high.get(partition).map(|high| PartitionOffsets { partition: *partition, low: *low, high: *high })
+    });
+    Ok(TopicInfo { id, partitions: partitions.collect() })
+}
+
+fn gone() -> SourceError {
+    SourceError::new(ErrorKind::Unavailable, "the Kafka client's thread has ended")
+}
+
+/// The error in words, and what helps.
+fn explain(error: &KafkaError, words: Option<&str>) -> SourceError {
+    let (code, is_fatal) = match error {
+        KafkaError::MessageConsumptionFatal(code) => (*code, true),
+        error => (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), false),
+    };
+    let kind = if is_fatal { ErrorKind::Refused } else { kind(code) };
+    let message = words.map_or_else(|| error.to_string(), |words| format!("{code}: {words}"));
+    SourceError::new(kind, message)
+}
+
+fn kind(code: RDKafkaErrorCode) -> ErrorKind {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => ErrorKind::TopicMissing,
+        Code::AutoOffsetReset | Code::OffsetOutOfRange => ErrorKind::OffsetLost,
+        Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::SSL
+        | Code::TopicAuthorizationFailed
+        | Code::GroupAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::FencedInstanceId
+        | Code::Fatal
+        | Code::InvalidArgument
+        | Code::InvalidTopic
+        | Code::InvalidGroupId
+        | Code::InvalidSessionTimeout
+        | Code::InconsistentGroupProtocol
+        | Code::UnsupportedFeature
+        | Code::UnsupportedVersion
+        | Code::NotImplemented => ErrorKind::Refused,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests;

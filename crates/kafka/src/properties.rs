@@ -1,0 +1,102 @@
+//! The properties that a subscription's source runs with.
+//!
+//! Owns: which value wins, our defaults, and what is ours alone. Does not own: librdkafka's own defaults, or checking names.
+
+use crate::source::{ErrorKind, SourceError};
+use std::collections::BTreeMap;
+use surefoot_model::catalog::{KafkaCluster, Subscription};
+
+/// Where reading starts in a Kafka partition that has neither a position nor a commit (rule K4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reset {
+    Earliest,
+    Latest,
+    /// Somebody has to say.
+    Refuse,
+}
+
+const RESET: &str = "auto.offset.reset";
+
+/// Positions are ours (rule K5), and an offset that is not there is our decision, not the client's (rule K1).
+const FORCED: &[(&str, &str)] =
+    &[("enable.auto.commit", "false"), ("enable.auto.offset.store", "false"), ("enable.partition.eof", "false"), (RESET, "error")];
+
+/// The subscription's options over its cluster's properties, with defaults and forced values. `node` tells apart the members of
+/// one group over restarts: with a fixed instance id a member that was killed takes its place again at once.
+pub(crate) fn merged(cluster: &KafkaCluster, subscription: &Subscription, node: &str) -> BTreeMap<String, String> {
+    let mut all = given(cluster, subscription);
+    let id = subscription.id.to_string();
+    all.entry("client.id".to_owned()).or_insert_with(|| "surefoot".to_owned());
+    all.entry("group.instance.id".to_owned()).or_insert_with(|| format!("surefoot-{node}-{id}"));
+    all.entry("group.id".to_owned()).or_insert(id);
+    // librdkafka takes no empty value here; an empty one asks for a member without an instance id.
+    all.retain(|name, value| name != "group.instance.id" || !value.is_empty());
+    all.extend(FORCED.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    all
+}
+
+/// What the subscription asks for; librdkafka's default is `largest`.
+pub(crate) fn reset(cluster: &KafkaCluster, subscription: &Subscription) -> Result<Reset, SourceError> {
+    match given(cluster, subscription).get(RESET).map(String::as_str) {
+        None | Some("largest" | "latest" | "end") => Ok(Reset::Latest),
+        Some("smallest" | "earliest" | "beginning") => Ok(Reset::Earliest),
+        Some("error") => Ok(Reset::Refuse),
+        Some(other) => Err(SourceError::new(
+            ErrorKind::Refused,
+            format!("{RESET} is {other:?}: set it to \"earliest\", \"latest\" or \"error\""),
+        )),
+    }
+}
+
+fn given(cluster: &KafkaCluster, subscription: &Subscription) -> BTreeMap<String, String> {
+    let mut all = cluster.properties.clone();
+    all.extend(subscription.options.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn options_win_over_the_cluster_and_ours_over_both() {
+        let mut cluster = testing::cluster();
+        cluster.properties.extend([("a", "cluster"), ("b", "cluster"), ("enable.auto.commit", "true")].map(|(n, v)| (n.to_owned(), v.to_owned())));
+        let mut subscription = testing::subscription();
+        subscription.options.insert("b".to_owned(), "option".to_owned());
+        let all = merged(&cluster, &subscription, "n1");
+        let id = subscription.id.to_string();
+        for (name, value) in [
+            ("a", "cluster"),
+            ("b", "option"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("client.id", "surefoot"),
+            ("group.id", id.as_str()),
+            ("group.instance.id", format!("surefoot-n1-{id}").as_str()),
+        ] {
+            assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_empty_instance_id_asks_for_none() {
+        let mut subscription = testing::subscription();
+        subscription.options.insert("group.instance.id".to_owned(), String::new());
+        assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key("group.instance.id"));
+    }
+
+    #[test]
+    fn a_reset_that_is_none_of_librdkafkas_is_refused() {
+        let mut subscription = testing::subscription();
+        assert_eq!(reset(&testing::cluster(), &subscription), Ok(Reset::Latest));
+        for (text, expected) in [("smallest", Reset::Earliest), ("end", Reset::Latest), ("error", Reset::Refuse)] {
+            subscription.options.insert(RESET.to_owned(), text.to_owned());
+            assert_eq!(reset(&testing::cluster(), &subscription), Ok(expected));
+        }
+        subscription.options.insert(RESET.to_owned(), "newest".to_owned());
+        assert!(reset(&testing::cluster(), &subscription).is_err());
+    }
+}

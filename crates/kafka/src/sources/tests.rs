@@ -1,0 +1,326 @@
+//! The state machine of subscriptions against a script: what a broker says, what partitions take, what comes of it.
+
+use super::*;
+use crate::source::{SourceEvent, TopicInfo};
+use crate::status::Stage;
+use crate::testing::{self, Broker, Node, Told, record, topic};
+use surefoot_model::StreamId;
+use surefoot_model::catalog::Subscription;
+
+const PARKED_MAX: u64 = 2;
+const TOPIC_ID: u128 = 7;
+
+struct World {
+    node: Node,
+    broker: Broker,
+    sources: Sources,
+}
+
+impl World {
+    /// A node on which nothing is subscribed yet.
+    fn new(topic: Result<TopicInfo, SourceError>) -> Self {
+        let (node, broker) = (Node::new(), Broker::new(topic));
+        let settings = Settings {
+            defaults: Defaults::default(),
+            record_bytes_max: 1 << 20,
+            parked_max: PARKED_MAX,
+            node: "n1".to_owned(),
+        };
+        let env = Env::production(tokio::runtime::Handle::current());
+        let sources =
+            Sources::start_on(env, Arc::new(node.clone()), settings, node.changed(), Arc::default(), Arc::new(broker.clone()));
+        Self { node, broker, sources }
+    }
+
+    fn subscribe(&self, subscription: Subscription) {
+        self.node.edit(|catalog| {
+            catalog.subscriptions.insert(subscription.id, Arc::new(subscription));
+        });
+    }
+
+    /// One that reads from the earliest, with these Kafka partitions assigned under generation 1.
+    async fn reading(offsets: &[(i64, i64)]) -> Self {
+        let world = Self::new(Ok(topic(TOPIC_ID, offsets)));
+        world.subscribe(earliest());
+        world.assign(1, &(0..offsets.len() as i32).collect::<Vec<_>>()).await;
+        world
+    }
+
+    async fn assign(&self, generation: u64, partitions: &[i32]) -> Vec<(i32, i64)> {
+        self.broker.heard(|told| *told == Told::Subscribed).await;
+        self.assign_more(generation, partitions).await
+    }
+
+    async fn assign_more(&self, generation: u64, partitions: &[i32]) -> Vec<(i32, i64)> {
+        self.broker.send(SourceEvent::Assigned { generation, partitions: partitions.to_vec() });
+        match self.broker.heard(|told| matches!(told, Told::Assigned(_))).await {
+            Told::Assigned(starts) => starts,
+            _ => unreachable!(),
+        }
+    }
+
+    fn records(&self, generation: u64, partition: i32, offsets: impl IntoIterator<Item = i64>) {
+        let records = offsets.into_iter().map(|offset| record(generation, partition, offset)).collect();
+        self.broker.send(SourceEvent::Records(records));
+    }
+
+    async fn committed(&self) -> Vec<(i32, i64)> {
+        match self.broker.heard(|told| matches!(told, Told::Committed(_))).await {
+            Told::Committed(positions) => positions,
+            _ => unreachable!(),
+        }
+    }
+
+    async fn status_is(&self, stage: Stage) -> SourceStatus {
+        loop {
+            let status = self.sources.status(earliest().id);
+            if status.stage == stage {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn stored(&self) -> Arc<Subscription> {
+        self.node.catalog().subscriptions[&earliest().id].clone()
+    }
+
+    fn position(&self, epoch: u32, topic: u128, partition: i32) -> Option<i64> {
+        self.node.catalog().positions.get(&StreamId { subscription: earliest().id, epoch, topic, partition }).copied()
+    }
+}
+
+fn earliest() -> Subscription {
+    let mut subscription = testing::subscription();
+    subscription.options.insert("auto.offset.reset".to_owned(), "earliest".to_owned());
+    subscription
+}
+
+fn missing() -> SourceError {
+    SourceError::new(ErrorKind::TopicMissing, "the topic does not exist")
+}
+
+fn unavailable() -> SourceError {
+    SourceError::new(ErrorKind::Unavailable, "no broker answers")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_is_resolved_and_stored_before_the_creation_completes_and_before_the_first_fetch() {
+    let world = World::new(Ok(topic(TOPIC_ID, &[(2, 10), (0, 4)])));
+    let subscription = testing::subscription();
+    world.subscribe(subscription.clone());
+    world.sources.created(subscription.id).await;
+    let stored = world.stored();
+    assert!(stored.resolved && stored.topic_id == TOPIC_ID);
+    assert_eq!((world.position(0, TOPIC_ID, 0), world.position(0, TOPIC_ID, 1)), (Some(10), Some(4)));
+    // What is produced from here on is read, however long the group takes.
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(2, 99), (0, 99)])));
+    assert_eq!(world.assign(1, &[0, 1]).await, [(0, 10), (1, 4)]);
+    assert_eq!(world.node.opened(), [0], "every partition has recorded the epoch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_missing_is_waited_for_and_then_read_from_its_start() {
+    let world = World::new(Err(missing()));
+    let subscription = testing::subscription();
+    world.subscribe(subscription.clone());
+    world.sources.created(subscription.id).await;
+    assert!(world.stored().resolved, "it does not ask for the latest of a topic that is not there");
+    let status = world.status_is(Stage::Waiting).await;
+    assert_eq!(status.last_error.as_deref(), Some("the topic does not exist"));
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 5)])));
+    assert_eq!(world.assign(1, &[0]).await, [(0, 0)]);
+    assert_eq!(world.status_is(Stage::Running).await.last_error, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_down_holds_up_a_creation_for_five_seconds_only() {
+    let world = World::new(Err(unavailable()));
+    let subscription = testing::subscription();
+    world.subscribe(subscription.clone());
+    let start = tokio::time::Instant::now();
+    world.sources.created(subscription.id).await;
+    assert_eq!(start.elapsed().as_secs(), 5);
+    assert!(!world.stored().resolved);
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 5)])));
+    assert_eq!(world.assign(1, &[0]).await, [(0, 5)], "the latest as of when a broker answered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn properties_that_make_no_sense_fail_visibly_and_hold_up_nobody() {
+    let world = World::new(Ok(topic(TOPIC_ID, &[(0, 5)])));
+    let mut subscription = earliest();
+    subscription.options.insert("auto.offset.reset".to_owned(), "sometimes".to_owned());
+    world.subscribe(subscription.clone());
+    let start = tokio::time::Instant::now();
+    world.sources.created(subscription.id).await;
+    assert_eq!(start.elapsed().as_secs(), 0);
+    let status = world.status_is(Stage::Failing).await;
+    assert!(status.last_error.unwrap().contains("earliest"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_appended_in_order_and_commits_follow_what_is_durable() {
+    let world = World::reading(&[(0, 9), (0, 9)]).await;
+    world.node.set_durable_at_once(false);
+    world.records(1, 0, 0..3);
+    world.records(1, 1, [0, 4]);
+    world.node.until(|node| node.sources().len() == 5).await;
+    assert_eq!(world.node.sources(), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 4)]);
+    let status = world.status_is(Stage::Running).await;
+    assert_eq!(status.partitions.iter().map(|p| (p.position, p.lag)).collect::<Vec<_>>(), [(0, 9), (0, 9)]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!world.broker.told().iter().any(|told| matches!(told, Told::Committed(_))), "nothing is durable");
+    world.node.sync();
+    assert_eq!(world.committed().await, [(0, 3), (1, 5)]);
+    assert_eq!((world.position(0, TOPIC_ID, 0), world.position(0, TOPIC_ID, 1)), (Some(3), Some(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_of_a_revoked_assignment_are_refused_and_read_again_by_the_next() {
+    let world = World::reading(&[(0, 9), (0, 9)]).await;
+    world.records(1, 0, 0..2);
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0, 1] });
+    world.broker.heard(|told| matches!(told, Told::Released(_))).await;
+    assert_eq!(world.position(0, TOPIC_ID, 0), Some(2), "stored before another member may have it");
+    world.records(1, 0, [2]);
+    assert_eq!(world.assign_more(2, &[0]).await, [(0, 2)]);
+    world.records(1, 0, [2]);
+    world.records(2, 0, [2, 3]);
+    world.node.until(|node| node.sources().len() >= 4).await;
+    assert_eq!(world.node.sources(), [(0, 0), (0, 1), (0, 2), (0, 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_edge_pauses_fetching_and_loses_no_order() {
+    let world = World::reading(&[(0, 9_999)]).await;
+    world.node.set_open(false);
+    for start in (0..5_000).step_by(500) {
+        world.records(1, 0, start..start + 500);
+    }
+    world.broker.heard(|told| *told == Told::Paused(vec![0])).await;
+    // The group goes on while nothing is taken.
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0] });
+    world.broker.heard(|told| matches!(told, Told::Released(_))).await;
+    assert_eq!(world.assign_more(2, &[0]).await, [(0, 0)]);
+    world.records(2, 0, 0..500);
+    world.node.set_open(true);
+    world.node.until(|node| node.sources().len() == 500).await;
+    assert_eq!(world.node.sources(), (0..500).map(|offset| (0, offset)).collect::<Vec<_>>());
+    assert!(world.broker.told().contains(&Told::Resumed(vec![])) || world.broker.told().contains(&Told::Resumed(vec![0])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_bound_of_parked_records_it_pauses_visibly_and_goes_on_below() {
+    let world = World::reading(&[(0, 9)]).await;
+    let keyless = |offset| crate::source::KafkaRecord { key: None, ..record(1, 0, offset) };
+    world.node.set_parked(PARKED_MAX);
+    world.broker.send(SourceEvent::Records(vec![keyless(0), keyless(1), keyless(2), record(1, 0, 3)]));
+    let status = world.status_is(Stage::Paused).await;
+    assert!(status.last_error.unwrap().contains("/parked"));
+    assert_eq!(world.node.sources(), [(0, 0), (0, 1)]);
+    world.broker.heard(|told| *told == Told::Paused(vec![0])).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.node.sources().len(), 2, "it stays paused");
+    world.node.set_parked(PARKED_MAX - 1);
+    world.broker.heard(|told| *told == Told::Resumed(vec![0])).await;
+    world.node.until(|node| node.sources().len() == 4).await;
+    world.status_is(Stage::Running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_made_again_while_it_is_read_opens_a_new_epoch() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.records(1, 0, 0..5);
+    world.node.until(|node| node.sources().len() == 5).await;
+    world.broker.set_topic(Ok(topic(8, &[(0, 3)])));
+    assert_eq!(world.assign(2, &[0]).await, [(0, 0)]);
+    assert_eq!((world.stored().epoch, world.stored().topic_id), (1, 8));
+    assert_eq!(world.node.opened(), [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kafka_partition_that_is_added_is_read_from_its_earliest() {
+    let mut subscription = testing::subscription();
+    subscription.options.insert("auto.offset.reset".to_owned(), "latest".to_owned());
+    let world = World::new(Ok(topic(TOPIC_ID, &[(0, 9)])));
+    world.subscribe(subscription);
+    assert_eq!(world.assign(1, &[0]).await, [(0, 9)]);
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 9), (0, 6)])));
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0] });
+    assert_eq!(world.assign_more(2, &[0, 1]).await, [(0, 9), (1, 0)]);
+    assert_eq!(world.position(0, TOPIC_ID, 1), Some(0), "stored before the first fetch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_client_shows_until_a_broker_answers_again() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.status_is(Stage::Running).await;
+    world.broker.set_topic(Err(unavailable()));
+    world.broker.send(SourceEvent::Failed(unavailable()));
+    assert_eq!(world.status_is(Stage::Waiting).await.last_error.as_deref(), Some("no broker answers"));
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 12)])));
+    let status = world.status_is(Stage::Running).await;
+    assert_eq!(status.partitions[0].high_watermark, 12);
+    // What the client cannot mend itself ends the session; the next one starts over.
+    world.broker.send(SourceEvent::Failed(SourceError::new(ErrorKind::OffsetLost, "out of range")));
+    world.broker.heard(|told| *told == Told::Closed).await;
+    assert_eq!(world.assign(2, &[0]).await, [(0, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_properties_restart_and_a_deletion_closes() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.records(1, 0, 0..2);
+    world.node.until(|node| node.sources().len() == 2).await;
+    world.node.edit(|catalog| {
+        let mut cluster = testing::cluster();
+        cluster.properties.insert("fetch.min.bytes".to_owned(), "2".to_owned());
+        catalog.kafka_clusters.insert(cluster.name.clone(), Arc::new(cluster));
+    });
+    world.broker.heard(|told| *told == Told::Closed).await;
+    let opened = world.broker.heard(|told| matches!(told, Told::Opened(_))).await;
+    assert!(matches!(opened, Told::Opened(properties) if properties["fetch.min.bytes"] == "2"));
+    assert_eq!(world.assign(2, &[0]).await, [(0, 2)], "it goes on where it was");
+
+    world.node.edit(|catalog| catalog.subscriptions.clear());
+    world.node.until(|node| !node.closed().is_empty()).await;
+    assert_eq!(world.node.closed(), [earliest().id]);
+    assert_eq!(world.sources.status(earliest().id), SourceStatus::waiting());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_cluster_a_subscription_fails_visibly() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.node.edit(|catalog| catalog.kafka_clusters.clear());
+    world.broker.heard(|told| *told == Told::Closed).await;
+    let status = world.status_is(Stage::Failing).await;
+    assert!(status.last_error.unwrap().contains("not registered"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_stores_positions_and_leaves_the_group() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.records(1, 0, 0..3);
+    world.node.until(|node| node.sources().len() == 3).await;
+    world.sources.stop().await;
+    assert_eq!(world.position(0, TOPIC_ID, 0), Some(3));
+    let told = world.broker.told();
+    assert_eq!(told[told.len() - 2..], [Told::Committed(vec![(0, 3)]), Told::Closed]);
+    world.sources.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stored_positions_win_over_every_other_start() {
+    let world = World::new(Ok(topic(TOPIC_ID, &[(0, 9)])));
+    let mut subscription = earliest();
+    subscription.resolved = true;
+    subscription.topic_id = TOPIC_ID;
+    let stream = StreamId { subscription: subscription.id, epoch: 0, topic: TOPIC_ID, partition: 0 };
+    world.node.edit(|catalog| {
+        catalog.positions.insert(stream, 6);
+    });
+    world.subscribe(subscription);
+    assert_eq!(world.assign(1, &[0]).await, [(0, 6)]);
+}
+

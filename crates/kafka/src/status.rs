@@ -1,0 +1,144 @@
+//! How a subscription fares, for operators.
+//!
+//! Owns: the shape, and the cell that a task writes and others read. Does not own: HTTP shapes (`admin`).
+
+use crate::position::Tracker;
+use crate::source::{ErrorKind, SourceError, TopicInfo};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One subscription as its source sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceStatus {
+    pub stage: Stage,
+    /// What it failed or paused with, in words that say what to do; absent while it runs.
+    pub last_error: Option<String>,
+    /// Assigned Kafka partitions in ascending order.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A member of its group, with a broker that answers.
+    Running,
+    /// Waits for a broker, its topic, or its turn to start.
+    Waiting,
+    /// As many Kafka records are parked as may be.
+    Paused,
+    /// Tries again, but somebody has to change something.
+    Failing,
+}
+
+impl Stage {
+    /// `running`, `waiting`, `paused` or `failing`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
+            Self::Failing => "failing",
+        }
+    }
+}
+
+/// How far a subscription is in one Kafka partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionStatus {
+    pub partition: i32,
+    /// The lowest offset that is not yet durable here.
+    pub position: i64,
+    /// The offset after the newest Kafka record, as last heard.
+    pub high_watermark: i64,
+    /// Offsets in between.
+    pub lag: i64,
+}
+
+impl SourceStatus {
+    /// Not started yet.
+    pub fn waiting() -> Self {
+        Self { stage: Stage::Waiting, last_error: None, partitions: Vec::new() }
+    }
+}
+
+/// A stream's progress, shared by its task, the callbacks of its appends, and readers of its status.
+pub(crate) type SharedTracker = Arc<Mutex<Tracker>>;
+
+/// Locks, whatever another holder did: each keeps the value whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Written by a subscription's task. Clones share it.
+#[derive(Clone)]
+pub(crate) struct StatusCell(Arc<Mutex<Inner>>);
+
+struct Inner {
+    stage: Stage,
+    last_error: Option<String>,
+    assigned: BTreeMap<i32, Assigned>,
+}
+
+struct Assigned {
+    tracker: SharedTracker,
+    high: i64,
+}
+
+impl StatusCell {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Inner { stage: Stage::Waiting, last_error: None, assigned: BTreeMap::new() })))
+    }
+
+    pub(crate) fn get(&self) -> SourceStatus {
+        let inner = lock(&self.0);
+        let partitions = inner.assigned.iter().map(|(partition, assigned)| {
+            let position = lock(&assigned.tracker).position();
+            // The watermark is from the last look; what was read since cannot lie beyond the end.
+            let high_watermark = assigned.high.max(position);
+            PartitionStatus { partition: *partition, position, high_watermark, lag: high_watermark - position }
+        });
+        SourceStatus { stage: inner.stage, last_error: inner.last_error.clone(), partitions: partitions.collect() }
+    }
+
+    pub(crate) fn running(&self) {
+        let mut inner = lock(&self.0);
+        inner.stage = Stage::Running;
+        inner.last_error = None;
+    }
+
+    pub(crate) fn paused(&self, why: String) {
+        let mut inner = lock(&self.0);
+        inner.stage = Stage::Paused;
+        inner.last_error = Some(why);
+    }
+
+    pub(crate) fn failed(&self, error: &SourceError) {
+        let mut inner = lock(&self.0);
+        inner.stage = if error.kind == ErrorKind::Refused { Stage::Failing } else { Stage::Waiting };
+        inner.last_error = Some(error.message.clone());
+    }
+
+    pub(crate) fn assigned(&self, partition: i32, tracker: SharedTracker, high: i64) {
+        lock(&self.0).assigned.insert(partition, Assigned { tracker, high });
+    }
+
+    pub(crate) fn released(&self, partitions: impl IntoIterator<Item = i32>) {
+        let mut inner = lock(&self.0);
+        for partition in partitions {
+            inner.assigned.remove(&partition);
+        }
+    }
+
+    /// Nothing is assigned any more.
+    pub(crate) fn left(&self) {
+        lock(&self.0).assigned.clear();
+    }
+
+    pub(crate) fn seen(&self, topic: &TopicInfo) {
+        let mut inner = lock(&self.0);
+        for offsets in &topic.partitions {
+            if let Some(assigned) = inner.assigned.get_mut(&offsets.partition) {
+                assigned.high = offsets.high;
+            }
+        }
+    }
+}

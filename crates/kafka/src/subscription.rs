@@ -1,0 +1,186 @@
+//! The task of one subscription: it opens a session, and another one whenever that ends, until it is told to stop.
+//!
+//! Owns: back-off between sessions, and what a session needs before its first fetch: the topic, the epoch, the starts, all durable
+//! (rules K1, K4 and K7). Does not own: what happens while it reads (`session`).
+
+use crate::admission::Admission;
+use crate::backoff::Backoff;
+use crate::opening::{self, Plan};
+use crate::properties::Reset;
+use crate::session::Session;
+use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec};
+use crate::sources::{Settings, Waiters};
+use crate::status::StatusCell;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_env::Env;
+use surefoot_model::catalog::{CatalogEvent, Subscription};
+use surefoot_partition::Stopped;
+use tokio::sync::{Mutex, oneshot};
+
+/// The longest that leaving a group may hold up a stop or the next session.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The subscription is deleted, or the node stops.
+    Stop,
+    /// Try again later.
+    Failed(SourceError),
+}
+
+impl From<Stopped> for End {
+    fn from(_: Stopped) -> Self {
+        Self::Stop
+    }
+}
+
+impl From<SourceError> for End {
+    fn from(error: SourceError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What a subscription's task works with.
+pub(crate) struct Task {
+    pub(crate) env: Env,
+    pub(crate) admission: Arc<dyn Admission>,
+    pub(crate) client: Arc<dyn SourceClient>,
+    pub(crate) settings: Arc<Settings>,
+    /// Held while a subscription is read from the catalog and stored again.
+    pub(crate) catalog_edit: Arc<Mutex<()>>,
+    pub(crate) spec: SourceSpec,
+    pub(crate) reset: Result<Reset, SourceError>,
+    pub(crate) status: StatusCell,
+    pub(crate) resolved: Arc<Waiters>,
+}
+
+/// What is known when reading begins.
+pub(crate) struct Opened {
+    pub(crate) plan: Plan,
+    pub(crate) topic: crate::source::TopicInfo,
+    /// Kafka records that are parked.
+    pub(crate) parked: u64,
+}
+
+impl Task {
+    /// Reads until `stop` resolves, then leaves. `before`: the task whose place this one takes.
+    pub(crate) async fn run(self, before: Option<oneshot::Receiver<()>>, mut stop: oneshot::Receiver<()>) {
+        if let Some(before) = before {
+            // Gone or done, it holds nothing any more.
+            let _ = before.await;
+        }
+        let mut backoff = Backoff::default();
+        let mut last_message = String::new();
+        loop {
+            let end = match self.client.open(&self.spec) {
+                Ok(source) => self.session(source, &mut backoff, &mut stop).await,
+                Err(error) => End::Failed(error),
+            };
+            let error = match end {
+                End::Stop => return,
+                End::Failed(error) => error,
+            };
+            self.status.failed(&error);
+            if error.kind == ErrorKind::Refused {
+                // Waiting longer would not help whoever waits for the start.
+                self.resolved.fire(self.spec.subscription);
+            }
+            let delay = backoff.next_delay();
+            let (subscription, topic, delay_ms) = (self.spec.subscription, &*self.spec.topic, delay.as_millis() as u64);
+            if error.message == last_message {
+                tracing::debug!(%subscription, topic, %error, delay_ms, "the subscription still does not run");
+            } else {
+                tracing::warn!(%subscription, topic, %error, delay_ms, "the subscription does not run, it is tried again");
+                last_message = error.message;
+            }
+            tokio::select! {
+                biased;
+                // Nothing is open.
+                _ = &mut stop => return,
+                // Nothing is lost with a delay.
+                () = self.env.clock.sleep(delay) => {}
+            }
+        }
+    }
+
+    /// One member's life.
+    async fn session(&self, mut source: Box<dyn RecordSource>, backoff: &mut Backoff, stop: &mut oneshot::Receiver<()>) -> End {
+        let opened = tokio::select! {
+            biased;
+            // What was being stored is stored whole or not at all; the next session looks again.
+            _ = &mut *stop => Err(End::Stop),
+            opened = self.open(&mut *source) => opened,
+        };
+        let end = match opened {
+            Ok(opened) => {
+                let mut session = Session::new(self, &mut *source, opened);
+                let end = session.run(backoff, stop).await;
+                session.leave().await;
+                end
+            }
+            Err(end) => end,
+        };
+        self.status.left();
+        tokio::select! {
+            biased;
+            () = source.close() => {}
+            // Leaving goes on without us; the group finds out by its own time-out at worst.
+            () = self.env.clock.sleep(CLOSE_TIMEOUT) => {}
+        }
+        end
+    }
+
+    /// Everything that has to be durable before the first fetch.
+    async fn open(&self, source: &mut dyn RecordSource) -> Result<Opened, End> {
+        let reset = self.reset.clone()?;
+        let topic = match source.topic().await {
+            Ok(topic) => topic,
+            Err(error) => {
+                if error.kind == ErrorKind::TopicMissing {
+                    self.resolve_without_topic().await?;
+                }
+                return Err(error.into());
+            }
+        };
+        let partitions: Vec<i32> = topic.partitions.iter().map(|p| p.partition).collect();
+        // A group of the subscription's own name has no past.
+        let is_own_group = self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string());
+        let committed = if is_own_group || self.subscription()?.resolved { Vec::new() } else { source.committed(&partitions).await? };
+        let plan = {
+            let _edit = self.catalog_edit.lock().await;
+            let subscription = self.subscription()?;
+            let plan = opening::plan(&self.admission.catalog(), &subscription, &topic, &committed, reset)?;
+            if plan.subscription != *subscription || !plan.positions.is_empty() {
+                let event = CatalogEvent::SubscriptionStored(plan.subscription.clone(), plan.positions.clone());
+                self.admission.change_catalog(event).await?;
+            }
+            plan
+        };
+        for finding in &plan.findings {
+            let (subscription, topic, epoch) = (self.spec.subscription, &*self.spec.topic, plan.subscription.epoch);
+            tracing::warn!(%subscription, topic, epoch, "{finding}");
+        }
+        self.resolved.fire(self.spec.subscription);
+        self.admission.open_source(self.spec.subscription, plan.subscription.epoch).await?;
+        let parked = self.admission.parked(self.spec.subscription).await?;
+        Ok(Opened { plan, topic, parked })
+    }
+
+    /// A topic that is missing when its subscription is created is read from its start once it appears (rule K4).
+    async fn resolve_without_topic(&self) -> Result<(), End> {
+        let _edit = self.catalog_edit.lock().await;
+        let subscription = self.subscription()?;
+        if !subscription.resolved {
+            let resolved = Subscription { resolved: true, ..(*subscription).clone() };
+            self.admission.change_catalog(CatalogEvent::SubscriptionStored(resolved, Vec::new())).await?;
+        }
+        self.resolved.fire(self.spec.subscription);
+        Ok(())
+    }
+
+    fn subscription(&self) -> Result<Arc<Subscription>, End> {
+        self.admission.catalog().subscriptions.get(&self.spec.subscription).cloned().ok_or(End::Stop)
+    }
+}

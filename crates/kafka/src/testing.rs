@@ -1,0 +1,404 @@
+//! What this room's tests share: a catalog, a subscription, and scripts in place of the broker and the partitions.
+
+use crate::admission::{Admission, Durable};
+use crate::source::{
+    BoxNext, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
+};
+use crate::status::lock;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use surefoot_env::{BoxFuture, Wake};
+use surefoot_model::catalog::{
+    CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind, StreamMode,
+    Subscription,
+};
+use surefoot_model::{Catalog, DeploymentId, Event, PartitionId, SubscriptionId, TargetKind, Timestamp};
+use surefoot_partition::Stopped;
+use tokio::sync::{Notify, mpsc};
+
+pub(crate) const PARTITIONS: u16 = 4;
+
+pub(crate) fn cluster() -> KafkaCluster {
+    let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into();
+    KafkaCluster { name: "main".into(), properties, created_at: Timestamp(0) }
+}
+
+/// Of topic `orders` to `Counter/add`; not resolved yet.
+pub(crate) fn subscription() -> Subscription {
+    Subscription {
+        id: SubscriptionId(0x1234_5678),
+        cluster: "main".into(),
+        topic: "orders".into(),
+        service: "Counter".into(),
+        handler: "add".into(),
+        options: BTreeMap::new(),
+        created_at: Timestamp(0),
+        epoch: 0,
+        topic_id: 0,
+        resolved: false,
+    }
+}
+
+/// `Counter/add` (object), `Flow/run` (workflow) and `Svc/echo` (service).
+pub(crate) fn catalog() -> Catalog {
+    let deployment = DeploymentId(1);
+    let services = [
+        ("Counter", ServiceKind::VirtualObject, "add", TargetKind::ObjectExclusive),
+        ("Flow", ServiceKind::Workflow, "run", TargetKind::WorkflowRun),
+        ("Svc", ServiceKind::Service, "echo", TargetKind::Service),
+    ]
+    .map(|(name, kind, handler, target)| Service {
+        name: name.into(),
+        kind,
+        revision: 1,
+        deployment,
+        public: true,
+        handlers: [(
+            handler.into(),
+            Handler {
+                name: handler.into(),
+                target,
+                public: None,
+                input: InputRule::default(),
+                output: OutputRule::default(),
+                options: Options::default(),
+                documentation: None,
+                metadata: BTreeMap::new(),
+            },
+        )]
+        .into(),
+        options: Options::default(),
+        documentation: None,
+        metadata: BTreeMap::new(),
+    });
+    let mut catalog = Catalog::default();
+    register(
+        &mut catalog,
+        Deployment {
+            id: deployment,
+            uri: "http://127.0.0.1:9080/".to_owned(),
+            http: HttpVersion::Http2,
+            mode: StreamMode::Bidirectional,
+            additional_headers: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            created_at: Timestamp(0),
+            min_protocol: 5,
+            max_protocol: 6,
+            sdk_version: None,
+            services: services.into(),
+        },
+    );
+    catalog
+}
+
+fn register(catalog: &mut Catalog, deployment: Deployment) {
+    for service in &deployment.services {
+        catalog.services.insert(service.name.clone(), Arc::new(service.clone()));
+    }
+    catalog.deployments.insert(deployment.id, Arc::new(deployment));
+}
+
+/// Partitions that remember what was appended, and make it durable when told to.
+#[derive(Clone)]
+pub(crate) struct Node(Arc<NodeInner>);
+
+struct NodeInner {
+    catalog: Mutex<Catalog>,
+    pub(crate) changed: Wake,
+    appended: Mutex<Vec<(PartitionId, Event)>>,
+    waiting: Mutex<Vec<Durable>>,
+    opened: Mutex<Vec<u32>>,
+    closed: Mutex<Vec<SubscriptionId>>,
+    state: Mutex<NodeState>,
+    something: Notify,
+}
+
+struct NodeState {
+    is_open: bool,
+    durable_at_once: bool,
+    parked: u64,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let mut catalog = catalog();
+        catalog.kafka_clusters.insert("main".into(), Arc::new(cluster()));
+        Self(Arc::new(NodeInner {
+            catalog: Mutex::new(catalog),
+            changed: Wake::new(),
+            appended: Mutex::default(),
+            waiting: Mutex::default(),
+            opened: Mutex::default(),
+            closed: Mutex::default(),
+            state: Mutex::new(NodeState { is_open: true, durable_at_once: true, parked: 0 }),
+            something: Notify::new(),
+        }))
+    }
+
+    pub(crate) fn changed(&self) -> Wake {
+        self.0.changed.clone()
+    }
+
+    pub(crate) fn edit(&self, edit: impl FnOnce(&mut Catalog)) {
+        edit(&mut lock(&self.0.catalog));
+        self.0.changed.wake();
+        self.0.something.notify_waiters();
+    }
+
+    /// Whether appends get room at the edge.
+    pub(crate) fn set_open(&self, is_open: bool) {
+        lock(&self.0.state).is_open = is_open;
+        self.0.something.notify_waiters();
+    }
+
+    pub(crate) fn set_durable_at_once(&self, at_once: bool) {
+        lock(&self.0.state).durable_at_once = at_once;
+    }
+
+    /// Makes all durable that is not.
+    pub(crate) fn sync(&self) {
+        let waiting = std::mem::take(&mut *lock(&self.0.waiting));
+        waiting.into_iter().for_each(|durable| durable());
+    }
+
+    pub(crate) fn set_parked(&self, parked: u64) {
+        lock(&self.0.state).parked = parked;
+    }
+
+    pub(crate) fn opened(&self) -> Vec<u32> {
+        lock(&self.0.opened).clone()
+    }
+
+    pub(crate) fn closed(&self) -> Vec<SubscriptionId> {
+        lock(&self.0.closed).clone()
+    }
+
+    /// Kafka partition and offset of each event, in order of appending.
+    pub(crate) fn sources(&self) -> Vec<(i32, i64)> {
+        let appended = lock(&self.0.appended);
+        let sources = appended.iter().map(|(_, event)| match event {
+            Event::InvocationSubmitted(submission) => submission.source.expect("made of a Kafka record"),
+            Event::RecordParked(record) => record.source,
+            other => panic!("no source appends {other:?}"),
+        });
+        sources.map(|source| (source.stream.partition, source.offset)).collect()
+    }
+
+    /// Completes once the condition holds.
+    pub(crate) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.0.something.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if condition(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Admission for Node {
+    fn count(&self) -> u16 {
+        PARTITIONS
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        Arc::new(lock(&self.0.catalog).clone())
+    }
+
+    fn append(&self, partition: PartitionId, event: Event, durable: Durable) -> BoxFuture<Result<(), Stopped>> {
+        let node = self.clone();
+        Box::pin(async move {
+            node.until(|node| lock(&node.0.state).is_open).await;
+            lock(&node.0.appended).push((partition, event));
+            if lock(&node.0.state).durable_at_once {
+                durable();
+            } else {
+                lock(&node.0.waiting).push(durable);
+            }
+            node.0.something.notify_waiters();
+            Ok(())
+        })
+    }
+
+    fn change_catalog(&self, event: CatalogEvent) -> BoxFuture<Result<(), Stopped>> {
+        self.edit(|catalog| match event {
+            CatalogEvent::SubscriptionStored(subscription, positions) => {
+                catalog.subscriptions.insert(subscription.id, Arc::new(subscription));
+                catalog.positions.extend(positions);
+            }
+            CatalogEvent::PositionsAdvanced(positions) => catalog.positions.extend(positions),
+            other => panic!("no source stores {other:?}"),
+        });
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn open_source(&self, _: SubscriptionId, epoch: u32) -> BoxFuture<Result<(), Stopped>> {
+        lock(&self.0.opened).push(epoch);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>> {
+        lock(&self.0.closed).push(subscription);
+        self.0.something.notify_waiters();
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn parked(&self, _: SubscriptionId) -> BoxFuture<Result<u64, Stopped>> {
+        Box::pin(std::future::ready(Ok(lock(&self.0.state).parked)))
+    }
+}
+
+/// What a source was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Opened(BTreeMap<String, String>),
+    Subscribed,
+    Assigned(Vec<(i32, i64)>),
+    Released(Vec<i32>),
+    Paused(Vec<i32>),
+    Resumed(Vec<i32>),
+    Committed(Vec<(i32, i64)>),
+    Closed,
+}
+
+/// A broker that says what it is told to.
+#[derive(Clone)]
+pub(crate) struct Broker(Arc<BrokerInner>);
+
+struct BrokerInner {
+    topic: Mutex<Result<TopicInfo, SourceError>>,
+    committed: Mutex<Vec<(i32, i64)>>,
+    told: Mutex<Vec<Told>>,
+    events: Mutex<VecDeque<SourceEvent>>,
+    event: Notify,
+    telling: mpsc::UnboundedSender<Told>,
+    hearing: tokio::sync::Mutex<mpsc::UnboundedReceiver<Told>>,
+}
+
+impl Broker {
+    pub(crate) fn new(topic: Result<TopicInfo, SourceError>) -> Self {
+        let (telling, hearing) = mpsc::unbounded_channel();
+        Self(Arc::new(BrokerInner {
+            topic: Mutex::new(topic),
+            committed: Mutex::default(),
+            told: Mutex::default(),
+            events: Mutex::default(),
+            event: Notify::new(),
+            telling,
+            hearing: tokio::sync::Mutex::new(hearing),
+        }))
+    }
+
+    pub(crate) fn set_topic(&self, topic: Result<TopicInfo, SourceError>) {
+        *lock(&self.0.topic) = topic;
+    }
+
+    pub(crate) fn send(&self, event: SourceEvent) {
+        lock(&self.0.events).push_back(event);
+        self.0.event.notify_one();
+    }
+
+    /// Completes once it is told something that passes; what came before is skipped.
+    pub(crate) async fn heard(&self, passes: impl Fn(&Told) -> bool) -> Told {
+        let mut hearing = self.0.hearing.lock().await;
+        loop {
+            let told = hearing.recv().await.expect("the sender lives in the broker");
+            if passes(&told) {
+                return told;
+            }
+        }
+    }
+
+    pub(crate) fn told(&self) -> Vec<Told> {
+        lock(&self.0.told).clone()
+    }
+
+    fn tell(&self, told: Told) {
+        lock(&self.0.told).push(told.clone());
+        self.0.telling.send(told).expect("the receiver lives in the broker");
+    }
+}
+
+impl SourceClient for Broker {
+    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+        self.tell(Told::Opened(spec.properties.clone()));
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl RecordSource for Broker {
+    fn topic(&mut self) -> BoxFuture<Result<TopicInfo, SourceError>> {
+        Box::pin(std::future::ready(lock(&self.0.topic).clone()))
+    }
+
+    fn committed(&mut self, _: &[i32]) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
+        Box::pin(std::future::ready(Ok(lock(&self.0.committed).clone())))
+    }
+
+    fn subscribe(&mut self) -> Result<(), SourceError> {
+        self.tell(Told::Subscribed);
+        Ok(())
+    }
+
+    fn next(&mut self) -> BoxNext<'_> {
+        Box::pin(async {
+            loop {
+                if let Some(event) = lock(&self.0.events).pop_front() {
+                    return event;
+                }
+                self.0.event.notified().await;
+            }
+        })
+    }
+
+    fn assign(&mut self, _: u64, starts: &[(i32, i64)]) -> Result<(), SourceError> {
+        self.tell(Told::Assigned(starts.to_vec()));
+        Ok(())
+    }
+
+    fn release(&mut self, _: u64, partitions: &[i32]) -> Result<(), SourceError> {
+        self.tell(Told::Released(partitions.to_vec()));
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        self.tell(Told::Paused(partitions.to_vec()));
+        Ok(())
+    }
+
+    fn resume(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        self.tell(Told::Resumed(partitions.to_vec()));
+        Ok(())
+    }
+
+    fn commit(&mut self, positions: &[(i32, i64)]) {
+        self.tell(Told::Committed(positions.to_vec()));
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<()> {
+        self.tell(Told::Closed);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A topic whose Kafka partitions begin and end so.
+pub(crate) fn topic(id: u128, offsets: &[(i64, i64)]) -> TopicInfo {
+    let partitions = offsets.iter().enumerate();
+    let partitions = partitions.map(|(n, (low, high))| PartitionOffsets { partition: n as i32, low: *low, high: *high });
+    TopicInfo { id, partitions: partitions.collect() }
+}
+
+/// A Kafka record with key `k` and value `v`.
+pub(crate) fn record(generation: u64, partition: i32, offset: i64) -> KafkaRecord {
+    KafkaRecord {
+        generation,
+        partition,
+        offset,
+        key: Some(Bytes::from_static(b"k")),
+        value: Some(Bytes::from_static(b"v")),
+        ..KafkaRecord::default()
+    }
+}
