@@ -14,12 +14,15 @@ use std::time::{Duration, Instant};
 use surefoot_client::admin::{KafkaCluster, NewSubscription};
 use surefoot_sdk_tests::wait::eventually;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const KEYS: u64 = 1000;
 const COUNTER_CALLERS: usize = 64;
 /// Connections that read the counters back at the end.
 const READERS: u64 = 16;
+/// For all keys together.
+const READ_LIMIT: Duration = Duration::from_secs(60);
+const COUNT_LIMIT: Duration = Duration::from_secs(60);
 const DRAIN_LIMIT: Duration = Duration::from_secs(300);
 /// Twice the session time-out after which a broker gives up a member of a group by default.
 const RESUME_LIMIT: Duration = Duration::from_secs(90);
@@ -65,6 +68,8 @@ impl Scenario {
     /// One trial on a server of its own. `kafka` is there if this is the scenario that needs it.
     pub(crate) async fn trial(self, contestant: &Contestant, extent: Extent, kafka: Option<&Kafka>) -> Result<Figures> {
         let side = Side::start(contestant).await?;
+        // Healthy is said before every partition serves. A call to each of the keys waits for them all, and nothing is measured yet.
+        expect_counted(&side, 0).await.context("wait until all keys are served")?;
         match self {
             Self::Echo1 => echo(&side, 1, extent).await,
             Self::Echo16 => echo(&side, 16, extent).await,
@@ -163,11 +168,11 @@ fn partition_and_key(n: u64) -> (i32, String) {
     (i32::try_from(n).expect("there are few keys") % PARTITIONS, key(n))
 }
 
-/// The last executions may be seen at the endpoint a moment before they are applied.
+/// Waits until the counters hold `wanted`: executions are seen at the endpoint a moment before they are applied.
 async fn expect_counted(side: &Side, wanted: u64) -> Result<()> {
-    eventually("the counters", DRAIN_LIMIT, || async {
+    eventually("the counters", COUNT_LIMIT, || async {
         let counted = counted(side.ingress()).await?;
-        ensure!(counted == wanted, "{wanted} Kafka records were produced, and the counters say {counted}");
+        ensure!(counted == wanted, "{wanted} were to be counted, and the counters say {counted}");
         Ok(())
     })
     .await
@@ -187,9 +192,12 @@ async fn counted(ingress: &str) -> Result<u64> {
             anyhow::Ok(sum)
         });
     }
-    let mut sum = 0;
-    while let Some(part) = readers.join_next().await {
-        sum += part.context("wait for a reader")??;
-    }
-    Ok(sum)
+    let all = async {
+        let mut sum = 0;
+        while let Some(part) = readers.join_next().await {
+            sum += part.context("wait for a reader")??;
+        }
+        Ok(sum)
+    };
+    timeout(READ_LIMIT, all).await.context("read the counters")?
 }
