@@ -24,7 +24,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: MetricsPage,
     pub(crate) settings: Settings,
     /// Held from the look at the catalog to its change.
-    changes: Mutex<()>,
+    changes: Arc<Mutex<()>>,
 }
 
 /// What the API shows of the node's settings.
@@ -57,15 +57,17 @@ impl Readiness {
 }
 
 impl Admin {
+    /// `catalog_edit` is held by everyone who reads the catalog to store a change that depends on it.
     pub fn new(
         partitions: Partitions,
+        catalog_edit: Arc<Mutex<()>>,
         transport: Arc<dyn Transport>,
         sources: Arc<dyn Sources>,
         readiness: Readiness,
         metrics: MetricsPage,
         settings: Settings,
     ) -> Self {
-        let changes = Mutex::new(());
+        let changes = partitions.catalog_edit();
         Self(Arc::new(Shared { partitions, transport, sources, readiness, metrics, settings, changes }))
     }
 
@@ -99,7 +101,7 @@ impl Admin {
 
     /// Begins a change: until the guard is dropped nobody else changes the catalog.
     pub(crate) async fn change(&self) -> Change<'_> {
-        Change { admin: self, _lock: self.0.changes.lock().await }
+        Change { admin: self, _lock: self.0.catalog_edit.lock().await }
     }
 }
 

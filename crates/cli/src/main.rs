@@ -1,2 +1,55 @@
-//! The surefoot binary
-fn main() {}
+//! The binary `surefoot`: `serve` runs a node.
+//!
+//! Owns: arguments, logs, signals, and what a person reads on the terminal. Does not own: rules of any kind.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to a terminal")]
+
+mod logs;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Durable executions: every event runs its handler to the end, once, in order per key, whatever crashes.
+#[derive(Debug, Parser)]
+#[command(name = "surefoot", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node in the foreground.
+    Serve(serve::Arguments),
+}
+
+fn main() -> ExitCode {
+    let Command::Serve(arguments) = Arguments::parse().command;
+    match serve::run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_flag_names_the_nearest_known_one() {
+        let error = Arguments::try_parse_from(["surefoot", "serve", "--ingress-adress", "h:1"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
+        assert!(error.to_string().contains("--ingress-address"), "{error}");
+    }
+}

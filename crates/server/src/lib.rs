@@ -5,3 +5,6 @@
 pub mod config;
 pub mod data_dir;
 pub mod node;
+pub mod serve;
+mod sources;
+pub mod telemetry;

@@ -1,0 +1,193 @@
+//! A node on a real machine: its data directory, ports, sources and operators.
+//!
+//! Owns: what production puts around [`Node`], in this order: lock the directory, bind the ports, recover, read Kafka, open the
+//! ports, say that it is ready; and the way back. Does not own: signals, logs and what is printed (`cli`).
+
+#![allow(clippy::disallowed_methods, reason = "production half of the seams: a simulated node has no ports")]
+
+use crate::config::{Address, Config};
+use crate::data_dir::{self, DataDir};
+use crate::node::{self, Mutants, Node, Place, Recovered, Seams};
+use crate::sources::KafkaSources;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_admin::{Admin, MetricsPage, Readiness};
+use surefoot_env::{Env, Wake};
+use surefoot_ingress::Limits;
+use surefoot_invoker::transport::http::HttpTransport;
+use surefoot_kafka::{Librdkafka, Sources};
+use surefoot_storage::{FjallEngine, FjallOptions};
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+
+/// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
+const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Shares of the memory setting that the engine takes for cached blocks, and for what it has not written out.
+const ENGINE_CACHE_SHARE: u64 = 8;
+const ENGINE_MEMTABLE_SHARE: u64 = 16;
+
+/// A running node with open ports.
+pub struct Serving {
+    node: Node,
+    sources: Sources,
+    readiness: Readiness,
+    ingress: surefoot_ingress::Server,
+    admin: surefoot_admin::Server,
+    env: Env,
+    summary: Summary,
+    _data_dir: DataDir,
+}
+
+/// What a start came to.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub ingress: SocketAddr,
+    pub admin: SocketAddr,
+    /// Fixed when the data directory was made.
+    pub partitions: u16,
+    /// Whether the data directory was made just now.
+    pub is_new: bool,
+    pub recovered: Recovered,
+    /// Registered deployments.
+    pub deployments: usize,
+}
+
+/// What a process gives to its node.
+pub struct Process {
+    pub metrics: MetricsPage,
+    /// Called when the log cannot make events durable any more; must not return (rule L4).
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// What keeps a node from serving. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    DataDir(#[from] data_dir::Error),
+    #[error("cannot listen on {address} for {purpose}: {source}; {hint}")]
+    Bind { address: Address, purpose: &'static str, source: io::Error, hint: String },
+    #[error("cannot open the tables in {path}: {source}")]
+    Engine { path: String, source: io::Error },
+    #[error(transparent)]
+    Node(#[from] node::Error),
+}
+
+impl Serving {
+    /// Starts a node as configured; returns once it is ready.
+    pub async fn start(config: &Config, env: Env, process: Process) -> Result<Self, Error> {
+        let data_dir = DataDir::open(&config.base_dir, config.partitions, env.ids.random_u64())?;
+        let ingress_port = bind(&config.ingress.bind_address, "calls", "--ingress-address").await?;
+        let admin_port = bind(&config.admin.bind_address, "operators", "--admin-address").await?;
+        let addresses = (local(&ingress_port), local(&admin_port));
+        let tables = data_dir.tables();
+        let engine = FjallEngine::open(&tables, engine_options(config))
+            .map_err(|source| Error::Engine { path: tables.display().to_string(), source })?;
+        let seams = Seams {
+            engine: Arc::new(engine),
+            transport: Arc::new(HttpTransport::new(config.worker.invoker.connect_timeout)),
+            fatal: process.fatal,
+            mutants: Mutants::default(),
+        };
+        let place = Place { log: data_dir.log(), partitions: data_dir.partitions };
+        let catalog_changed = Wake::new();
+        let node = Node::start(config, env.clone(), place, seams, vec![catalog_changed.clone()]).await?;
+
+        let catalog_edit = Arc::new(Mutex::new(()));
+        let sources = Sources::start(
+            env.clone(),
+            node.partitions.clone(),
+            surefoot_kafka::Settings {
+                defaults: config.defaults(),
+                record_bytes_max: usize::try_from(config.ingress.request_bytes_max).unwrap_or(usize::MAX),
+                parked_max: config.kafka.parked_records_max,
+                node: format!("{:016x}", data_dir.node_id),
+            },
+            catalog_changed,
+            catalog_edit.clone(),
+            Arc::new(Librdkafka::new(env.tasks.clone())),
+        );
+        let readiness = Readiness::default();
+        let admin = Admin::new(
+            node.partitions.clone(),
+            catalog_edit,
+            node.transport.clone(),
+            Arc::new(KafkaSources(sources.clone())),
+            readiness.clone(),
+            process.metrics,
+            surefoot_admin::Settings {
+                defaults: config.defaults(),
+                ingress_url: format!("{}/", url(addresses.0)),
+                request_headers: node::request_headers(config),
+            },
+        );
+        let limits = Limits {
+            body_bytes_max: config.ingress.request_bytes_max,
+            requests_max: config.ingress.requests_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
+        };
+        let summary = Summary {
+            ingress: addresses.0,
+            admin: addresses.1,
+            partitions: data_dir.partitions,
+            is_new: data_dir.is_new,
+            recovered: node.recovered.clone(),
+            deployments: node.partitions.catalog().load().deployments.len(),
+        };
+        let ingress = surefoot_ingress::Server::start(ingress_port, node.ingress.clone(), &limits);
+        let admin = surefoot_admin::Server::start(admin_port, admin);
+        readiness.set(true);
+        Ok(Self { node, sources, readiness, ingress, admin, env, summary, _data_dir: data_dir })
+    }
+
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Closes the edges, lets what runs come to a stop, and takes a last checkpoint. Returns false when the deadline came first;
+    /// nothing is lost then either, and the next start replays what the checkpoint would have saved.
+    pub async fn stop(self, deadline: Duration) -> bool {
+        let Self { node, sources, readiness, ingress, admin, env, summary: _, _data_dir } = self;
+        readiness.set(false);
+        let clients = deadline.min(CLIENTS_DRAIN_MAX);
+        let stopping = async {
+            tokio::join!(ingress.drain(clients), admin.drain(clients), sources.stop());
+            node.stop().await;
+        };
+        tokio::select! {
+            biased;
+            // Dropped midway: the process ends, as if it had been killed.
+            () = stopping => true,
+            // A timer has nothing to lose.
+            () = env.clock.sleep(deadline) => false,
+        }
+    }
+}
+
+/// Where a client on this machine reaches a listener.
+pub fn url(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() { format!("http://localhost:{}", address.port()) } else { format!("http://{address}") }
+}
+
+async fn bind(address: &Address, purpose: &'static str, flag: &str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address.to_string()).await.map_err(|source| {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => format!("stop the process that has the port, or choose another with {flag}"),
+            io::ErrorKind::PermissionDenied => format!("choose a port from 1024 with {flag}"),
+            _ => format!("choose an address of this machine with {flag}"),
+        };
+        Error::Bind { address: address.clone(), purpose, source, hint }
+    })
+}
+
+fn local(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().expect("a bound listener has an address")
+}
+
+fn engine_options(config: &Config) -> FjallOptions {
+    FjallOptions {
+        cache_bytes: config.memory_bytes / ENGINE_CACHE_SHARE,
+        memtable_bytes: config.memory_bytes / ENGINE_MEMTABLE_SHARE,
+        ..FjallOptions::default()
+    }
+}

@@ -1,0 +1,27 @@
+//! What admin asks of sources, answered by the kafka room.
+
+use std::sync::Arc;
+use surefoot_admin::{SourcePartition, SourceStatus};
+use surefoot_env::BoxFuture;
+use surefoot_kafka::Sources;
+use surefoot_model::SubscriptionId;
+use surefoot_model::catalog::Subscription;
+
+pub(crate) struct KafkaSources(pub(crate) Sources);
+
+impl surefoot_admin::Sources for KafkaSources {
+    fn status(&self, id: SubscriptionId) -> SourceStatus {
+        let status = self.0.status(id);
+        let partitions = status.partitions.iter().map(|p| SourcePartition {
+            partition: p.partition,
+            position: p.position,
+            high_watermark: p.high_watermark,
+            lag: p.lag,
+        });
+        SourceStatus { status: status.stage.as_str(), partitions: partitions.collect(), last_error: status.last_error }
+    }
+
+    fn created(&self, subscription: Arc<Subscription>) -> BoxFuture<()> {
+        self.0.created(subscription.id)
+    }
+}
