@@ -116,8 +116,7 @@ impl Side {
 
         let addresses = [free_port()?, free_port()?, free_port()?].map(|port| format!("127.0.0.1:{port}"));
         let server = spawn(contestant, &directory, &addresses)?;
-        let mut side =
-            Self { contestant: contestant.clone(), directory, addresses, server, progress_port, _endpoint: endpoint };
+        let mut side = Self { contestant: contestant.clone(), directory, addresses, server, progress_port, _endpoint: endpoint };
         side.until_healthy().await?;
         let deployment = NewDeployment::at(format!("http://127.0.0.1:{port}"));
         // Healthy may be said before the node takes registrations.
