@@ -11,9 +11,9 @@ mod opening;
 mod position;
 mod properties;
 mod record;
+mod session;
 mod source;
 mod sources;
-mod session;
 mod status;
 mod subscription;
 #[cfg(test)]
@@ -21,7 +21,8 @@ mod testing;
 
 pub use librdkafka::Librdkafka;
 pub use source::{
-    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
+    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec,
+    TopicInfo,
 };
 pub use sources::{Settings, Sources};
 pub use status::{PartitionStatus, SourceStatus, Stage};

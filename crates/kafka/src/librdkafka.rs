@@ -6,7 +6,8 @@
 mod native;
 
 use crate::source::{
-    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
+    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec,
+    TopicInfo,
 };
 use crate::status::lock;
 use bytes::Bytes;
@@ -109,7 +110,8 @@ impl ClientContext for Callbacks {
 
 impl ConsumerContext for Callbacks {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: rd_kafka_resp_err_t, list: &mut TopicPartitionList) {
-        let partitions: Vec<i32> = list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect();
+        let partitions: Vec<i32> =
+            list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect();
         let mut group = lock(&self.group);
         if group.is_closing {
             drop(group);

@@ -65,7 +65,8 @@ impl Tracker {
     }
 
     /// Whether everything appended is durable.
-    pub(crate) fn is_settled(&self) -> bool {
+    #[cfg(test)]
+    fn is_settled(&self) -> bool {
         self.pending.is_empty()
     }
 }

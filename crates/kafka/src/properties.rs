@@ -18,8 +18,12 @@ pub(crate) enum Reset {
 const RESET: &str = "auto.offset.reset";
 
 /// Positions are ours (rule K5), and an offset that is not there is our decision, not the client's (rule K1).
-const FORCED: &[(&str, &str)] =
-    &[("enable.auto.commit", "false"), ("enable.auto.offset.store", "false"), ("enable.partition.eof", "false"), (RESET, "error")];
+const FORCED: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "false"),
+    (RESET, "error"),
+];
 
 /// The subscription's options over its cluster's properties, with defaults and forced values. `node` tells apart the members of
 /// one group over restarts: with a fixed instance id a member that was killed takes its place again at once.
@@ -62,7 +66,9 @@ mod tests {
     #[test]
     fn options_win_over_the_cluster_and_ours_over_both() {
         let mut cluster = testing::cluster();
-        cluster.properties.extend([("a", "cluster"), ("b", "cluster"), ("enable.auto.commit", "true")].map(|(n, v)| (n.to_owned(), v.to_owned())));
+        cluster.properties.extend(
+            [("a", "cluster"), ("b", "cluster"), ("enable.auto.commit", "true")].map(|(n, v)| (n.to_owned(), v.to_owned())),
+        );
         let mut subscription = testing::subscription();
         subscription.options.insert("b".to_owned(), "option".to_owned());
         let all = merged(&cluster, &subscription, "n1");

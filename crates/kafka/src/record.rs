@@ -12,8 +12,8 @@ use std::borrow::Cow;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Defaults, Subscription};
 use surefoot_model::{
-    Catalog, Event, InvocationId, Origin, ParkedRecord, PartitionId, SourceRecord, StreamId, Submission, TargetKind, Text, Timestamp,
-    key_hash,
+    Catalog, Event, InvocationId, Origin, ParkedRecord, PartitionId, SourceRecord, StreamId, Submission, TargetKind, Text,
+    Timestamp, key_hash,
 };
 
 /// Bytes of key and of value that are kept of a Kafka record that is too large.
@@ -72,9 +72,11 @@ impl Mapping<'_> {
         let partition = PartitionId::of(route, self.partitions);
         match self.submission(source, route, record) {
             Ok(submission) => Mapped { partition, event: Event::InvocationSubmitted(Box::new(submission)), parked: None },
-            Err(reason) => {
-                Mapped { partition, event: Event::RecordParked(Box::new(self.parked(source, record, reason))), parked: Some(reason) }
-            }
+            Err(reason) => Mapped {
+                partition,
+                event: Event::RecordParked(Box::new(self.parked(source, record, reason))),
+                parked: Some(reason),
+            },
         }
     }
 
@@ -101,7 +103,8 @@ impl Mapping<'_> {
             execute_at: None,
             origin: Origin::Subscription(self.subscription.id),
         };
-        let mut submission = submission::build_with(self.catalog, self.defaults, unique, new).map_err(|_| Reason::UnknownHandler)?;
+        let mut submission =
+            submission::build_with(self.catalog, self.defaults, unique, new).map_err(|_| Reason::UnknownHandler)?;
         // The id lies where every delivery of this Kafka record goes, whatever its handler is by then (rule K3).
         let unique = if submission.target.kind == TargetKind::WorkflowRun { submission.id.unique } else { unique.max(1) };
         submission.id = InvocationId { partition_key: route, unique };
@@ -157,7 +160,9 @@ impl Mapping<'_> {
             Reason::MissingKey => {
                 format!("it has no key, and {service}/{handler} needs one: produce it with the object's key as its key")
             }
-            Reason::KeyNotText => format!("its key is not UTF-8, and {service}/{handler} needs one that is: produce it with a text key"),
+            Reason::KeyNotText => {
+                format!("its key is not UTF-8, and {service}/{handler} needs one that is: produce it with a text key")
+            }
             Reason::UnknownHandler => {
                 format!("no deployment has the handler {service}/{handler}: register one that does")
             }
@@ -254,7 +259,14 @@ mod tests {
 
     fn record(key: Option<&[u8]>, value: Option<&[u8]>) -> KafkaRecord {
         let copy = |bytes: Option<&[u8]>| bytes.map(Bytes::copy_from_slice);
-        KafkaRecord { partition: 3, offset: 42, timestamp_ms: Some(1_700_000_000_123), key: copy(key), value: copy(value), ..KafkaRecord::default() }
+        KafkaRecord {
+            partition: 3,
+            offset: 42,
+            timestamp_ms: Some(1_700_000_000_123),
+            key: copy(key),
+            value: copy(value),
+            ..KafkaRecord::default()
+        }
     }
 
     fn with_headers(headers: &[(&str, &[u8])]) -> KafkaRecord {
@@ -278,7 +290,13 @@ mod tests {
 
     fn headers_of(record: &KafkaRecord) -> Vec<(String, String)> {
         let (catalog, subscription, defaults) = (testing::catalog(), testing::subscription(), Defaults::default());
-        let mapping = Mapping { catalog: &catalog, subscription: &subscription, defaults: &defaults, partitions: 16, record_bytes_max: BYTES_MAX };
+        let mapping = Mapping {
+            catalog: &catalog,
+            subscription: &subscription,
+            defaults: &defaults,
+            partitions: 16,
+            record_bytes_max: BYTES_MAX,
+        };
         mapping.headers(record)
     }
 
@@ -324,7 +342,10 @@ mod tests {
             assert_eq!(mapped.parked, Some(reason));
             let kept = parked(&mapped);
             assert!(kept.reason.contains(word), "{}", kept.reason);
-            assert_eq!((kept.has_key, kept.key.as_ref(), kept.value.as_ref()), (key.is_some(), key.unwrap_or_default(), &b"v"[..]));
+            assert_eq!(
+                (kept.has_key, kept.key.as_ref(), kept.value.as_ref()),
+                (key.is_some(), key.unwrap_or_default(), &b"v"[..])
+            );
         }
         assert!(map_to("Svc", "echo", record(None, None)).parked.is_none(), "a service needs no key");
     }

@@ -349,7 +349,8 @@ impl<'a> Session<'a> {
         let offset = record.offset;
         assert!(lock(&tracker).begin(offset), "offsets of a stream rise");
         let durable = Box::new(move || lock(&tracker).durable(offset));
-        self.append = Some(Append { partition: record.partition, offset, done: self.task.admission.append(partition, event, durable) });
+        self.append =
+            Some(Append { partition: record.partition, offset, done: self.task.admission.append(partition, event, durable) });
         true
     }
 

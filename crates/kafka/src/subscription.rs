@@ -147,7 +147,8 @@ impl Task {
         let partitions: Vec<i32> = topic.partitions.iter().map(|p| p.partition).collect();
         // A group of the subscription's own name has no past.
         let is_own_group = self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string());
-        let committed = if is_own_group || self.subscription()?.resolved { Vec::new() } else { source.committed(&partitions).await? };
+        let committed =
+            if is_own_group || self.subscription()?.resolved { Vec::new() } else { source.committed(&partitions).await? };
         let plan = {
             let _edit = self.catalog_edit.lock().await;
             let subscription = self.subscription()?;

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Wake};
 use surefoot_model::catalog::{
-    CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind, StreamMode,
-    Subscription,
+    CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind,
+    StreamMode, Subscription,
 };
 use surefoot_model::{Catalog, DeploymentId, Event, PartitionId, SubscriptionId, TargetKind, Timestamp};
 use surefoot_partition::Stopped;

@@ -2,9 +2,12 @@
 //! and headers whose names are not UTF-8 (where the binding panics). The only unsafe code of the server.
 //!
 //! Does not own: threads. The calls block.
-#![allow(unsafe_code, reason = "the safe binding has no DescribeTopics and no ListOffsets, and panics on names that are not UTF-8")]
+#![allow(
+    unsafe_code,
+    reason = "the safe binding has no DescribeTopics and no ListOffsets, and panics on names that are not UTF-8"
+)]
 
-use super::kind;
+use super::{explain, kind};
 use crate::source::{ErrorKind, SourceError};
 use bytes::Bytes;
 use rdkafka::bindings::{self as ffi, rd_kafka_resp_err_t};
@@ -52,21 +55,33 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// The topic's id (0 where the broker gives none) and its Kafka partitions.
+/// The topic's id (0 where the broker gives none) and its Kafka partitions. Asks a broker that leads one of them: librdkafka would
+/// wait for the controller, which may be away for a while when nothing else is, and which its mock cluster lacks.
 pub(super) fn describe<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     timeout: Duration,
 ) -> Result<(u128, Vec<i32>), SourceError> {
+    let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| explain(&error, None))?;
+    let found = metadata.topics().first().ok_or_else(|| missing(topic))?;
+    if let Some(code) = found.error() {
+        check(code, || "the brokers do not describe the topic".to_owned(), topic)?;
+    }
+    let leaders = found.partitions().iter().map(|partition| partition.leader());
+    let broker = leaders
+        .chain([metadata.orig_broker_id()])
+        .find(|id| *id >= 0)
+        .ok_or_else(|| SourceError::new(ErrorKind::Unavailable, "no Kafka partition of the topic has a leader"))?;
     let name = CString::new(topic).map_err(|_| SourceError::new(ErrorKind::Refused, "the topic's name has a zero byte"))?;
     let mut names: [*const c_char; 1] = [name.as_ptr()];
     // SAFETY: `names` holds one pointer to a string that ends with zero; the collection copies it.
     let topics = unsafe { ffi::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
     let topics = Owned::new(topics, ffi::rd_kafka_TopicCollection_destroy)?;
-    let event = ask(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, timeout, |options, queue| {
-        // SAFETY: client, collection, options and queue live until after the call, which copies what it needs.
-        unsafe { ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.as_ptr(), options, queue) }
-    })?;
+    let event =
+        ask(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, Some(broker), timeout, |options, queue| {
+            // SAFETY: client, collection, options and queue live until after the call, which copies what it needs.
+            unsafe { ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.as_ptr(), options, queue) }
+        })?;
     // SAFETY: the event is alive, and everything read here belongs to it and is used before it is given back at the end of the
     // function. Pointers are checked for null, and counts bound the arrays.
     unsafe {
@@ -120,7 +135,7 @@ pub(super) fn offsets<C: ClientContext>(
         list.add_partition_offset(topic, *partition, offset)
             .map_err(|error| SourceError::new(ErrorKind::Refused, format!("list Kafka partition {partition}: {error}")))?;
     }
-    let event = ask(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS, timeout, |options, queue| {
+    let event = ask(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS, None, timeout, |options, queue| {
         // SAFETY: client, list, options and queue live until after the call, which copies what it needs.
         unsafe { ffi::rd_kafka_ListOffsets(client.native_ptr(), list.ptr(), options, queue) }
     })?;
@@ -167,10 +182,11 @@ pub(super) fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Byte
     found
 }
 
-/// Sends one request and waits for its answer.
+/// Sends one request, to this broker or to whom librdkafka chooses, and waits for its answer.
 fn ask<C: ClientContext>(
     client: &Client<C>,
     operation: ffi::rd_kafka_admin_op_t,
+    broker: Option<i32>,
     timeout: Duration,
     send: impl FnOnce(*const ffi::rd_kafka_AdminOptions_t, *mut ffi::rd_kafka_queue_t),
 ) -> Result<Owned<ffi::rd_kafka_event_t>, SourceError> {
@@ -185,7 +201,13 @@ fn ask<C: ClientContext>(
     let code = unsafe {
         ffi::rd_kafka_AdminOptions_set_request_timeout(options.as_ptr(), millis(timeout), words.as_mut_ptr().cast(), words.len())
     };
-    check(code, || CStr::from_bytes_until_nul(&words).map_or_else(|_| String::new(), |w| w.to_string_lossy().into_owned()), "")?;
+    check(code, || until_zero(&words), "")?;
+    if let Some(broker) = broker {
+        // SAFETY: as above.
+        let code =
+            unsafe { ffi::rd_kafka_AdminOptions_set_broker(options.as_ptr(), broker, words.as_mut_ptr().cast(), words.len()) };
+        check(code, || until_zero(&words), "")?;
+    }
     send(options.as_ptr(), queue.as_ptr());
     // SAFETY: the queue is alive; the event belongs to us.
     let event = unsafe { ffi::rd_kafka_queue_poll(queue.as_ptr(), millis(timeout + ANSWER_SLACK)) };
@@ -210,6 +232,10 @@ fn check(code: rd_kafka_resp_err_t, words: impl FnOnce() -> String, topic: &str)
     }
 }
 
+fn until_zero(words: &[u8]) -> String {
+    CStr::from_bytes_until_nul(words).map_or_else(|_| String::new(), |words| words.to_string_lossy().into_owned())
+}
+
 /// # Safety
 /// `words` is null or ends with zero, and lives during the call.
 unsafe fn text(words: *const c_char) -> String {
@@ -221,7 +247,10 @@ unsafe fn text(words: *const c_char) -> String {
 }
 
 fn missing(topic: &str) -> SourceError {
-    SourceError::new(ErrorKind::TopicMissing, format!("the topic {topic:?} does not exist: it is read from its start once it does"))
+    SourceError::new(
+        ErrorKind::TopicMissing,
+        format!("the topic {topic:?} does not exist: it is read from its start once it does"),
+    )
 }
 
 fn unexpected() -> SourceError {

@@ -2,8 +2,8 @@
 //! topic made again) is tested against a real broker by the process tests.
 
 use super::*;
-use rdkafka::mocking::MockCluster;
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use surefoot_env::Env;
 use surefoot_model::SubscriptionId;
@@ -145,7 +145,8 @@ async fn another_member_takes_its_share_and_gives_it_back() {
     assert_eq!((lost, partitions.len()), (generation, 2));
     first.release(lost, &partitions).unwrap();
     let (one, two) = tokio::join!(next(&mut first), next(&mut second));
-    let (SourceEvent::Assigned { generation: newer, partitions: one }, SourceEvent::Assigned { partitions: two, .. }) = (one, two)
+    let (SourceEvent::Assigned { generation: newer, partitions: one }, SourceEvent::Assigned { partitions: two, .. }) =
+        (one, two)
     else {
         panic!("both are assigned")
     };

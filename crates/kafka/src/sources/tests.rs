@@ -20,12 +20,8 @@ impl World {
     /// A node on which nothing is subscribed yet.
     fn new(topic: Result<TopicInfo, SourceError>) -> Self {
         let (node, broker) = (Node::new(), Broker::new(topic));
-        let settings = Settings {
-            defaults: Defaults::default(),
-            record_bytes_max: 1 << 20,
-            parked_max: PARKED_MAX,
-            node: "n1".to_owned(),
-        };
+        let settings =
+            Settings { defaults: Defaults::default(), record_bytes_max: 1 << 20, parked_max: PARKED_MAX, node: "n1".to_owned() };
         let env = Env::production(tokio::runtime::Handle::current());
         let sources =
             Sources::start_on(env, Arc::new(node.clone()), settings, node.changed(), Arc::default(), Arc::new(broker.clone()));
@@ -323,4 +319,3 @@ async fn stored_positions_win_over_every_other_start() {
     world.subscribe(subscription);
     assert_eq!(world.assign(1, &[0]).await, [(0, 6)]);
 }
-
