@@ -11,7 +11,7 @@ use surefoot_invoker::Transport;
 use surefoot_model::Timestamp;
 use surefoot_model::catalog::{Catalog, CatalogEvent, Defaults};
 use surefoot_partition::Partitions;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::OwnedMutexGuard;
 
 #[derive(Clone)]
 pub struct Admin(Arc<Shared>);
@@ -23,8 +23,6 @@ pub(crate) struct Shared {
     pub(crate) readiness: Readiness,
     pub(crate) metrics: MetricsPage,
     pub(crate) settings: Settings,
-    /// Held from the look at the catalog to its change.
-    changes: Arc<Mutex<()>>,
 }
 
 /// What the API shows of the node's settings.
@@ -57,18 +55,15 @@ impl Readiness {
 }
 
 impl Admin {
-    /// `catalog_edit` is held by everyone who reads the catalog to store a change that depends on it.
     pub fn new(
         partitions: Partitions,
-        catalog_edit: Arc<Mutex<()>>,
         transport: Arc<dyn Transport>,
         sources: Arc<dyn Sources>,
         readiness: Readiness,
         metrics: MetricsPage,
         settings: Settings,
     ) -> Self {
-        let changes = partitions.catalog_edit();
-        Self(Arc::new(Shared { partitions, transport, sources, readiness, metrics, settings, changes }))
+        Self(Arc::new(Shared { partitions, transport, sources, readiness, metrics, settings }))
     }
 
     /// Succeeds once the node has recovered, takes requests, and none of its partitions has stopped.
@@ -101,14 +96,14 @@ impl Admin {
 
     /// Begins a change: until the guard is dropped nobody else changes the catalog.
     pub(crate) async fn change(&self) -> Change<'_> {
-        Change { admin: self, _lock: self.0.catalog_edit.lock().await }
+        Change { admin: self, _lock: self.0.partitions.catalog_edit().lock_owned().await }
     }
 }
 
 /// A change of the catalog in the making.
 pub(crate) struct Change<'a> {
     admin: &'a Admin,
-    _lock: MutexGuard<'a, ()>,
+    _lock: OwnedMutexGuard<()>,
 }
 
 impl Change<'_> {

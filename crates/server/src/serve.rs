@@ -20,7 +20,6 @@ use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::{Librdkafka, Sources};
 use surefoot_storage::{FjallEngine, FjallOptions};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -94,7 +93,6 @@ impl Serving {
         let catalog_changed = Wake::new();
         let node = Node::start(config, env.clone(), place, seams, vec![catalog_changed.clone()]).await?;
 
-        let catalog_edit = Arc::new(Mutex::new(()));
         let sources = Sources::start(
             env.clone(),
             node.partitions.clone(),
@@ -105,13 +103,12 @@ impl Serving {
                 node: format!("{:016x}", data_dir.node_id),
             },
             catalog_changed,
-            catalog_edit.clone(),
+            node.partitions.catalog_edit(),
             Arc::new(Librdkafka::new(env.tasks.clone())),
         );
         let readiness = Readiness::default();
         let admin = Admin::new(
             node.partitions.clone(),
-            catalog_edit,
             node.transport.clone(),
             Arc::new(KafkaSources(sources.clone())),
             readiness.clone(),
