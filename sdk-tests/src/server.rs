@@ -49,15 +49,17 @@ impl Server {
         self.spawn()?;
         let admin = self.admin();
         let process = self.process.as_mut().expect("it was spawned above");
-        eventually("a healthy server", START_LIMIT, || {
+        let started = eventually("a healthy server", START_LIMIT, || {
             let (alive, admin) = (process.expect_running(), admin.clone());
             async move {
-                // A process that has ended will not become healthy, but saying so after the limit is soon enough.
-                alive?;
-                Ok(admin.health().await?)
+                // A process that has ended will not become healthy: no use to wait on.
+                if alive.is_err() {
+                    return Ok(alive);
+                }
+                Ok(Ok(admin.health().await?))
             }
-        })
-        .await
+        });
+        started.await?
     }
 
     /// Starts the process and does not wait.
@@ -79,17 +81,22 @@ impl Server {
 
     /// The command line, for tests that start it in ways of their own.
     pub fn command(&self) -> Result<Command> {
+        self.command_on(&self.data())
+    }
+
+    /// As `command`, on another data directory.
+    pub fn command_on(&self, data: &Path) -> Result<Command> {
         let addresses = [self.ingress, self.admin, self.node].map(|port| format!("127.0.0.1:{port}"));
         let [ingress, admin, node] = &addresses;
         let (mut command, prefix) = if let Some(peer) = std::env::var_os("PEER_BIN") {
             let mut command = Command::new(peer);
-            command.args(["--no-logo", "--node-name", "n1"]).env("RESTATE_BASE_DIR", self.data());
+            command.args(["--no-logo", "--node-name", "n1"]).env("RESTATE_BASE_DIR", data);
             command.envs([("RESTATE_LISTEN_MODE", "tcp"), ("RESTATE_BIND_ADDRESS", node), ("DO_NOT_TRACK", "1")]);
             command.envs([("RESTATE_INGRESS__BIND_ADDRESS", ingress), ("RESTATE_ADMIN__BIND_ADDRESS", admin)]);
             (command, "RESTATE_")
         } else {
             let mut command = Command::new(binary()?);
-            command.arg("serve").arg("--data-dir").arg(self.data());
+            command.arg("serve").arg("--data-dir").arg(data);
             command.args(["--ingress-address", ingress, "--admin-address", admin]);
             (command, "SUREFOOT_")
         };
