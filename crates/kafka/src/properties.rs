@@ -3,6 +3,7 @@
 //! Owns: which value wins, our defaults, and what is ours alone. Does not own: librdkafka's own defaults, or checking names.
 
 use crate::source::{ErrorKind, SourceError};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use surefoot_model::catalog::{KafkaCluster, Subscription};
 
@@ -29,10 +30,9 @@ const FORCED: &[(&str, &str)] = &[
 /// one group over restarts: with a fixed instance id a member that was killed takes its place again at once.
 pub(crate) fn merged(cluster: &KafkaCluster, subscription: &Subscription, node: &str) -> BTreeMap<String, String> {
     let mut all = given(cluster, subscription);
-    let id = subscription.id.to_string();
     all.entry("client.id".to_owned()).or_insert_with(|| "surefoot".to_owned());
-    all.entry("group.instance.id".to_owned()).or_insert_with(|| format!("surefoot-{node}-{id}"));
-    all.entry("group.id".to_owned()).or_insert(id);
+    let group = all.entry("group.id".to_owned()).or_insert_with(|| subscription.id.to_string()).clone();
+    all.entry("group.instance.id".to_owned()).or_insert_with(|| instance_id(node, &group, &subscription.topic));
     // librdkafka takes no empty value here; an empty one asks for a member without an instance id.
     all.retain(|name, value| name != "group.instance.id" || !value.is_empty());
     all.extend(FORCED.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -50,6 +50,19 @@ pub(crate) fn reset(cluster: &KafkaCluster, subscription: &Subscription) -> Resu
             format!("{RESET} is {other:?}: set it to \"earliest\", \"latest\" or \"error\""),
         )),
     }
+}
+
+/// The same for every member that reads this topic for this group from this data directory, so that a subscription that is made
+/// anew takes the place of the one before. Hashed, since brokers take few characters here.
+fn instance_id(node: &str, group: &str, topic: &str) -> String {
+    let mut hash = Sha256::new();
+    for part in [node, group, topic] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    let number = u128::from_be_bytes(digest[..16].try_into().expect("sha-256 has 32 bytes"));
+    format!("surefoot-{number:032x}")
 }
 
 fn given(cluster: &KafkaCluster, subscription: &Subscription) -> BTreeMap<String, String> {
@@ -81,10 +94,24 @@ mod tests {
             ("auto.offset.reset", "error"),
             ("client.id", "surefoot"),
             ("group.id", id.as_str()),
-            ("group.instance.id", format!("surefoot-n1-{id}").as_str()),
         ] {
             assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
         }
+    }
+
+    #[test]
+    fn the_instance_id_stays_over_restarts_and_differs_between_nodes_groups_and_topics() {
+        let id = |node: &str, change: &dyn Fn(&mut Subscription)| {
+            let mut subscription = testing::subscription();
+            change(&mut subscription);
+            merged(&testing::cluster(), &subscription, node).remove("group.instance.id").unwrap()
+        };
+        let first = id("n1", &|_| ());
+        assert_eq!(id("n1", &|_| ()), first);
+        assert!(first.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
+        assert_ne!(id("n2", &|_| ()), first);
+        assert_ne!(id("n1", &|s| s.topic = "other".into()), first);
+        assert_ne!(id("n1", &|s| drop(s.options.insert("group.id".to_owned(), "g".to_owned()))), first);
     }
 
     #[test]

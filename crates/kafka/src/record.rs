@@ -34,6 +34,9 @@ pub(crate) struct Mapping<'a> {
     pub(crate) record_bytes_max: usize,
 }
 
+/// A header's name and value.
+type Header<'r> = (Cow<'r, str>, Cow<'r, str>);
+
 /// An event and where it goes.
 #[derive(Debug)]
 pub(crate) struct Mapped {
@@ -113,21 +116,21 @@ impl Mapping<'_> {
     }
 
     /// The headers that a handler sees: the Kafka record's own, then ours.
-    fn headers(&self, record: &KafkaRecord) -> Vec<(String, String)> {
+    fn headers<'r>(&'r self, record: &'r KafkaRecord) -> Vec<Header<'r>> {
         let (mut headers, dropped) = own_headers(record);
-        let mut ours = |name: &str, value: String| headers.push((name.to_owned(), value));
-        ours("kafka.offset", record.offset.to_string());
-        ours("kafka.topic", self.subscription.topic.to_string());
-        ours("kafka.partition", record.partition.to_string());
+        let mut ours = |name: &'static str, value: Cow<'r, str>| headers.push((name.into(), value));
+        ours("kafka.offset", record.offset.to_string().into());
+        ours("kafka.topic", (&*self.subscription.topic).into());
+        ours("kafka.partition", record.partition.to_string().into());
         if let Some(timestamp_ms) = record.timestamp_ms {
-            ours("kafka.timestamp", timestamp_ms.to_string());
+            ours("kafka.timestamp", timestamp_ms.to_string().into());
         }
-        ours("restate.subscription.id", self.subscription.id.to_string());
+        ours("restate.subscription.id", self.subscription.id.to_string().into());
         if let Some(key) = &record.key {
-            ours("kafka.key", URL_SAFE.encode(key));
+            ours("kafka.key", URL_SAFE.encode(key).into());
         }
         if !dropped.is_empty() {
-            ours(DROPPED_HEADERS, dropped.join(","));
+            ours(DROPPED_HEADERS, dropped.join(",").into());
         }
         headers
     }
@@ -185,8 +188,8 @@ fn route(source: &SourceRecord, key: Option<&[u8]>) -> u64 {
 }
 
 /// The headers of the Kafka record that a handler can be given: the first value of each name, and the names of those left out.
-fn own_headers(record: &KafkaRecord) -> (Vec<(String, String)>, Vec<String>) {
-    let mut kept = Vec::with_capacity(record.headers.len() + 7);
+fn own_headers(record: &KafkaRecord) -> (Vec<Header<'_>>, Vec<String>) {
+    let mut kept: Vec<Header<'_>> = Vec::with_capacity(record.headers.len() + 7);
     let mut seen: Vec<&str> = Vec::with_capacity(record.headers.len());
     let mut dropped = Vec::new();
     for (name, value) in &record.headers {
@@ -195,7 +198,7 @@ fn own_headers(record: &KafkaRecord) -> (Vec<(String, String)>, Vec<String>) {
         }
         seen.push(name);
         match header_value(value.as_deref().unwrap_or_default()) {
-            Some(value) if is_header_name(name) => kept.push((name.clone(), value.to_owned())),
+            Some(value) if is_header_name(name) => kept.push((name.into(), value.into())),
             _ => dropped.push(printable(name).into_owned()),
         }
     }
@@ -203,7 +206,7 @@ fn own_headers(record: &KafkaRecord) -> (Vec<(String, String)>, Vec<String>) {
 }
 
 fn text_headers(record: &KafkaRecord) -> Vec<(Text, Text)> {
-    own_headers(record).0.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+    own_headers(record).0.iter().map(|(name, value)| (Text::from(&**name), Text::from(&**value))).collect()
 }
 
 fn is_ours(name: &str) -> bool {
@@ -297,7 +300,7 @@ mod tests {
             partitions: 16,
             record_bytes_max: BYTES_MAX,
         };
-        mapping.headers(record)
+        mapping.headers(record).into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
     }
 
     #[test]

@@ -33,6 +33,11 @@ const QUEUE_RECORDS_MAX: usize = 4_096;
 const QUEUE_BYTES_MAX: usize = 8 << 20;
 /// How often a reason for parking is logged.
 const PARKED_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest that storing positions may hold up a stop.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Kafka partitions and their positions.
+type Positions = Vec<(i32, i64)>;
 
 pub(crate) struct Session<'a> {
     task: &'a Task,
@@ -51,7 +56,7 @@ pub(crate) struct Session<'a> {
     /// As many are parked as may be, and the first of the queue would be one more.
     is_held: bool,
     parked_log: BTreeMap<Reason, ParkedLog>,
-    storing: Option<BoxFuture<Result<Vec<(i32, i64)>, Stopped>>>,
+    storing: Option<BoxFuture<Result<Positions, Stopped>>>,
     looking: Option<BoxFuture<Result<TopicInfo, SourceError>>>,
     counting: Option<BoxFuture<Result<u64, Stopped>>>,
 }
@@ -84,7 +89,7 @@ struct ParkedLog {
 enum Step {
     Stop,
     Appended(Result<(), Stopped>),
-    Stored(Result<Vec<(i32, i64)>, Stopped>),
+    Stored(Result<Positions, Stopped>),
     Looked(Result<TopicInfo, SourceError>),
     Counted(Result<u64, Stopped>),
     Tick,
@@ -129,9 +134,15 @@ impl<'a> Session<'a> {
     /// Stores where to go on. Call once, at the end.
     pub(crate) async fn leave(&mut self) {
         self.abandon_append(|_| true);
-        if self.store_now().await.is_err() {
+        let timeout = self.task.env.clock.sleep(LEAVE_TIMEOUT);
+        let is_stored = tokio::select! {
+            biased;
+            stored = self.store_now() => stored.is_ok(),
             // What was not stored is read again and dropped as known.
-            tracing::debug!(subscription = %self.subscription.id, "the node stops before the last positions are stored");
+            () = timeout => false,
+        };
+        if !is_stored {
+            tracing::debug!(subscription = %self.subscription.id, "the last positions are not stored");
         }
         self.lanes.values().for_each(|lane| lane.lag.set(0));
     }
@@ -451,7 +462,7 @@ impl<'a> Session<'a> {
     }
 
     /// Stores positions that moved; absent where none did.
-    fn store(&self) -> Option<BoxFuture<Result<Vec<(i32, i64)>, Stopped>>> {
+    fn store(&self) -> Option<BoxFuture<Result<Positions, Stopped>>> {
         let moved = self.lanes.iter().filter_map(|(partition, lane)| {
             let position = lock(&lane.tracker).position();
             (position != lane.stored).then_some((*partition, lane.stream, position))
@@ -488,7 +499,7 @@ impl<'a> Session<'a> {
             }
         }
         let is_ours = |partition: &i32| self.lanes.get(partition).is_some_and(|lane| lane.generation.is_some());
-        let ours: Vec<(i32, i64)> = positions.iter().filter(|(partition, _)| is_ours(partition)).copied().collect();
+        let ours: Positions = positions.iter().filter(|(partition, _)| is_ours(partition)).copied().collect();
         self.commit(&ours);
     }
 

@@ -1,5 +1,6 @@
 //! The seam's promises over librdkafka, against its own mock cluster. What the mock cannot (static membership, topic ids of a
 //! topic made again) is tested against a real broker by the process tests.
+#![allow(clippy::disallowed_methods, reason = "the test runtime waits and measures in the world")]
 
 use super::*;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -86,10 +87,11 @@ fn values(records: &[KafkaRecord]) -> Vec<&[u8]> {
 async fn reads_from_the_given_offsets_commits_and_leaves() {
     let kafka = Kafka::new();
     kafka.produce(0, &["a", "b", "c"]);
-    let mut source = kafka.open("g1", &[]);
+    let mut source = kafka.open("g1", &[("group.instance.id", "surefoot-1")]);
     let topic = source.topic().await.unwrap();
     let ends: Vec<_> = topic.partitions.iter().map(|p| (p.partition, p.low, p.high)).collect();
     assert_eq!(ends, [(0, 0, 3), (1, 0, 0)]);
+    assert_ne!(topic.id, 0);
     assert_eq!(source.committed(&[0, 1]).await.unwrap(), []);
 
     let (generation, partitions) = joined(&mut source).await;
@@ -137,6 +139,7 @@ async fn another_member_takes_its_share_and_gives_it_back() {
     let mut second = kafka.open("g3", &[]);
     second.subscribe().unwrap();
     let revoked = tokio::select! {
+        biased;
         event = next(&mut first) => event,
         // It is polled meanwhile, as a member has to be, and gets nothing before the first has let go.
         event = next(&mut second) => panic!("assigned while the other holds it: {event:?}"),

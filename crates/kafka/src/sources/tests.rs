@@ -1,4 +1,5 @@
 //! The state machine of subscriptions against a script: what a broker says, what partitions take, what comes of it.
+#![allow(clippy::disallowed_methods, reason = "the test runtime waits and measures in the world")]
 
 use super::*;
 use crate::source::{SourceEvent, TopicInfo};
