@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use surefoot_storage::{Batch, Engine, MemEngine, View};
 
@@ -47,9 +46,7 @@ fn fjall_engine() {
     }
     impl Fjall {
         fn open(&mut self) {
-            // Small enough that memtables are written out and compacted in the course of the suite.
-            let options = FjallOptions { memtable_bytes: 16 << 10, ..FjallOptions::default() };
-            self.engine = Some(Arc::new(FjallEngine::open(self.dir.path(), options).unwrap()));
+            self.engine = Some(Arc::new(FjallEngine::open(self.dir.path(), FjallOptions::default()).unwrap()));
         }
     }
     impl Subject for Fjall {
@@ -74,7 +71,65 @@ fn a_second_opener_of_fjall_is_told_that_it_is_busy() {
     let dir = tempfile::tempdir().unwrap();
     let _first = FjallEngine::open(dir.path(), FjallOptions::default()).unwrap();
     let Err(error) = FjallEngine::open(dir.path(), FjallOptions::default()) else { panic!("opened twice") };
-    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+}
+
+/// Where the writer that is to be killed finds its directory.
+#[cfg(feature = "fjall")]
+const WRITER_DIR: &str = "STORAGE_TEST_WRITER_DIR";
+
+/// The writer's batches all put the same keys, each with its number.
+#[cfg(feature = "fjall")]
+const WRITER_KEYS: u32 = 2000;
+
+#[cfg(feature = "fjall")]
+#[test]
+fn a_killed_process_leaves_whole_batches_and_all_that_were_flushed() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    use surefoot_storage::{FjallEngine, FjallOptions};
+
+    let dir = tempfile::tempdir().unwrap();
+    for kill in 0..6 {
+        let mut writer = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "writer_to_be_killed", "--nocapture"])
+            .env(WRITER_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Killed at once after a line, it is somewhere in the next batch.
+        let lines = BufReader::new(writer.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let flushed = lines.filter_map(|line| line.strip_prefix("flushed ")?.parse::<u64>().ok()).nth(3 + kill).unwrap();
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        let engine = FjallEngine::open(dir.path(), FjallOptions::default()).unwrap();
+        let found = all(&*engine.view(), b"", b"\xFF");
+        let number = u64::from_be_bytes(found[&0u32.to_be_bytes().to_vec()].as_slice().try_into().unwrap());
+        assert!(number >= flushed, "{number} is left of {flushed}");
+        assert_eq!(found.len(), WRITER_KEYS as usize);
+        assert!(found.values().all(|value| *value == number.to_be_bytes()), "a batch is whole");
+    }
+}
+
+/// Does nothing unless the test above starts it.
+#[cfg(feature = "fjall")]
+#[test]
+fn writer_to_be_killed() {
+    use surefoot_storage::{FjallEngine, FjallOptions};
+
+    let Some(dir) = std::env::var_os(WRITER_DIR) else { return };
+    let engine = FjallEngine::open(dir.as_ref(), FjallOptions::default()).unwrap();
+    let before = get(&*engine.view(), &0u32.to_be_bytes());
+    let first = before.map_or(1, |value| u64::from_be_bytes(value.try_into().unwrap()) + 1);
+    for number in first.. {
+        let mut batch = Batch::default();
+        for key in 0..WRITER_KEYS {
+            batch.put(|out| out.extend_from_slice(&key.to_be_bytes()), |out| out.extend_from_slice(&number.to_be_bytes()));
+        }
+        engine.commit(&batch).unwrap();
+        engine.flush().unwrap();
+        println!("flushed {number}");
+    }
 }
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;

@@ -8,7 +8,7 @@ use samples::{Each, every_table, id, invocation};
 use std::sync::Arc;
 use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, State, Table};
 use surefoot_model::{Attempt, Lsn, PartitionId, StreamId, SubscriptionId};
-use surefoot_storage::{Batch, Engine, MemEngine, Reader, Store, Txn, keys};
+use surefoot_storage::{Batch, Checkpoint, Checkpointed, Engine, MemEngine, Reader, Store, Txn, keys};
 
 const PARTITION: PartitionId = PartitionId(0);
 const KEY: PartitionId = PartitionId(5);
@@ -57,6 +57,14 @@ fn checkpoint(store: &mut Store) -> usize {
     let operations = done.operations - 1;
     store.checkpointed(done);
     operations
+}
+
+#[test]
+fn a_store_moves_to_its_worker_and_a_checkpoint_to_its_own_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Store>();
+    is_send::<Checkpoint>();
+    is_send::<Checkpointed>();
 }
 
 #[test]

@@ -1,33 +1,47 @@
-//! The production engine: fjall, with bounds on memory, journal and cache.
+//! The production engine: fjall, fed by ingestion, with bounds on cache and on what waits for compaction.
 //!
-//! Owns: the only use of the crate, its settings, and the translation of its errors. Does not own: when to flush. One fjall
-//! keyspace holds all partitions; since they check-point in turn, each flushed table file holds one partition's range.
+//! Owns: the only use of the crate, its settings, and the translation of its errors. Does not own: when to flush.
+//!
+//! A batch is sorted, so it becomes a table file at once instead of passing through fjall's journal and memtable: half the bytes
+//! written, no second log under ours, nothing to replay when opening. One version of the tree then names the file, which makes it
+//! atomic and, since fjall syncs file and version, durable. One fjall keyspace holds all partitions; a partition's checkpoints
+//! lie in one range of it.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "production half of the seam: it waits for fjall's compaction on the checkpointer's thread"
+)]
 
 use super::{Batch, Engine, RawEntry, View};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// What may be set; the rest follows.
 #[derive(Clone, Copy, Debug)]
 pub struct FjallOptions {
     /// Bytes for cached blocks of table files.
     pub cache_bytes: u64,
-    /// Bytes of a memtable at which it is written out before its checkpoint ends. A checkpoint's batch lies there whole.
-    pub memtable_bytes: u64,
-    /// Threads that write out memtables and compact.
-    pub worker_threads: usize,
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, worker_threads: 2 }
+        Self { cache_bytes: 32 << 20 }
     }
 }
 
-/// Bytes of journal at which the oldest file is written out and removed; fjall's least. It bounds what opening replays.
-const JOURNAL_BYTES: u64 = 64 << 20;
+/// Threads that compact. fjall keeps one of several free for flushes, of which there are none, and that one spins.
+const COMPACTION_THREADS: usize = 1;
+
+/// Table files that nobody has compacted yet, from which on a commit waits.
+const WAITING_TABLES_MAX: usize = 24;
+
+/// How often, and how many times, a commit looks whether compaction caught up. Bounded, as each commit causes a compaction.
+const WAIT_STEP: Duration = Duration::from_millis(20);
+const WAIT_STEPS_MAX: u32 = 100;
 
 const KEYSPACE: &str = "tables";
 
@@ -41,16 +55,19 @@ impl FjallEngine {
     /// Opens the database in a directory of its own, creating it where there is none. **Errors**: another process has it open
     /// (`ResourceBusy`), or it cannot be read.
     pub fn open(dir: &Path, options: FjallOptions) -> io::Result<Self> {
-        let database = Database::builder(dir)
-            .cache_size(options.cache_bytes)
-            .max_journaling_size(JOURNAL_BYTES)
-            .worker_threads(options.worker_threads)
-            .open()
-            .map_err(io_error)?;
-        let keyspace = database
-            .keyspace(KEYSPACE, || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes))
-            .map_err(io_error)?;
+        let database =
+            Database::builder(dir).cache_size(options.cache_bytes).worker_threads(COMPACTION_THREADS).open().map_err(io_error)?;
+        let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(io_error)?;
         Ok(Self { database, keyspace })
+    }
+
+    fn wait_for_compaction(&self) {
+        for _ in 0..WAIT_STEPS_MAX {
+            if self.keyspace.l0_table_count() < WAITING_TABLES_MAX {
+                return;
+            }
+            thread::sleep(WAIT_STEP);
+        }
     }
 }
 
@@ -60,22 +77,20 @@ impl Engine for FjallEngine {
     }
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
-        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+        self.wait_for_compaction();
+        let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
         for (key, value) in batch.iter() {
             match value {
-                Some(value) => writes.insert(&self.keyspace, key, value),
-                None => writes.remove(&self.keyspace, key),
+                Some(value) => writes.write(key, value),
+                None => writes.write_tombstone(key),
             }
+            .map_err(io_error)?;
         }
-        // Handed to the operating system, so that a killed process loses nothing; durable with the next flush.
-        writes.durability(Some(PersistMode::Buffer)).commit().map_err(io_error)
+        writes.finish().map_err(io_error)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.database.persist(PersistMode::SyncAll).map_err(io_error)?;
-        // Written out in the background: it frees memory, keeps tombstones out of the way of scans and opening short.
-        // Durability does not wait for it, the journal is synced.
-        self.keyspace.rotate_memtable().map_err(io_error)?;
+        // A commit is durable when it returns.
         Ok(())
     }
 }
