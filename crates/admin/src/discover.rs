@@ -33,7 +33,11 @@ pub(crate) struct Discovered {
 
 /// One try that failed.
 enum Failed {
-    Again(Error),
+    Again {
+        error: Error,
+        /// There was a connection, and it ended before an answer.
+        is_broken: bool,
+    },
     Finally(Error),
 }
 
@@ -48,18 +52,24 @@ pub(crate) async fn discover(
     request_headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
     let request = DiscoverRequest { uri: uri.to_owned(), http, headers: request_headers };
     let mut pause = FIRST_PAUSE;
-    for _ in 1..TRIES_MAX {
+    for tried in 1.. {
         match read(uri, transport.discover(request.clone()).await) {
             Ok(discovered) => return Ok(discovered),
             Err(Failed::Finally(error)) => return Err(error),
-            Err(Failed::Again(error)) => {
+            Err(Failed::Again { error, .. }) if tried < TRIES_MAX => {
                 tracing::debug!(uri, %error, "discovery failed and is tried again");
                 clock.sleep(pause).await;
                 pause *= 2;
             }
+            Err(Failed::Again { error, is_broken }) => {
+                // Some servers of HTTP/1.1 close on HTTP/2 without a word: whoever answers this is one of them.
+                let probe = DiscoverRequest { http: HttpVersion::Http11, ..request };
+                let is_http1 = is_broken && http == HttpVersion::Http2 && transport.discover(probe).await.is_ok();
+                return Err(if is_http1 { Error::Http1Only { uri: uri.to_owned() } } else { error });
+            }
         }
     }
-    read(uri, transport.discover(request).await).map_err(|(Failed::Again(error) | Failed::Finally(error))| error)
+    unreachable!("the last try returns")
 }
 
 fn read(uri: &str, response: Result<DiscoverResponse, TransportError>) -> Result<Discovered, Failed> {
@@ -68,11 +78,16 @@ fn read(uri: &str, response: Result<DiscoverResponse, TransportError>) -> Result
         Ok(response) => response,
         Err(TransportError::Http1Peer { .. }) => return Err(Failed::Finally(Error::Http1Only { uri: uri.to_owned() })),
         Err(error @ TransportError::Address(_)) => return Err(Failed::Finally(unreachable(error.to_string()))),
-        Err(error) => return Err(Failed::Again(unreachable(format!("{error}; is the endpoint running?")))),
+        Err(error) => {
+            let is_broken = matches!(error, TransportError::Broken(_));
+            return Err(Failed::Again { error: unreachable(format!("{error}; is the endpoint running?")), is_broken });
+        }
     };
     match response.status {
         StatusCode::OK => {}
-        status if is_passing(status) => return Err(Failed::Again(unreachable(format!("it answered {status}")))),
+        status if is_passing(status) => {
+            return Err(Failed::Again { error: unreachable(format!("it answered {status}")), is_broken: false });
+        }
         status => return Err(Failed::Finally(unreachable(format!("it answered {status}{}", hint(status))))),
     }
     let text = |name: HeaderName| response.headers.get(name).and_then(|value| value.to_str().ok());
@@ -171,6 +186,15 @@ mod tests {
         let (result, waited) = discovered(vec![refused()]).await;
         let error = result.unwrap_err();
         assert_eq!((error.code(), error.status().as_u16(), waited), (Some("META0003"), 500, 700));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_closes_on_http2_and_answers_http11_is_told_apart() {
+        let broken = || Err(TransportError::Broken("closed".into()));
+        let (result, _) = discovered(vec![broken(), broken(), broken(), broken(), answered(404, V4, "")]).await;
+        assert_eq!(result.unwrap_err().code(), Some("META0014"));
+        let (result, _) = discovered(vec![broken()]).await;
+        assert_eq!(result.unwrap_err().code(), Some("META0003"));
     }
 
     #[tokio::test]

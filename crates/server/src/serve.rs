@@ -25,7 +25,6 @@ use tokio::net::TcpListener;
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
 /// Shares of the memory setting that the engine takes for cached blocks, and for what it has not written out.
 const ENGINE_CACHE_SHARE: u64 = 8;
-const ENGINE_MEMTABLE_SHARE: u64 = 16;
 
 /// A running node with open ports.
 pub struct Serving {
@@ -182,9 +181,5 @@ fn local(listener: &TcpListener) -> SocketAddr {
 }
 
 fn engine_options(config: &Config) -> FjallOptions {
-    FjallOptions {
-        cache_bytes: config.memory_bytes / ENGINE_CACHE_SHARE,
-        memtable_bytes: config.memory_bytes / ENGINE_MEMTABLE_SHARE,
-        ..FjallOptions::default()
-    }
+    FjallOptions { cache_bytes: config.memory_bytes / ENGINE_CACHE_SHARE }
 }
