@@ -20,7 +20,7 @@ use surefoot_model::{
     CatalogCell, Epoch, Event, InvocationId, Operation, ParkedRecord, PartitionId, Record, Request, RequestId, Submission,
     SubscriptionId, Timestamp, encoding,
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot};
 
 /// Bytes that the outer edges may have appended and not yet durable.
 const EDGE_BYTES_MAX: usize = 64 << 20;
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) stopped: Mutex<Vec<PartitionHealth>>,
     pub(crate) edge: Arc<Semaphore>,
     pub(crate) gate: Gate,
+    pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
 }
 
 impl Shared {
@@ -94,6 +95,11 @@ impl Partitions {
 
     pub fn catalog(&self) -> &CatalogCell {
         &self.0.catalog
+    }
+
+    /// Held by whoever reads the catalog to store a change that depends on what it read.
+    pub fn catalog_edit(&self) -> Arc<AsyncMutex<()>> {
+        self.0.catalog_edit.clone()
     }
 
     pub fn env(&self) -> &Env {

@@ -40,7 +40,9 @@ impl Recovering {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let stores = ids
             .map(|id| {
-                Store::open(engine.clone(), id).map(|store| store.with_mutant(mutant)).map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
+                Store::open(engine.clone(), id)
+                    .map(|store| store.with_mutant(mutant))
+                    .map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { stores, records: 0 })
@@ -114,6 +116,7 @@ impl Recovering {
             catalog_changed,
             stopped: Mutex::default(),
             edge: edge_permits(),
+            catalog_edit: Arc::default(),
             gate: Gate::new(workers, settings.memory_bytes_max),
             env: env.clone(),
         });

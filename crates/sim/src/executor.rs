@@ -1,0 +1,288 @@
+//! A small executor: ready tasks are polled in seeded order, time jumps when nothing is ready. No runtime besides.
+//!
+//! Owns: tasks, timers, the simulated clock, and lives. A task that is spawned through a node's [`Env`] belongs to that life and
+//! dies with it; tasks of the world (clients, handlers) go on. Does not own: disk contents, or what tasks do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use surefoot_env::sim::Rng;
+use surefoot_env::{BoxFuture, Clock, Ids, Step, Steps, Tasks, Wake};
+
+/// The life of tasks that belong to the world and not to a node.
+pub(crate) const WORLD: u64 = 0;
+
+/// Unix time at which every simulation begins, in milliseconds.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// One simulated world's time and tasks. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Executor(Arc<Mutex<State>>);
+
+struct State {
+    rng: Rng,
+    now: Duration,
+    ready: Vec<u64>,
+    queued: BTreeSet<u64>,
+    /// Tasks not being polled right now; the life each belongs to.
+    tasks: BTreeMap<u64, (u64, Option<BoxFuture>)>,
+    next_task: u64,
+    timers: BTreeMap<(Duration, u64), Waker>,
+    next_timer: u64,
+    polls: u64,
+    hash: u64,
+}
+
+/// Why [`Executor::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ran {
+    /// The asked-for number of polls is over.
+    Polls,
+    /// The condition holds.
+    Until,
+    /// Nothing is ready and no timer is set: everything waits for something that cannot come.
+    Quiet,
+}
+
+impl Executor {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            rng: Rng::new(seed),
+            now: Duration::ZERO,
+            ready: Vec::new(),
+            queued: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            next_task: 1,
+            timers: BTreeMap::new(),
+            next_timer: 0,
+            polls: 0,
+            hash: seed,
+        })))
+    }
+
+    pub(crate) fn spawn(&self, life: u64, future: BoxFuture) {
+        let mut state = self.lock();
+        let id = state.next_task;
+        state.next_task += 1;
+        state.tasks.insert(id, (life, Some(future)));
+        state.queued.insert(id);
+        state.ready.push(id);
+    }
+
+    /// Drops every task of a life, after whoever asks has made its disk dead: destructors still run.
+    pub(crate) fn kill(&self, life: u64) {
+        let doomed: Vec<_> = {
+            let mut state = self.lock();
+            let ids: Vec<u64> = state.tasks.iter().filter(|(_, (of, _))| *of == life).map(|(id, _)| *id).collect();
+            ids.into_iter().filter_map(|id| state.tasks.remove(&id)).collect()
+        };
+        drop(doomed);
+    }
+
+    /// Polls until `until` holds, `polls` polls are over, or nothing can happen any more.
+    pub(crate) fn run(&self, mut polls: u64, until: impl Fn() -> bool) -> Ran {
+        loop {
+            if until() {
+                return Ran::Until;
+            }
+            let mut state = self.lock();
+            if state.ready.is_empty() {
+                let Some(((at, _), waker)) = state.timers.pop_first() else { return Ran::Quiet };
+                state.now = state.now.max(at);
+                drop(state);
+                waker.wake();
+                continue;
+            }
+            if polls == 0 {
+                return Ran::Polls;
+            }
+            polls -= 1;
+            let count = state.ready.len() as u64;
+            let at = state.rng.below(count) as usize;
+            let id = state.ready.swap_remove(at);
+            state.queued.remove(&id);
+            let Some(mut future) = state.tasks.get_mut(&id).and_then(|(_, future)| future.take()) else { continue };
+            state.polls += 1;
+            let now = state.now.as_nanos() as u64;
+            state.trace(id ^ now);
+            drop(state);
+            let waker = Waker::from(Arc::new(TaskWaker { id, executor: self.clone() }));
+            let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            let mut state = self.lock();
+            let finished = if done {
+                state.tasks.remove(&id);
+                Some(future)
+            } else if let Some((_, slot)) = state.tasks.get_mut(&id) {
+                *slot = Some(future);
+                None
+            } else {
+                Some(future) // killed itself meanwhile
+            };
+            drop(state);
+            drop(finished);
+        }
+    }
+
+    /// A number that any difference between two runs changes.
+    pub(crate) fn hash(&self) -> u64 {
+        self.lock().hash
+    }
+
+    /// Adds something that happened to the trace.
+    pub(crate) fn trace(&self, what: u64) {
+        self.lock().trace(what);
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.lock().now
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        EPOCH_MS + self.now().as_millis() as u64
+    }
+
+    /// Completes when simulated time has passed.
+    pub(crate) fn sleep(&self, duration: Duration) -> BoxFuture {
+        Box::pin(Sleep { until: self.now() + duration, executor: self.clone(), key: None })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn trace(&mut self, what: u64) {
+        self.hash = (self.hash ^ what).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+    }
+}
+
+struct TaskWaker {
+    id: u64,
+    executor: Executor,
+}
+
+impl std::task::Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.executor.lock();
+        if state.tasks.contains_key(&self.id) && state.queued.insert(self.id) {
+            state.ready.push(self.id);
+        }
+    }
+}
+
+struct Sleep {
+    until: Duration,
+    executor: Executor,
+    key: Option<(Duration, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let executor = self.executor.clone();
+        let mut state = executor.lock();
+        if state.now >= self.until {
+            return Poll::Ready(());
+        }
+        let key = match self.key {
+            Some(key) => key,
+            None => {
+                state.next_timer += 1;
+                (self.until, state.next_timer)
+            }
+        };
+        let replaced = state.timers.insert(key, cx.waker().clone());
+        drop(state);
+        drop(replaced);
+        self.key = Some(key);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let waker = self.executor.lock().timers.remove(&key);
+            drop(waker);
+        }
+    }
+}
+
+/// The clock, tasks and ids of one life of a node.
+pub(crate) struct Life {
+    executor: Executor,
+    life: u64,
+    /// Identity has a stream of numbers of its own, so that scheduling does not shift it.
+    ids: Mutex<Rng>,
+}
+
+impl Life {
+    pub(crate) fn new(executor: Executor, life: u64, seed: u64) -> Arc<Self> {
+        Arc::new(Self { executor, life, ids: Mutex::new(Rng::new(seed ^ life.rotate_left(40))) })
+    }
+}
+
+impl Clock for Life {
+    fn now_ms(&self) -> u64 {
+        self.executor.now_ms()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.executor.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        self.executor.sleep(duration)
+    }
+}
+
+impl Ids for Life {
+    fn random_u64(&self) -> u64 {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
+    }
+}
+
+impl Tasks for Life {
+    fn spawn(&self, future: BoxFuture) {
+        self.executor.spawn(self.life, future);
+    }
+
+    fn drive(&self, _name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) {
+        let executor = self.executor.clone();
+        self.executor.spawn(
+            self.life,
+            Box::pin(async move {
+                loop {
+                    match stepper.step() {
+                        // A step takes some time, at times as long as a slow disk, so that others run between any two of it.
+                        Step::Worked => {
+                            let micros = {
+                                let rng = &mut executor.lock().rng;
+                                if rng.below(8) == 0 { rng.below(8_000) } else { rng.below(300) }
+                            };
+                            executor.sleep(Duration::from_micros(micros)).await;
+                        }
+                        Step::Idle => wake.woken().await,
+                        Step::IdleFor(limit) => woken_or_over(&wake, executor.sleep(limit)).await,
+                        Step::Done => return,
+                    }
+                }
+            }),
+        );
+    }
+}
+
+/// Completes at a wake or when the time is over; a wake is looked at first.
+async fn woken_or_over(wake: &Wake, mut over: BoxFuture) {
+    let mut woken = pin!(wake.woken());
+    std::future::poll_fn(|cx| match woken.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => over.as_mut().poll(cx),
+    })
+    .await;
+}
