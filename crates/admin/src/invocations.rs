@@ -129,8 +129,7 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_status() {
-        let status =
-            |operation, answer| outcome(id(), operation, answer).map_or_else(|error| error.status(), |status| status).as_u16();
+        let status = |operation, answer| outcome(id(), operation, answer).unwrap_or_else(|error| error.status()).as_u16();
         use Operation::{Kill, Pause, Purge, PurgeJournal, Resume};
         for (operation, answer, expected) in [
             (Kill, OperationAnswer::Done, 200),

@@ -5,9 +5,8 @@ use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use surefoot_env::Env;
 use surefoot_server::config::{self, Config, Sources};
-use surefoot_server::serve::{Process, Serving, Summary, url};
+use surefoot_server::serve::{self, Process, Serving, Summary, url};
 use surefoot_server::telemetry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -55,7 +54,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the threads of the process")?;
-    let code = runtime.block_on(serve(&loaded.config, Env::production(runtime.handle().clone())));
+    let code = runtime.block_on(serve(&loaded.config));
     // What still runs has lost its node; nobody waits for it.
     runtime.shutdown_background();
     code
@@ -82,7 +81,8 @@ fn sources(arguments: Arguments) -> anyhow::Result<Sources> {
     })
 }
 
-async fn serve(config: &Config, env: Env) -> anyhow::Result<ExitCode> {
+async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
+    let env = serve::world();
     let mut signals = Signals::new()?;
     let metrics = telemetry::install_metrics(&env).context("install the recorder of metrics")?;
     let process = Process { metrics, fatal: Arc::new(fatal) };

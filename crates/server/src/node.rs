@@ -95,9 +95,7 @@ impl Node {
             env.clone(),
             Arc::new(log.clone()),
             |partition, sink| log.connect(partition, sink),
-            |catalog, output| {
-                Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output)
-            },
+            |catalog, output| Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output),
             partition_settings(config, seams.mutants.partition),
             catalog_changed,
         )?;

@@ -160,6 +160,11 @@ impl Serving {
     }
 }
 
+/// The real world, on the tokio runtime that calls.
+pub fn world() -> Env {
+    Env::production(tokio::runtime::Handle::current())
+}
+
 /// Where a client on this machine reaches a listener.
 pub fn url(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { format!("http://localhost:{}", address.port()) } else { format!("http://{address}") }

@@ -18,8 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["model", "env", "machine"]),
     ("invoker", &["model", "env", "protocol"]),
     ("partition", &["model", "env", "machine", "storage", "log", "invoker"]),
-    ("ingress", &["model", "env", "partition"]),
-    ("kafka", &["model", "env", "partition"]),
+    ("ingress", &["model", "env", "invoker", "partition"]),
+    ("kafka", &["model", "env", "invoker", "partition"]),
     ("admin", &["model", "env", "partition", "protocol", "invoker"]),
     ("query", &["model", "storage"]),
     (
@@ -32,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sim",
         &["server", "model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin"],
     ),
-    ("bench", &["client"]),
+    ("bench", &["client", "sdk-tests"]),
     ("sdk-tests", &["client"]),
     ("xtask", &[]),
 ];

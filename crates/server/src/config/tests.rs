@@ -1,5 +1,7 @@
 //! What the sources of settings do together.
 
+#![allow(clippy::disallowed_methods, reason = "the page of settings is a file of the repository")]
+
 use super::load::Error;
 use super::*;
 use std::path::Path;

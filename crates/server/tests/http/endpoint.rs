@@ -15,11 +15,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use surefoot_protocol::{FrameDecoder, message_type};
 use tokio::net::TcpListener;
 
 const INPUT: u16 = 0x0400;
 const OUTPUT: u16 = 0x0401;
+const END: u16 = 0x0003;
+/// Type, flags and length of a frame.
+const HEADER_BYTES: usize = 8;
 const MANIFEST_TYPE: &str = "application/vnd.restate.endpointmanifest.v4+json";
 
 pub(crate) struct Endpoint {
@@ -104,7 +106,7 @@ async fn answer(request: Request<Incoming>, manifest: String) -> Result<Response
         "headers" => Some(field(14, &field(1, &input.headers_json()))),
         _ => Some(field(14, &field(1, &input.body))),
     };
-    let frames = output.map(|output| [frame(OUTPUT, &output), frame(message_type::END, &[])].concat());
+    let frames = output.map(|output| [frame(OUTPUT, &output), frame(END, &[])].concat());
     Ok(respond(&content_type, frames))
 }
 
@@ -120,16 +122,16 @@ impl Input {
 }
 
 async fn read_input(mut body: Incoming) -> Input {
-    let mut frames = FrameDecoder::new(64 << 20);
+    let mut received = Vec::new();
     loop {
         let chunk = body.frame().await.expect("the input comes before the end").unwrap();
-        frames.push(chunk.into_data().unwrap());
-        while let Some(frame) = frames.next().unwrap() {
-            if frame.ty != INPUT {
+        received.extend_from_slice(&chunk.into_data().unwrap());
+        while let Some((ty, payload)) = take_frame(&mut received) {
+            if ty != INPUT {
                 continue;
             }
             let mut input = Input { headers: Vec::new(), body: Vec::new() };
-            for (tag, value) in fields(&frame.payload) {
+            for (tag, value) in fields(&payload) {
                 let inner = fields(value);
                 let text = |tag| {
                     String::from_utf8(inner.iter().find(|(t, _)| *t == tag).map_or(Vec::new(), |(_, v)| v.to_vec())).unwrap()
@@ -143,6 +145,15 @@ async fn read_input(mut body: Incoming) -> Input {
             return input;
         }
     }
+}
+
+/// The first whole frame of what was received: its type and payload.
+fn take_frame(received: &mut Vec<u8>) -> Option<(u16, Vec<u8>)> {
+    let header = u64::from_be_bytes(received.get(..HEADER_BYTES)?.try_into().unwrap());
+    let end = HEADER_BYTES + (header & 0xffff_ffff) as usize;
+    let payload = received.get(HEADER_BYTES..end)?.to_vec();
+    received.drain(..end);
+    Some(((header >> 48) as u16, payload))
 }
 
 /// The fields of a message whose fields all have a length.

@@ -1,5 +1,6 @@
 //! Both HTTP surfaces of a node on a real disk and real sockets, in front of a small handler endpoint.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests of the production halves")]
 
 mod admin;
