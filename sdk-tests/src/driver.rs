@@ -74,7 +74,9 @@ pub async fn main_job(language: Language, broker: &mut Broker, seed: u64) -> Res
         if let Some(round) = round.checked_sub(1) {
             producing.push(tokio::spawn(broker.produce(locations, locations_of_round(round, &mut random))));
         }
-        let completions = round * USERS + random.usize(USERS / 4..USERS);
+        // In the midst of what is under way, and never beyond what was produced.
+        let completions = ledger.completions() + random.usize(USERS / 8..USERS / 2);
+        let completions = completions.min((round + 2) * USERS - USERS / 4);
         ledger.reach(completions, STALL).await.with_context(|| format!("before kill {round} ({kill:?})"))?;
         eprintln!("{language}: {} of {} posts done, killing: {kill:?}", ledger.completions(), USERS * POSTS_PER_USER);
         match kill {

@@ -96,6 +96,10 @@ impl Server {
             (command, "RESTATE_")
         } else {
             let mut command = Command::new(binary()?);
+            // Variables of these tests are no settings.
+            for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SUREFOOT_")) {
+                command.env_remove(name);
+            }
             command.arg("serve").arg("--data-dir").arg(data);
             command.args(["--ingress-address", ingress, "--admin-address", admin]);
             (command, "SUREFOOT_")

@@ -4,10 +4,7 @@ use anyhow::{Context, Result, ensure};
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
-use std::convert::Infallible;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +15,7 @@ use surefoot_sdk_tests::driver::expect_state;
 use surefoot_sdk_tests::process::Process;
 use surefoot_sdk_tests::wait::eventually;
 use surefoot_sdk_tests::{Handlers, Language, Ledger, Server, places};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -143,15 +141,19 @@ async fn endpoint(content_type: &'static str, body: String) -> Result<String> {
     Ok(uri)
 }
 
-/// An endpoint that knows no HTTP/2.
+/// An endpoint that knows no HTTP/2, and answers its preface as such servers do.
 async fn http_1_only() -> Result<String> {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind an endpoint")?;
     let uri = format!("http://{}", listener.local_addr().context("ask for its port")?);
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let answer = service_fn(async |_| Ok::<_, Infallible>(hyper::Response::new("hello".to_owned())));
-            // What it makes of HTTP/2 is the point; how it ends is not.
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The request is read, so that closing does not reset the connection under the answer.
+            let mut preface = [0; 1024];
+            if stream.read(&mut preface).await.is_ok() {
+                let _ = stream.write_all(ANSWER).await;
+                let _ = stream.shutdown().await;
+            }
         }
     });
     Ok(uri)

@@ -263,8 +263,10 @@ async fn what_cannot_run_is_parked_and_stops_nothing(suite: &mut Suite) -> Resul
 
 async fn expect_parked(server: &Server, subscription: &str, count: usize) -> Result<Vec<Parked>> {
     eventually("the parked records", LIMIT, || async {
-        let parked = server.admin().parked(subscription).await?.parked;
+        let mut parked = server.admin().parked(subscription).await?.parked;
         ensure!(parked.len() == count, "{} of {count}: {parked:?}", parked.len());
+        // They are listed by the partition that keeps them.
+        parked.sort_by_key(|parked| parked.offset);
         Ok(parked)
     })
     .await
