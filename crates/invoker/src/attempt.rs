@@ -288,7 +288,7 @@ impl<'a> Attempt<'a> {
         loop {
             if let Some(chunk) = chunk.take() {
                 decoder.push(chunk);
-                while let Some(frame) = decoder.next().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
+                while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
                     if let Some(end) = self.message(frame)? {
                         // Peers go on reading the request until it ends.
                         exchange.half_close();

@@ -2,6 +2,8 @@
 //!
 //! A script is a list of lines. Invocations go by the name that their submission gives them; effects are printed in order.
 
+#![allow(clippy::unwrap_used, reason = "a script that fails to read says where")]
+
 use expect_test::{Expect, expect};
 use std::collections::BTreeMap;
 use surefoot_machine::testing::MemState;

@@ -59,7 +59,7 @@ impl FrameDecoder {
     /// The next whole frame, if there is one.
     ///
     /// **Errors**: [`TooLarge`] as soon as a header says so; the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Frame>, TooLarge> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, TooLarge> {
         if self.header_len < HEADER_BYTES {
             let taken = self.chunk.len().min(HEADER_BYTES - self.header_len);
             self.chunk.copy_to_slice(&mut self.header[self.header_len..self.header_len + taken]);
@@ -98,14 +98,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn frames(decoder: &mut FrameDecoder) -> Vec<Frame> {
-        std::iter::from_fn(|| decoder.next().unwrap()).collect()
+        std::iter::from_fn(|| decoder.next_frame().unwrap()).collect()
     }
 
     #[test]
     fn a_frame_beyond_the_limit_is_refused_by_its_header() {
         let mut decoder = FrameDecoder::new(10);
         decoder.push(Bytes::from_static(&[0x04, 0x11, 0, 0, 0, 0, 0, 11]));
-        assert_eq!(decoder.next(), Err(TooLarge { ty: 0x0411, bytes: 11, limit: 10 }));
+        assert_eq!(decoder.next_frame(), Err(TooLarge { ty: 0x0411, bytes: 11, limit: 10 }));
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         fn any_bytes_are_frames_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
             let mut decoder = FrameDecoder::new(100);
             decoder.push(bytes.into());
-            while let Ok(Some(_)) = decoder.next() {}
+            while let Ok(Some(_)) = decoder.next_frame() {}
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The worked exchange of the protocol reference (section 12.6) byte for byte, observed bodies (12.5), and hostile input.
 
+#![allow(clippy::unwrap_used, reason = "a test says where it fails")]
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use surefoot_model::{
@@ -15,7 +17,7 @@ fn hex(text: &str) -> Vec<u8> {
 fn frame(text: &str) -> Frame {
     let mut frames = FrameDecoder::new(1 << 20);
     frames.push(hex(text).into());
-    frames.next().unwrap().unwrap()
+    frames.next_frame().unwrap().unwrap()
 }
 
 fn read(text: &str) -> Message {

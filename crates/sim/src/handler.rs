@@ -153,17 +153,17 @@ impl Context {
     async fn add(&mut self, input: &str) -> Result<String, Stop> {
         let op: u64 = input.parse().unwrap_or(0);
         let first = self.step("first").await?;
-        if op % 3 == 0 {
+        if op.is_multiple_of(3) {
             self.sleep(Duration::from_millis(50 + op % 7 * 900)).await?;
         }
-        if op % 4 == 0 {
+        if op.is_multiple_of(4) {
             let answer = self.call("Echo", "", "echo", input).await?;
             if answer != input {
                 self.handlers.finding(format!("op {op}: echo answered '{answer}'"));
             }
         }
         let before = self.get("ops").await?;
-        if op % 5 == 0 {
+        if op.is_multiple_of(5) {
             self.send("Sink", &format!("s{}", op % 3), "add", input).await?;
         }
         let second = self.step("second").await?;

@@ -95,7 +95,6 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
             client_task(client, scenario, executor.clone(), model.clone(), door.clone(), Rng::new(seed ^ (client + 1) << 32));
         executor.spawn(WORLD, Box::pin(task));
     }
-    let mut crashes = 0;
     for life in 1..=scenario.lives {
         let is_last = life == scenario.lives;
         if is_last {
@@ -109,7 +108,7 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         check(&model, &handlers)?;
         if is_last {
             return match ran {
-                Ran::Until if lock(&model).clients_left == 0 => finish(&executor, &model, &handlers, &door, crashes),
+                Ran::Until if lock(&model).clients_left == 0 => finish(&executor, &model, &handlers, &door, life - 1),
                 _ => Err(format!("the work never ended: {ran:?}, {} clients left", lock(&model).clients_left)),
             };
         }
@@ -117,7 +116,6 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         disk.die();
         *lock(&door.ingress) = None;
         executor.kill(life);
-        crashes += 1;
         if rng.below(3) == 0 {
             disk.process_kill();
             engine = engine.restart();
@@ -241,7 +239,7 @@ fn finish(
 
 fn expected_in_sinks(begun: &BTreeMap<String, BTreeSet<u64>>) -> BTreeMap<String, BTreeSet<u64>> {
     let mut expected: BTreeMap<String, BTreeSet<u64>> = (0..3).map(|n| (format!("s{n}"), BTreeSet::new())).collect();
-    for operation in begun.values().flatten().filter(|op| *op % 5 == 0) {
+    for operation in begun.values().flatten().filter(|op| op.is_multiple_of(5)) {
         expected.entry(format!("s{}", operation % 3)).or_default().insert(*operation);
     }
     expected

@@ -400,7 +400,7 @@ struct Http1Exchange {
 type Http1Opening = BoxFuture<Result<(::http::response::Parts, Incoming), TransportError>>;
 
 enum Http1State {
-    Collecting(Option<Request<()>>, BytesMut),
+    Collecting(Option<Box<Request<()>>>, BytesMut),
     Opening(Http1Opening),
     Body(Incoming),
     Over,
@@ -408,7 +408,7 @@ enum Http1State {
 
 impl Http1Exchange {
     fn new(shared: Arc<Shared>, address: Address, head: Request<()>) -> Self {
-        Self { shared, address, state: Http1State::Collecting(Some(head), BytesMut::new()) }
+        Self { shared, address, state: Http1State::Collecting(Some(Box::new(head)), BytesMut::new()) }
     }
 }
 
@@ -424,7 +424,7 @@ impl Exchange for Http1Exchange {
             && let Some(head) = head.take()
         {
             let (shared, address, body) = (self.shared.clone(), self.address.clone(), std::mem::take(body).freeze());
-            self.state = Http1State::Opening(Box::pin(async move { shared.http1_open(&address, head, body).await }));
+            self.state = Http1State::Opening(Box::pin(async move { shared.http1_open(&address, *head, body).await }));
         }
     }
 

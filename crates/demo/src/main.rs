@@ -1,2 +1,0 @@
-//! The demo: the main job on one machine, with kills
-fn main() {}
