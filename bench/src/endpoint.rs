@@ -52,7 +52,10 @@ pub(crate) async fn serve(port: u16, progress_port: u16) -> Result<()> {
     let handlers = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("listen for handlers")?;
     let endpoint = Endpoint::builder().bind(Echo).bind(Counter).build();
     tokio::select! {
+        biased;
+        // Either ends with the process: nothing is lost.
         () = HttpServer::new(endpoint).serve(handlers) => Ok(()),
+        // As above.
         told = tell_progress(progress) => told,
     }
 }

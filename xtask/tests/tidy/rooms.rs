@@ -27,26 +27,26 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin", "query"],
     ),
     ("cli", &["server", "client"]),
-    ("demo", &["server", "client"]),
     (
         "sim",
         &["server", "model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin"],
     ),
     ("bench", &["client", "sdk-tests"]),
     ("sdk-tests", &["client"]),
+    ("examples/rust", &[]),
     ("xtask", &[]),
 ];
 
 /// Outside crates that only these rooms may name.
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("fjall", &["storage"]),
-    ("rdkafka", &["kafka", "demo", "bench", "sdk-tests"]),
+    ("rdkafka", &["kafka", "bench", "sdk-tests"]),
     ("datafusion", &["query"]),
     ("arrow", &["query"]),
     ("prost", &["protocol"]),
-    ("axum", &["ingress", "admin", "server"]),
+    ("axum", &["admin", "sdk-tests"]),
     ("getrandom", &["env"]),
-    ("anyhow", &["cli", "demo", "bench", "sdk-tests", "xtask"]),
+    ("anyhow", &["cli", "bench", "sdk-tests", "xtask", "examples/rust"]),
 ];
 
 /// Outside crates that a room may never name, because of what the room is.
@@ -101,6 +101,7 @@ fn package_name(room: &str) -> String {
     match room {
         "cli" => "surefoot".to_owned(),
         "xtask" => "xtask".to_owned(),
+        "examples/rust" => "surefoot-example-rust".to_owned(),
         room => format!("surefoot-{room}"),
     }
 }
