@@ -21,6 +21,8 @@ pub enum Error {
         "the path does not fit the service: plain services take /Service/handler, objects and workflows /Service/key/handler"
     )]
     PathShape,
+    #[error("{0}")]
+    KeyTooLong(String),
     #[error("the key in the path is not UTF-8 once decoded")]
     KeyNotUtf8,
     #[error("'{service}/{handler}' is private: only other handlers may call it")]
@@ -79,6 +81,7 @@ impl Error {
         match self {
             Self::PathLength
             | Self::PathShape
+            | Self::KeyTooLong(_)
             | Self::KeyNotUtf8
             | Self::Private { .. }
             | Self::IdempotencyKeyNotAscii

@@ -165,6 +165,7 @@ impl Ingress {
             submission::Error::UnknownHandler => {
                 Error::HandlerNotFound { service: request.service.to_owned(), handler: request.handler.to_owned() }
             }
+            submission::Error::KeyTooLong(_) => Error::KeyTooLong(error.to_string()),
         })
     }
 

@@ -6,7 +6,7 @@
 use crate::api::{AttemptStart, Live};
 use crate::invoker::Invoker;
 use crate::retry::{self, Wish};
-use crate::submission::{self, New};
+use crate::submission::{self, KEY_BYTES_MAX, New};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest};
 use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -384,6 +384,12 @@ impl<'a> Attempt<'a> {
             Action::Keep if matches!(ty, entry_type::GET_EAGER_STATE | entry_type::GET_EAGER_STATE_KEYS) => kind.is_keyed(),
             _ => true,
         };
+        if let Action::SetState { key, .. } = action
+            && key.len() > KEY_BYTES_MAX
+        {
+            let message = format!("a state key of {} bytes is longer than the {KEY_BYTES_MAX} it may have (RT0017)", key.len());
+            return Err(self.precondition(ty, raw, message));
+        }
         if is_allowed {
             return Ok(());
         }

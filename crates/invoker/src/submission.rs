@@ -24,13 +24,19 @@ pub struct New<'a, K, V> {
     pub origin: Origin,
 }
 
-/// What is not in the catalog.
+/// Bytes of a key of an object or workflow, and of the name of a value in its state. With service names and their escapes both fit
+/// into one key of the tables, which holds 64 KiB.
+pub const KEY_BYTES_MAX: usize = 12_000;
+
+/// What cannot be invoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("service not found")]
     UnknownService,
     #[error("handler not found")]
     UnknownHandler,
+    #[error("the key has {0} bytes, more than the {KEY_BYTES_MAX} that a key may have")]
+    KeyTooLong(usize),
 }
 
 /// A submission with a new id, unless an idempotency key or a workflow's key names it. Nobody waits for it yet: request, caller
@@ -54,6 +60,9 @@ pub fn build_with<K: AsRef<str>, V: AsRef<str>>(
     let service = catalog.services.get(new.service).ok_or(Error::UnknownService)?;
     let handler = service.handlers.get(new.handler).ok_or(Error::UnknownHandler)?;
     let key = if service.is_keyed() { new.key } else { "" };
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Error::KeyTooLong(key.len()));
+    }
     let target = Target { kind: handler.target, service: service.name.clone(), key: key.into(), handler: handler.name.clone() };
     Ok(Submission {
         id: InvocationId::for_submission(&target, new.idempotency_key, random),

@@ -51,6 +51,7 @@ pub(crate) struct Mapped {
 pub(crate) enum Reason {
     MissingKey,
     KeyNotText,
+    KeyTooLong,
     UnknownHandler,
     TooLarge,
 }
@@ -61,6 +62,7 @@ impl Reason {
         match self {
             Self::MissingKey => "missing-key",
             Self::KeyNotText => "key-not-utf8",
+            Self::KeyTooLong => "key-too-long",
             Self::UnknownHandler => "unknown-handler",
             Self::TooLarge => "too-large",
         }
@@ -106,8 +108,10 @@ impl Mapping<'_> {
             execute_at: None,
             origin: Origin::Subscription(self.subscription.id),
         };
-        let mut submission =
-            submission::build_with(self.catalog, self.defaults, unique, new).map_err(|_| Reason::UnknownHandler)?;
+        let mut submission = submission::build_with(self.catalog, self.defaults, unique, new).map_err(|error| match error {
+            submission::Error::KeyTooLong(_) => Reason::KeyTooLong,
+            submission::Error::UnknownService | submission::Error::UnknownHandler => Reason::UnknownHandler,
+        })?;
         // The id lies where every delivery of this Kafka record goes, whatever its handler is by then (rule K3).
         let unique = if submission.target.kind == TargetKind::WorkflowRun { submission.id.unique } else { unique.max(1) };
         submission.id = InvocationId { partition_key: route, unique };
@@ -166,6 +170,11 @@ impl Mapping<'_> {
             Reason::KeyNotText => {
                 format!("its key is not UTF-8, and {service}/{handler} needs one that is: produce it with a text key")
             }
+            Reason::KeyTooLong => format!(
+                "its key has {} bytes, more than the {} that a key may have: produce it with a shorter one",
+                record.key.as_ref().map_or(0, bytes::Bytes::len),
+                submission::KEY_BYTES_MAX
+            ),
             Reason::UnknownHandler => {
                 format!("no deployment has the handler {service}/{handler}: register one that does")
             }
@@ -340,6 +349,7 @@ mod tests {
             ("Counter", None, Reason::MissingKey, "no key"),
             ("Counter", Some(&[0xFF][..]), Reason::KeyNotText, "not UTF-8"),
             ("Gone", Some(&b"k"[..]), Reason::UnknownHandler, "register"),
+            ("Counter", Some(&[b'k'; 20_000][..]), Reason::KeyTooLong, "shorter"),
         ] {
             let mapped = map_to(service, "add", record(key, Some(b"v")));
             assert_eq!(mapped.parked, Some(reason));

@@ -140,7 +140,7 @@ pub fn key_hash(key: &str) -> u64 {
 
 fn service_hash(service: &str, bucket: u64) -> u64 {
     let mut hash = Xxh3::new();
-    for part in [service, &format!("unscoped/{service}")] {
+    for part in [service, "unscoped/service"] {
         hash.update(part.as_bytes());
         hash.update(&[0xFF]);
     }

@@ -573,6 +573,10 @@ impl Worker {
                 partition.store.checkpointed(done);
                 partition.housekeeping.checkpoint_ended();
                 self.shared.log.trim(id, partition.store.checkpointed_lsn());
+                // A view that is held keeps the engine from clearing what others have overwritten since.
+                for partition in &mut self.partitions {
+                    partition.store.refresh();
+                }
             }
             Err(error) => self.stop_partition(at, format!("checkpoint failed: {error}")),
         }
