@@ -8,7 +8,7 @@ use surefoot_storage::Mutant as StorageMutant;
 /// Seeds where nobody asks for others.
 const SEEDS: std::ops::Range<u64> = 0..100;
 /// Seeds within which each broken variant must be caught.
-const MUTANT_SEEDS: std::ops::Range<u64> = 0..400;
+const MUTANT_SEEDS: std::ops::Range<u64> = 0..2_000;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("SUREFOOT_SIM_SEEDS") else { return SEEDS };
