@@ -247,7 +247,8 @@ mod tests {
     use crate::testing;
     use proptest::prelude::*;
 
-    const BYTES_MAX: usize = 100;
+    /// More than the longest key has.
+    const BYTES_MAX: usize = 16 << 10;
 
     fn stream() -> StreamId {
         StreamId { subscription: testing::subscription().id, epoch: 0, topic: 7, partition: 3 }
@@ -349,7 +350,7 @@ mod tests {
             ("Counter", None, Reason::MissingKey, "no key"),
             ("Counter", Some(&[0xFF][..]), Reason::KeyNotText, "not UTF-8"),
             ("Gone", Some(&b"k"[..]), Reason::UnknownHandler, "register"),
-            ("Counter", Some(&[b'k'; 20_000][..]), Reason::KeyTooLong, "shorter"),
+            ("Counter", Some(&[b'k'; submission::KEY_BYTES_MAX + 1][..]), Reason::KeyTooLong, "shorter"),
         ] {
             let mapped = map_to(service, "add", record(key, Some(b"v")));
             assert_eq!(mapped.parked, Some(reason));
