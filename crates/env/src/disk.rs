@@ -35,6 +35,10 @@ pub trait File: Send {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`, growing the file where needed.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Writes so many zeros at `offset`, growing the file where needed: for room that small writes will fill later.
+    fn write_zeros(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes])
+    }
     /// Makes everything written before this call durable. After an error nothing about the file can be trusted (rule L4).
     fn sync_data(&self) -> io::Result<()>;
 }
@@ -88,6 +92,21 @@ impl File for OsFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    /// Page by page: the kernel caches a write in one piece where it can, and later counts, and on some file systems writes, the
+    /// whole piece for every few bytes that change in it.
+    fn write_zeros(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        const PAGE: [u8; 4096] = [0; 4096];
+        let end = offset + bytes as u64;
+        let mut at = offset;
+        while at < end {
+            let page_end = (at / PAGE.len() as u64 + 1) * PAGE.len() as u64;
+            let piece = (page_end.min(end) - at) as usize;
+            self.0.write_all_at(&PAGE[..piece], at)?;
+            at += piece as u64;
+        }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -18,7 +18,6 @@ pub(super) struct Filler {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    zeros: Vec<u8>,
     stage: Stage,
 }
 
@@ -45,7 +44,7 @@ enum Stage {
 
 impl Filler {
     pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { shared, disk, dir, zeros: vec![0; FILL_BYTES], stage: Stage::Look }
+        Self { shared, disk, dir, stage: Stage::Look }
     }
 
     fn look(&mut self) -> io::Result<Step> {
@@ -77,7 +76,7 @@ impl Filler {
             Stage::Look => return self.look(),
             Stage::Fill { file, spare, filled } => {
                 let bytes = (spare.file_bytes - filled).min(FILL_BYTES as u64);
-                let written = file.write_at(filled, &self.zeros[..bytes as usize]);
+                let written = file.write_zeros(filled, bytes as usize);
                 self.stage = match written {
                     Err(_) => Stage::Abandon { path: spare.path },
                     Ok(()) if filled + bytes == spare.file_bytes => Stage::SyncFilled { file, spare },

@@ -283,16 +283,16 @@ impl Segment {
 /// batch before the header is.
 pub(super) struct Starting {
     number: u64,
-    /// What is written first: the header, and zeros behind it if the file is new.
     header: Vec<u8>,
-    header_bytes: usize,
     at: At,
 }
 
 enum At {
     File,
-    Name(Box<dyn File>, u64),
+    Created(Box<dyn File>, u64),
+    Zeros(Box<dyn File>, u64),
     Opening(Spare),
+    Opened(Box<dyn File>, u64),
     Header(Box<dyn File>, u64),
     Sync(Box<dyn File>, u64),
 }
@@ -304,31 +304,31 @@ pub(super) enum Started {
 
 impl Starting {
     pub(super) fn new(header: &SegmentHeader) -> Self {
-        let number = header.number;
-        let header = header.encode();
-        Self { number, header_bytes: header.len(), header, at: At::File }
+        Self { number: header.number, header: header.encode(), at: At::File }
     }
 
     /// Does the next disk operation.
-    pub(super) fn step(mut self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Started> {
+    pub(super) fn step(self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Started> {
         let path = segment_path(dir, self.number);
         let at = match self.at {
-            At::File => {
-                match shared.next_file() {
-                    Ok(spare) => {
-                        disk.rename(&spare.path, &path)?;
-                        At::Opening(Spare { path, file_bytes: spare.file_bytes })
-                    }
-                    Err(capacity) => {
-                        let file = disk.create(&path)?;
-                        // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
-                        self.header.resize(capacity as usize, 0);
-                        At::Name(file, capacity)
-                    }
+            At::File => match shared.next_file() {
+                Ok(spare) => {
+                    disk.rename(&spare.path, &path)?;
+                    At::Opening(Spare { path, file_bytes: spare.file_bytes })
                 }
+                Err(capacity) => At::Created(disk.create(&path)?, capacity),
+            },
+            At::Created(file, capacity) => {
+                shared.sync_dir(disk, dir)?;
+                At::Zeros(file, capacity)
             }
-            At::Opening(spare) => At::Name(disk.open(&spare.path)?, spare.file_bytes),
-            At::Name(file, capacity) => {
+            At::Zeros(file, capacity) => {
+                // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
+                file.write_zeros(0, capacity as usize)?;
+                At::Header(file, capacity)
+            }
+            At::Opening(spare) => At::Opened(disk.open(&spare.path)?, spare.file_bytes),
+            At::Opened(file, capacity) => {
                 shared.sync_dir(disk, dir)?;
                 At::Header(file, capacity)
             }
@@ -338,8 +338,8 @@ impl Starting {
             }
             At::Sync(file, capacity) => {
                 file.sync_data()?;
-                let end = self.header_bytes as u64;
-                let chain = format::chain_start(&self.header[..self.header_bytes], self.number);
+                let end = self.header.len() as u64;
+                let chain = format::chain_start(&self.header, self.number);
                 let (number, ranges) = (self.number, Ranges::new());
                 return Ok(Started::Yes(Segment { file, number, capacity, end, synced: end, chain, ranges }));
             }
