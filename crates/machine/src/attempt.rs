@@ -7,38 +7,19 @@ use surefoot_model::{
     Progress, Stage, Verdict,
 };
 
-/// A new term: attempts that ran are void and start anew (rule M6).
-pub(crate) fn leader_elected<S: State>(cx: &mut Context<S>, epoch: Epoch, process: u64) -> Result<(), StateError> {
+/// A new term (rule M6). Attempts of the old one are void, since records of its epoch change nothing any more; whoever leads now
+/// starts those in [`Running`] anew, on what their journals hold, so that the record costs the same whatever runs.
+pub(crate) fn leader_elected<S: State>(cx: &mut Context<S>, epoch: Epoch, process: u64) {
     cx.meta.epoch = epoch;
     cx.meta.process = process;
-    const STEP: usize = 1_000;
-    let mut from = InvocationId { partition_key: 0, unique: 0 };
-    loop {
-        let running = cx.state.scan::<Running>(&from, None, STEP)?;
-        let Some((last, _)) = running.last() else { return Ok(()) };
-        from = InvocationId { partition_key: last.partition_key, unique: last.unique.saturating_add(1) };
-        for (id, _) in running {
-            let mut invocation = cx.state.get::<Invocations>(&id)?.ok_or_else(|| no_row(id))?;
-            let Stage::Active(active) = &mut invocation.stage else {
-                return Err(StateError { table: "running", message: format!("{id} is listed but not active") });
-            };
-            // The retry policy counts anew: whoever counted is gone (protocol reference 7.2).
-            active.attempts_counted = 0;
-            start(cx, id, active);
-            cx.state.put::<Invocations>(id, invocation);
-        }
-    }
-}
-
-fn no_row(id: InvocationId) -> StateError {
-    StateError { table: "running", message: format!("{id} is listed but has no row") }
 }
 
 /// Starts an attempt on all that the journal holds now. The caller stores the row.
 pub(crate) fn start<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) {
     active.attempt = cx.next_attempt();
     active.attempts_started += 1;
-    active.progress = Progress::Running { known_entries: active.journal_len };
+    enter_term(cx, active);
+    active.progress = Progress::Running;
     cx.state.put::<Running>(id, active.attempt);
     cx.effect(Effect::StartAttempt { id, attempt: active.attempt });
 }
@@ -47,11 +28,16 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
     let id = event.id;
     let Some(mut invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(()) };
     let Stage::Active(mut active) = std::mem::replace(&mut invocation.stage, Stage::Scheduled) else { return Ok(()) };
-    if active.attempt != event.attempt || !matches!(active.progress, Progress::Running { .. }) {
+    if active.attempt != event.attempt || active.progress != Progress::Running {
         return Ok(()); // of an attempt that no longer counts (rule M4)
     }
     assert_eq!(event.first_command, active.commands, "batches of one attempt come in order: {id}");
     invocation.modified_at = cx.now();
+    if active.counted_in != cx.meta.epoch {
+        // The attempt that this term started in place of the void one.
+        active.attempts_started += 1;
+        enter_term(cx, &mut active);
+    }
     if !event.items.is_empty() {
         active.pin.get_or_insert(event.pin);
     }
@@ -123,6 +109,13 @@ pub(crate) fn pause<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mu
     cx.state.delete::<Running>(&id);
     active.progress = Progress::Paused;
     active.attempts_counted = 0;
+}
+
+/// A later term counts attempts anew: whoever counted is gone (protocol reference 7.2).
+fn enter_term<S>(cx: &Context<S>, active: &mut Active) {
+    if active.counted_in != cx.meta.epoch {
+        (active.attempts_counted, active.counted_in) = (0, cx.meta.epoch);
+    }
 }
 
 fn store<S: State>(cx: &mut Context<S>, id: InvocationId, mut invocation: Invocation, active: Box<Active>) {

@@ -94,6 +94,7 @@ pub(crate) fn activate<S: State>(cx: &mut Context<S>, id: InvocationId, invocati
         last_error: None,
         attempts_started: 0,
         journal_bytes: input_bytes,
+        counted_in: cx.meta.epoch,
     });
     attempt::start(cx, id, &mut active);
     invocation.modified_at = cx.now();

@@ -123,7 +123,7 @@ pub(crate) fn notify<S: State>(
 ) {
     let index = append(cx, id, &mut active, Entry::Notification(notification.clone()));
     match &active.progress {
-        Progress::Running { .. } => {
+        Progress::Running => {
             cx.effect(Effect::DeliverNotification { id, attempt: active.attempt, index, notification });
         }
         Progress::Suspended { awaiting } if awaiting.contains(&notification.id) => attempt::start(cx, id, &mut active),

@@ -3,7 +3,7 @@
 use crate::apply::Context;
 use crate::{Effect, Invocations, OperationAnswer, State, StateError, TimerKey, attempt, invocation, outbox, retention, timer};
 use surefoot_model::{
-    Active, Failure, Invocation, InvocationId, Message, OpenCompletion, Operation, Outcome, Progress, RequestId, Stage,
+    Active, Caller, Failure, Invocation, InvocationId, Message, OpenCompletion, Operation, Outcome, Progress, RequestId, Stage,
 };
 
 pub(crate) fn requested<S: State>(
@@ -33,8 +33,10 @@ pub(crate) fn kill<S: State>(cx: &mut Context<S>, id: InvocationId) -> Result<Op
             invocation.stage = Stage::Scheduled;
             abort(cx, id, &active);
             for open in &active.open {
-                if let OpenCompletion::Call { callee, partition, .. } = open {
-                    outbox::send(cx, *partition, Message::Kill { id: *callee })?;
+                if let OpenCompletion::Call { callee, partition, completion } = open {
+                    let caller =
+                        Caller { partition: cx.partition, id, incarnation: invocation.incarnation, completion: *completion };
+                    outbox::send(cx, *partition, Message::Kill { id: *callee, caller })?;
                 }
             }
             invocation::complete(cx, id, invocation, &active, Outcome::Failure(Failure::killed()))?;
@@ -43,10 +45,20 @@ pub(crate) fn kill<S: State>(cx: &mut Context<S>, id: InvocationId) -> Result<Op
     Ok(OperationAnswer::Done)
 }
 
+/// As [`kill`], for an invocation whose caller was killed; one that works for nobody of that name is another life of the id, or
+/// has answered already (rule M4).
+pub(crate) fn kill_for<S: State>(cx: &mut Context<S>, id: InvocationId, caller: &Caller) -> Result<(), StateError> {
+    let waits = |invocation: Invocation| invocation.waiters.contains(caller);
+    if cx.state.get::<Invocations>(&id)?.is_some_and(waits) {
+        kill(cx, id)?;
+    }
+    Ok(())
+}
+
 fn pause<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) -> OperationAnswer {
     let answer = match active.progress {
         Progress::Paused => return OperationAnswer::Done,
-        Progress::BackingOff { .. } | Progress::Running { .. } | Progress::Suspended { .. } => OperationAnswer::Accepted,
+        Progress::BackingOff { .. } | Progress::Running | Progress::Suspended { .. } => OperationAnswer::Accepted,
     };
     abort(cx, id, active);
     attempt::pause(cx, id, active);
@@ -55,9 +67,10 @@ fn pause<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) -
 
 fn resume<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) -> OperationAnswer {
     match active.progress {
-        Progress::Running { .. } | Progress::Suspended { .. } => {}
+        Progress::Running | Progress::Suspended { .. } => {}
         Progress::BackingOff { .. } | Progress::Paused => {
             abort(cx, id, active);
+            active.attempts_counted = 0;
             attempt::start(cx, id, active);
         }
     }
@@ -67,7 +80,7 @@ fn resume<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) 
 /// Voids a running attempt or a pending retry.
 fn abort<S: State>(cx: &mut Context<S>, id: InvocationId, active: &Active) {
     match active.progress {
-        Progress::Running { .. } => cx.effect(Effect::AbortAttempt { id, attempt: active.attempt }),
+        Progress::Running => cx.effect(Effect::AbortAttempt { id, attempt: active.attempt }),
         Progress::BackingOff { until } => timer::clear(cx, TimerKey { due: until, id, slot: timer::START }),
         Progress::Suspended { .. } | Progress::Paused => {}
     }

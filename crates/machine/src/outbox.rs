@@ -41,7 +41,7 @@ pub(crate) fn message_arrived<S: State>(
     match message {
         Message::Submit(submission) => invocation::submitted(cx, submission),
         Message::Result(result) => callee_completed(cx, result),
-        Message::Kill { id } => operator::kill(cx, *id).map(|_| ()),
+        Message::Kill { id, caller } => operator::kill_for(cx, *id, caller),
     }
 }
 

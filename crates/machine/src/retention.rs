@@ -28,7 +28,8 @@ pub(crate) fn keep<S: State>(
     if !keeps_journal {
         delete_journal(cx, id, active.journal_len);
     }
-    let completed_at = cx.now();
+    // From the edge's raw time: the clamped one may stand where a clock once jumped to (rule T1).
+    let completed_at = cx.at;
     let expires_at = completed_at.after_ms(retention.completion_ms);
     let journal_bytes = if keeps_journal { active.journal_bytes } else { 0 };
     let is_named = is_named(&invocation);
@@ -38,7 +39,7 @@ pub(crate) fn keep<S: State>(
         let key = journal_expiry(id, &invocation, completed_at);
         expire(cx, key, invocation.incarnation, if is_named { journal_bytes } else { 0 });
     }
-    invocation.modified_at = completed_at;
+    invocation.modified_at = cx.now();
     invocation.stage = Stage::Completed {
         outcome,
         completed_at,

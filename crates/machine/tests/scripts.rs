@@ -40,7 +40,7 @@ impl World {
 
     fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
-        let record = Record { at: Timestamp(self.now), event };
+        let record = Record::new(Timestamp(self.now), event);
         apply(&mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
         for effect in effects {
             self.note(effect);
@@ -200,6 +200,11 @@ impl World {
             ["elect"] => {
                 self.epoch.0 += 1;
                 self.event(Event::LeaderElected { process: u64::from(self.epoch.0) });
+                // As whoever leads does: from state, and from nothing else.
+                let first = InvocationId { partition_key: 0, unique: 0 };
+                for (id, attempt) in self.state.scan::<Running>(&first, None, usize::MAX).unwrap() {
+                    self.note(Effect::StartAttempt { id, attempt });
+                }
             }
             _ => panic!("no such line: {line}"),
         }
@@ -455,6 +460,38 @@ fn a_kafka_record_is_taken_once_and_only_in_its_epoch() {
     assert!(world.state.is_empty::<surefoot_machine::Streams>());
 }
 
+#[test]
+fn a_new_term_counts_attempts_anew_and_tells_the_restarted_one() {
+    let counts = |world: &World| {
+        let invocation = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+        let active = invocation.active().unwrap().clone();
+        (active.attempts_counted(world.epoch), active.attempts_started)
+    };
+    let mut world = play("elect; call Svc/go as A; fail A until 10; fire A 0 10; fail A until 20; fire A 0 20");
+    assert_eq!(counts(&world), (2, 3));
+    world.line("elect");
+    assert_eq!(counts(&world).0, 0);
+    world.line("fail A until 30");
+    assert_eq!(counts(&world), (1, 4));
+    world.line("resume A");
+    assert_eq!(counts(&world), (0, 5), "an operator's resume counts anew, too");
+}
+
+#[test]
+fn a_record_of_newer_rules_is_refused_with_what_to_do() {
+    let mut world = play("call Svc/go as A");
+    let record = Record { rules: surefoot_model::RULES + 1, ..Record::new(Timestamp(0), Event::LeaderElected { process: 1 }) };
+    let error = apply(&mut world.state, HERE, Epoch(9), &record, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("start the version that wrote it"), "{error}");
+}
+
+#[test]
+fn a_clock_that_jumped_ahead_and_back_prolongs_no_retention() {
+    let world = play("now 1000000; call Svc/go as ahead; now 10; retained call Svc/go as A; end A ok");
+    let invocation = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+    assert!(matches!(invocation.stage, Stage::Completed { expires_at: Timestamp(1_010), .. }), "{:?}", invocation.stage);
+}
+
 fn call(world: &mut World, name: &str, completion: u32, callee: InvocationId) {
     let mut submission = world.submission("callee", "Other/go");
     submission.id = callee;
@@ -495,6 +532,29 @@ fn killing_a_caller_kills_what_it_called() {
     world.line("kill A");
     let kill = world.state.get::<Outbox>(&surefoot_machine::OutboxKey { to: PartitionId(3), sequence: 2 }).unwrap();
     assert!(matches!(kill, Some(Message::Kill { .. })), "{kill:?}");
+}
+
+#[test]
+fn a_kill_for_an_earlier_life_of_the_callee_is_dropped() {
+    let mut world = World::default();
+    let caller = |incarnation| Caller {
+        partition: PartitionId(3),
+        id: InvocationId { partition_key: u64::MAX, unique: 5 },
+        incarnation: Incarnation(incarnation),
+        completion: 2,
+    };
+    let mut submission = world.submission("A", "Svc/go");
+    submission.caller = Some(caller(2));
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message: Message::Submit(Box::new(submission)) });
+    let id = world.names["A"];
+    let kill = |sequence, incarnation| {
+        let message = Message::Kill { id, caller: caller(incarnation) };
+        Event::MessageArrived { from: PartitionId(3), sequence, message }
+    };
+    world.event(kill(2, 1));
+    assert_eq!(world.status("A"), "running");
+    world.event(kill(3, 2));
+    expect!["A: start, 1 known · A: abort · send #1 to 3 · A: complete 409 killed"].assert_eq(&world.out.join(" · "));
 }
 
 #[test]

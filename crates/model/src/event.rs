@@ -19,6 +19,20 @@ pub struct Record {
     pub at: Timestamp,
     #[n(1)]
     pub event: Event,
+    /// The version of the rules that wrote it (rule M7).
+    #[n(2)]
+    pub rules: u16,
+}
+
+/// The version of the rules by which this build writes records and applies them. It rises when `apply` makes something else of a
+/// record than before; `apply` then branches on the record's version (rule M7).
+pub const RULES: u16 = 1;
+
+impl Record {
+    /// A record under the present rules.
+    pub fn new(at: Timestamp, event: Event) -> Self {
+        Self { at, event, rules: RULES }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -331,11 +345,13 @@ pub enum Message {
     Submit(#[n(0)] Box<Submission>),
     #[n(1)]
     Result(#[n(0)] Box<CalleeResult>),
-    /// The caller was killed: so is the callee.
+    /// The caller was killed: so is the callee, if this caller is who it works for. Another life of the same id is not.
     #[n(2)]
     Kill {
         #[n(0)]
         id: InvocationId,
+        #[n(1)]
+        caller: Caller,
     },
 }
 

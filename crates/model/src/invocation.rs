@@ -3,7 +3,7 @@
 //! Owns: shape and at-rest encoding. Does not own: transitions between the stages (`machine`).
 
 use crate::{
-    Attempt, DeploymentId, Incarnation, InvocationId, NotificationId, Outcome, PartitionId, SubscriptionId, Target, Text,
+    Attempt, DeploymentId, Epoch, Incarnation, InvocationId, NotificationId, Outcome, PartitionId, SubscriptionId, Target, Text,
     Timestamp,
 };
 use minicbor::{Decode, Encode};
@@ -121,7 +121,7 @@ pub struct Active {
     /// The result, once an `Output` is stored; the last one wins.
     #[n(6)]
     pub output: Option<Outcome>,
-    /// Attempts that the retry policy has counted since the invocation last left the invoker.
+    /// Attempts that the retry policy has counted since the invocation last left the invoker, in the term `counted_in`.
     #[n(7)]
     pub attempts_counted: u32,
     /// Failed attempts since the last stored command (protocol reference 6.9).
@@ -137,17 +137,23 @@ pub struct Active {
     /// Payload bytes of the journal's entries.
     #[n(12)]
     pub journal_bytes: u64,
+    /// The term of the newest attempt; a later one counts `attempts_counted` anew (protocol reference 7.2).
+    #[n(13)]
+    pub counted_in: Epoch,
+}
+
+impl Active {
+    /// Attempts that the retry policy has counted, as far as they count in the term `epoch`.
+    pub fn attempts_counted(&self, epoch: Epoch) -> u32 {
+        if self.counted_in == epoch { self.attempts_counted } else { 0 }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Progress {
     /// An attempt runs, or waits for a slot to run in.
     #[n(0)]
-    Running {
-        /// Entries that the attempt gets as replay; later notifications reach it live.
-        #[n(0)]
-        known_entries: u32,
-    },
+    Running,
     #[n(1)]
     BackingOff {
         #[n(0)]
@@ -251,7 +257,7 @@ impl Invocation {
             Stage::Queued(_) => Status::Pending,
             Stage::Completed { .. } => Status::Completed,
             Stage::Active(active) => match active.progress {
-                Progress::Running { .. } => Status::Running,
+                Progress::Running => Status::Running,
                 Progress::BackingOff { .. } => Status::BackingOff,
                 Progress::Suspended { .. } => Status::Suspended,
                 Progress::Paused => Status::Paused,

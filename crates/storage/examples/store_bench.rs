@@ -208,7 +208,7 @@ fn invocation() -> Invocation {
         random_seed: 77,
         waiters: Vec::new(),
         stage: Stage::Active(Box::new(Active {
-            progress: Progress::Running { known_entries: 1 },
+            progress: Progress::Running,
             attempt: Attempt(1),
             journal_len: 1,
             commands: 1,
@@ -216,6 +216,7 @@ fn invocation() -> Invocation {
             open: Vec::new(),
             output: None,
             attempts_counted: 1,
+            counted_in: Epoch(1),
             retries_since_entry: 0,
             last_entry_at: Timestamp(1),
             last_error: None,
