@@ -78,13 +78,18 @@ pub enum Error {
     NotReady,
     #[error("partition {partition} has stopped: {error}")]
     PartitionStopped { partition: PartitionId, error: String },
+    #[error("{0}")]
+    Unanswered(String),
     #[error("the server is stopping")]
     Stopping,
 }
 
 impl From<Stopped> for Error {
-    fn from(_: Stopped) -> Self {
-        Self::Stopping
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Node => Self::Stopping,
+            Stopped::Partition(_) => Self::Unanswered(stopped.to_string()),
+        }
     }
 }
 
@@ -120,7 +125,9 @@ impl Error {
             | Self::GroupTaken { .. } => StatusCode::CONFLICT,
             Self::InvocationNotStarted(_) => StatusCode::TOO_EARLY,
             Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::NotReady | Self::PartitionStopped { .. } | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady | Self::PartitionStopped { .. } | Self::Unanswered(_) | Self::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! Does not own: what is run, or its errors; a stepper that fails ends with [`Step::Done`] after having said why.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -79,7 +80,9 @@ impl Tasks for OsTasks {
             .name(name.to_owned())
             .spawn(move || {
                 loop {
-                    match stepper.step() {
+                    // A stepper that panics leaves its part of the process without an owner; a process that ends is what recovery is for.
+                    let step = catch_unwind(AssertUnwindSafe(|| stepper.step())).unwrap_or_else(|_| std::process::abort());
+                    match step {
                         Step::Worked => {}
                         Step::Idle => park_until_woken(&wake, None),
                         Step::IdleFor(duration) => park_until_woken(&wake, Some(duration)),

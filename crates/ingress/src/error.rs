@@ -4,6 +4,7 @@
 
 use http::StatusCode;
 use surefoot_model::InvocationId;
+use surefoot_partition::Stopped;
 
 /// Why a call or send did not go through. [`Error::status`] says what the client can do: below 500 change the request, at 429 and
 /// above try again.
@@ -51,8 +52,8 @@ pub enum Error {
     Header(String),
     #[error("too many requests are in progress; retry later")]
     TooManyRequests,
-    #[error("the server is stopping; retry later")]
-    Stopping,
+    #[error("{0}")]
+    Unanswered(Stopped),
     #[error("the workflow method was already invoked")]
     AlreadyInvoked(InvocationId),
     /// It was killed before it began.
@@ -101,7 +102,7 @@ impl Error {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyUnreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 

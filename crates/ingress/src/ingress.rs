@@ -11,7 +11,7 @@ use surefoot_env::Env;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Timestamp};
-use surefoot_partition::{Answer, Partitions, Stopped};
+use surefoot_partition::{Answer, Partitions};
 
 #[derive(Clone)]
 pub struct Ingress(Arc<Shared>);
@@ -112,7 +112,7 @@ impl Ingress {
             Ok(other @ (Answer::Accepted { .. } | Answer::Operation(_))) => {
                 unreachable!("a call is answered with its result: {other:?}")
             }
-            Err(Stopped) => Err(Error::Stopping),
+            Err(stopped) => Err(Error::Unanswered(stopped)),
         };
         watch.end(done.as_ref().map(|completed| completed.outcome.is_success()));
         done
@@ -138,7 +138,7 @@ impl Ingress {
             }
             Ok(Answer::Removed { id }) => Err(Error::Removed(id)),
             Ok(other @ Answer::Operation(_)) => unreachable!("a send is answered as one: {other:?}"),
-            Err(Stopped) => Err(Error::Stopping),
+            Err(stopped) => Err(Error::Unanswered(stopped)),
         };
         watch.end(done.as_ref().map(|_| true));
         done

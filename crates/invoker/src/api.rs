@@ -70,6 +70,6 @@ pub trait Output: Send + Sync {
     /// Appends the event to the partition's log. Calls of one attempt keep their order.
     fn progressed(&self, partition: PartitionId, progress: AttemptProgress);
 
-    /// The attempt's task is over and its slot is free; called once per attempt, after its last [`Self::progressed`].
-    fn ended(&self, partition: PartitionId, id: InvocationId, attempt: Attempt);
+    /// A slot was freed by an attempt whose task is over.
+    fn ended(&self);
 }

@@ -65,14 +65,13 @@ impl Invoker {
         metrics::counter!("surefoot_invoker_invocation_tasks_total", "status" => "started").increment(1);
         let invoker = self.clone();
         self.env.tasks.spawn(Box::pin(async move {
-            let (partition, id, attempt) = (start.partition, start.id, start.attempt);
             let bytes = start.replay.iter().map(Entry::bytes).sum::<u64>() as usize
                 + start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             invoker.replay_bytes.fetch_add(bytes, Ordering::Relaxed);
             attempt::run(&invoker, start).await;
             invoker.replay_bytes.fetch_sub(bytes, Ordering::Relaxed);
             invoker.release();
-            invoker.output.ended(partition, id, attempt);
+            invoker.output.ended();
         }));
     }
 

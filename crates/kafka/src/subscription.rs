@@ -31,8 +31,12 @@ pub(crate) enum End {
 }
 
 impl From<Stopped> for End {
-    fn from(_: Stopped) -> Self {
-        Self::Stop
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Node => Self::Stop,
+            // No Kafka record may be passed over (rule K2): the subscription waits, visibly.
+            Stopped::Partition(_) => Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string())),
+        }
     }
 }
 

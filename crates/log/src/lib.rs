@@ -35,4 +35,16 @@ pub trait Log: Send + Sync {
 
     /// Entries of `partition` up to and including `up_to` are covered by a synced checkpoint and may go (rule C2).
     fn trim(&self, partition: PartitionId, up_to: Lsn);
+
+    /// What a recovery would read now.
+    fn retained(&self) -> Retained;
+}
+
+/// How much a log holds, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retained {
+    pub bytes: u64,
+    /// The partition whose checkpoint would free most of what holds the oldest part (rule C5). `None`: nothing but what is being
+    /// written is held, or it can go already.
+    pub oldest_holder: Option<PartitionId>,
 }

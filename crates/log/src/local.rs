@@ -12,7 +12,7 @@ mod writer;
 
 pub use recovery::{Bounds, Recovery};
 
-use crate::{Durable, Entry, Log, Sink};
+use crate::{Durable, Entry, Log, Retained, Sink};
 use bytes::Bytes;
 use filler::Filler;
 use format::SegmentHeader;
@@ -222,17 +222,6 @@ impl LocalLog {
         self.shared.writer_wake.wake();
         self.shared.filler_wake.wake();
     }
-
-    /// Bytes of log that a recovery would read now.
-    pub fn bytes_retained(&self) -> u64 {
-        self.shared.segments().bytes_retained()
-    }
-
-    /// The partition whose checkpoint would free most of what holds the oldest segment (rule C5). None while all that is
-    /// retained is the segment being written, or can go already.
-    pub fn oldest_holder(&self) -> Option<PartitionId> {
-        self.shared.segments().oldest_holder()
-    }
 }
 
 impl Log for LocalLog {
@@ -253,6 +242,11 @@ impl Log for LocalLog {
     fn trim(&self, partition: PartitionId, up_to: Lsn) {
         self.shared.segments().trim(partition, up_to);
         self.shared.filler_wake.wake();
+    }
+
+    fn retained(&self) -> Retained {
+        let segments = self.shared.segments();
+        Retained { bytes: segments.bytes_retained(), oldest_holder: segments.oldest_holder() }
     }
 }
 

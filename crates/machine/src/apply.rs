@@ -1,11 +1,11 @@
 //! The one entry: a record is applied.
 
 use crate::{Effect, Meta, MetaRow, State, StateError, attempt, catalog, invocation, operator, outbox, retention, source, timer};
-use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, RULES, Record, Timestamp};
+use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, Record, Timestamp};
 
 /// Applies one record of `partition` to its state, and appends what is to be done to `effects`. Same state and same record give
 /// the same result on every replica. A record of an epoch that has ended changes nothing.
-/// Errors only when stored data cannot be read or decoded, or a newer version wrote the record (rule M7); whatever a user can cause is an effect, not an error.
+/// Errors only when stored data cannot be read or decoded; whatever a user can cause is an effect, not an error.
 pub fn apply<S: State>(
     state: &mut S,
     partition: PartitionId,
@@ -13,9 +13,6 @@ pub fn apply<S: State>(
     record: &Record,
     effects: &mut Vec<Effect>,
 ) -> Result<(), StateError> {
-    if record.rules > RULES {
-        return Err(StateError::newer_rules(record.rules));
-    }
     let meta = state.get::<Meta>(&())?.unwrap_or_default();
     if epoch < meta.epoch {
         return Ok(());

@@ -10,7 +10,7 @@ use minicbor::{Decode, Encode};
 use surefoot_model::catalog::{Deployment, KafkaCluster, Subscription};
 use surefoot_model::{
     Attempt, DeploymentId, Entry, Epoch, Incarnation, Invocation, InvocationId, Message, ObjectKey, ParkedRecord, PartitionId,
-    RULES, StreamId, SubscriptionId, Text, Timestamp, encoding,
+    StreamId, SubscriptionId, Text, Timestamp, encoding,
 };
 
 /// A stored entry that cannot be read. The partition stops (rule C5).
@@ -19,16 +19,6 @@ use surefoot_model::{
 pub struct StateError {
     pub table: &'static str,
     pub message: String,
-}
-
-impl StateError {
-    /// A record of rules that this build does not know (rule M7).
-    pub(crate) fn newer_rules(found: u16) -> Self {
-        let message = format!(
-            "a record follows version {found} of the rules, and this build knows up to {RULES}: start the version that wrote it"
-        );
-        Self { table: "log", message }
-    }
 }
 
 /// Typed tables of one partition, read and written by `apply`.

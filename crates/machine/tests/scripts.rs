@@ -478,14 +478,6 @@ fn a_new_term_counts_attempts_anew_and_tells_the_restarted_one() {
 }
 
 #[test]
-fn a_record_of_newer_rules_is_refused_with_what_to_do() {
-    let mut world = play("call Svc/go as A");
-    let record = Record { rules: surefoot_model::RULES + 1, ..Record::new(Timestamp(0), Event::LeaderElected { process: 1 }) };
-    let error = apply(&mut world.state, HERE, Epoch(9), &record, &mut Vec::new()).unwrap_err();
-    assert!(error.to_string().contains("start the version that wrote it"), "{error}");
-}
-
-#[test]
 fn a_clock_that_jumped_ahead_and_back_prolongs_no_retention() {
     let world = play("now 1000000; call Svc/go as ahead; now 10; retained call Svc/go as A; end A ok");
     let invocation = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use surefoot_machine::OperationAnswer;
-use surefoot_model::{InvocationId, Outcome, RequestId, Timestamp};
+use surefoot_model::{InvocationId, Outcome, PartitionId, RequestId, Timestamp};
 use tokio::sync::oneshot;
 
 /// What a submission leads to.
@@ -25,16 +25,26 @@ pub enum Answer {
     Operation(OperationAnswer),
 }
 
-/// The node stops; nothing is known about the request's fate.
+/// Nobody answers; nothing is known about the request's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the node is stopping")]
-pub struct Stopped;
+pub enum Stopped {
+    #[error("the server is stopping; retry later")]
+    Node,
+    /// Alone (rule C5); the others run on.
+    #[error("partition {0} has stopped, and with it this part of the keys; GET /health of the admin port says why")]
+    Partition(PartitionId),
+}
 
 /// Requests of this process that wait.
 pub(crate) struct Requests {
     process: u64,
     next: AtomicU64,
-    open: Mutex<BTreeMap<u64, oneshot::Sender<Answer>>>,
+    open: Mutex<BTreeMap<u64, Open>>,
+}
+
+struct Open {
+    partition: PartitionId,
+    answer: oneshot::Sender<Answer>,
 }
 
 impl Requests {
@@ -42,11 +52,11 @@ impl Requests {
         Self { process, next: AtomicU64::new(1), open: Mutex::default() }
     }
 
-    /// A new request number and where its answer will come.
-    pub(crate) fn open(&self) -> (RequestId, oneshot::Receiver<Answer>) {
+    /// A new request number for what a partition is to answer, and where the answer will come.
+    pub(crate) fn open(&self, partition: PartitionId) -> (RequestId, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(number, sender);
+        self.lock().insert(number, Open { partition, answer: sender });
         (RequestId { process: self.process, number }, receiver)
     }
 
@@ -58,15 +68,16 @@ impl Requests {
     }
 
     pub(crate) fn answer_number(&self, number: u64, answer: Answer) {
-        if let Some(sender) = self.lock().remove(&number) {
+        let open = self.lock().remove(&number);
+        if let Some(open) = open {
             // The client may have gone meanwhile: then there is nobody to tell.
-            let _ = sender.send(answer);
+            let _ = open.answer.send(answer);
         }
     }
 
     /// Whether a request's client still waits.
     pub(crate) fn is_open(&self, number: u64) -> bool {
-        self.lock().get(&number).is_some_and(|sender| !sender.is_closed())
+        self.lock().get(&number).is_some_and(|open| !open.answer.is_closed())
     }
 
     /// Whether this is the process's own number.
@@ -83,12 +94,17 @@ impl Requests {
         self.lock().remove(&number);
     }
 
+    /// Tells those that wait for a partition that no answer will come.
+    pub(crate) fn close_partition(&self, partition: PartitionId) {
+        self.lock().retain(|_, open| open.partition != partition);
+    }
+
     /// Tells every waiting client that no answer will come.
     pub(crate) fn close_all(&self) {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Answer>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

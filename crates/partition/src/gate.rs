@@ -1,33 +1,41 @@
-//! Room at the outer edges: how much memory the tables take, and who waits until it is less (rule O3).
+//! Room at the outer edges: how much memory the tables take, how much waits to be applied, and who waits until it is less (rule O3).
 
+use crate::mailbox::Mailbox;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// One number per worker, written by it; edges wait for their sum.
+/// Bytes that may be durable and not applied before the edges wait.
+const WAITING_BYTES_MAX: u64 = 32 << 20;
+
+/// Edges wait for the sum over all workers.
 pub(crate) struct Gate {
     bytes_max: u64,
-    bytes: Vec<AtomicU64>,
+    /// What the tables of each worker take, written by it.
+    tables: Vec<AtomicU64>,
+    mailboxes: Vec<Mailbox>,
     room: Notify,
 }
 
 impl Gate {
-    pub(crate) fn new(workers: usize, bytes_max: u64) -> Self {
-        Self { bytes_max, bytes: (0..workers).map(|_| AtomicU64::new(0)).collect(), room: Notify::new() }
+    pub(crate) fn new(mailboxes: Vec<Mailbox>, bytes_max: u64) -> Self {
+        Self { bytes_max, tables: mailboxes.iter().map(|_| AtomicU64::new(0)).collect(), mailboxes, room: Notify::new() }
     }
 
-    /// What the tables of one worker take now.
+    /// What the tables of one worker take now. To be called after entries were applied, too.
     pub(crate) fn set(&self, worker: usize, bytes: u64) {
-        self.bytes[worker].store(bytes, Ordering::Relaxed);
+        self.tables[worker].store(bytes, Ordering::Relaxed);
         if self.has_room() {
             self.room.notify_waiters();
         }
     }
 
     fn has_room(&self) -> bool {
-        self.bytes.iter().map(|b| b.load(Ordering::Relaxed)).sum::<u64>() <= self.bytes_max
+        let tables: u64 = self.tables.iter().map(|b| b.load(Ordering::Relaxed)).sum();
+        let waiting: u64 = self.mailboxes.iter().map(Mailbox::waiting_bytes).sum();
+        tables + waiting <= self.bytes_max && waiting <= WAITING_BYTES_MAX.min(self.bytes_max / 4)
     }
 
-    /// Completes while the tables are within their bound. Events of running invocations do not come this way.
+    /// Completes while tables and what waits for them are within their bounds. Events of running invocations do not come this way.
     pub(crate) async fn wait(&self) {
         loop {
             let room = self.room.notified();

@@ -11,6 +11,7 @@ use crate::query::{
     SourceInfo,
 };
 use bytes::Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake};
 use surefoot_log::{Durable, Log};
@@ -42,6 +43,10 @@ pub(crate) struct Shared {
     /// Woken after each change of the catalog.
     pub(crate) catalog_changed: Vec<Wake>,
     pub(crate) stopped: Mutex<Vec<PartitionHealth>>,
+    /// By [`Self::index`].
+    pub(crate) is_stopped: Vec<AtomicBool>,
+    /// Workers with an attempt that found no slot free.
+    pub(crate) wants_slot: Vec<AtomicBool>,
     pub(crate) edge: Arc<Semaphore>,
     pub(crate) gate: Gate,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
@@ -57,9 +62,28 @@ impl Shared {
         if partition == PartitionId::CATALOG { self.mailboxes.len() - 1 } else { usize::from(partition.0) }
     }
 
+    /// A partition will answer nothing any more.
+    pub(crate) fn stop_partition(&self, health: PartitionHealth) {
+        let partition = health.partition;
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).push(health);
+        // Before its open requests are closed, so that one that is opened meanwhile sees it.
+        self.is_stopped[self.index(partition)].store(true, Ordering::SeqCst);
+        self.requests.close_partition(partition);
+    }
+
+    /// Fails for a partition that will not answer.
+    fn expect_running(&self, partition: PartitionId) -> Result<(), Stopped> {
+        if self.is_stopped[self.index(partition)].load(Ordering::SeqCst) { Err(Stopped::Partition(partition)) } else { Ok(()) }
+    }
+
+    /// Why a partition's answer never came.
+    fn why(&self, partition: PartitionId) -> Stopped {
+        self.expect_running(partition).err().unwrap_or(Stopped::Node)
+    }
+
     pub(crate) fn append(&self, partition: PartitionId, events: impl IntoIterator<Item = Event>, durable: Option<Durable>) {
         let at = Timestamp(self.env.clock.now_ms());
-        let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record { at, event }))).collect();
+        let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect();
         self.log.append(partition, self.epochs[self.index(partition)], payloads, durable);
     }
 }
@@ -67,13 +91,14 @@ impl Shared {
 /// Forgets a request when its client goes away before the answer.
 struct OpenRequest<'a> {
     shared: &'a Shared,
+    partition: PartitionId,
     id: RequestId,
     answer: oneshot::Receiver<Answer>,
 }
 
 impl OpenRequest<'_> {
     async fn wait(mut self) -> Result<Answer, Stopped> {
-        (&mut self.answer).await.map_err(|_| Stopped)
+        (&mut self.answer).await.map_err(|_| self.shared.why(self.partition))
     }
 }
 
@@ -109,10 +134,10 @@ impl Partitions {
     /// Submits an invocation and waits until it is accepted, or until it has completed where `awaits_result` says so.
     /// Waits for room at the edge first. A caller that goes away does not affect the invocation.
     pub async fn submit(&self, mut submission: Submission, awaits_result: bool) -> Result<Answer, Stopped> {
-        let request = self.open_request();
-        submission.request = Some(Request { id: request.id, awaits_result });
         let partition = submission.id.partition(self.count());
-        self.append_admitted(partition, Event::InvocationSubmitted(Box::new(submission))).await?;
+        let request = self.open_request(partition)?;
+        submission.request = Some(Request { id: request.id, awaits_result });
+        self.append_source(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
         request.wait().await
     }
 
@@ -120,8 +145,14 @@ impl Partitions {
     /// Events of one caller keep their order per partition if it awaits each call before the next.
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         self.0.gate.wait().await;
+        self.append_permitted(partition, event, durable).await
+    }
+
+    /// As [`Self::append_source`], without a look at the gate.
+    async fn append_permitted(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
+        self.0.expect_running(partition)?;
         let bytes = event_bytes(&event);
-        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped)?;
+        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped::Node)?;
         self.0.append(
             partition,
             [event],
@@ -133,11 +164,12 @@ impl Partitions {
         Ok(())
     }
 
-    /// Kills, pauses, resumes or purges one invocation.
+    /// Kills, pauses, resumes or purges one invocation. Does not wait for memory: an operator may have come to make room.
     pub async fn operate(&self, id: InvocationId, operation: Operation) -> Result<OperationAnswer, Stopped> {
-        let request = self.open_request();
+        let partition = id.partition(self.count());
+        let request = self.open_request(partition)?;
         let event = Event::OperatorRequested { id, operation, request: request.id };
-        self.append_admitted(id.partition(self.count()), event).await?;
+        self.append_permitted(partition, event, Box::new(|_| ())).await?;
         request.operation().await
     }
 
@@ -156,8 +188,9 @@ impl Partitions {
         for partition in (first..=last.min(self.count() - 1)).map(PartitionId) {
             loop {
                 let (filter, room) = (filter.clone(), limit - page.invocations.len());
-                let step: ListStep =
-                    self.ask(partition, |reply| Query::List { partition, filter, range, limit: room, reply }).await?;
+                let asked = self.ask(partition, |reply| Query::List { partition, filter, range, limit: room, reply }).await;
+                // The others' are shown: an operator needs them most when one has stopped.
+                let Some(step): Option<ListStep> = unless_stopped(asked)? else { break };
                 page.invocations.extend(step.found);
                 if page.invocations.len() >= limit {
                     page.next = page.invocations.last().map(|i| i.id);
@@ -186,7 +219,8 @@ impl Partitions {
     pub async fn source(&self, subscription: SubscriptionId) -> Result<SourceInfo, Stopped> {
         let mut info = SourceInfo::default();
         for partition in (0..self.count()).map(PartitionId) {
-            info.parked += self.ask(partition, |reply| Query::Source { partition, subscription, reply }).await?;
+            let asked = self.ask(partition, |reply| Query::Source { partition, subscription, reply }).await;
+            info.parked += unless_stopped(asked)?.unwrap_or(0);
         }
         Ok(info)
     }
@@ -200,9 +234,10 @@ impl Partitions {
             // Numbers are dealt out to the partitions in turn: row r of partition p is number r * count + p.
             let offset = u64::from(partition.0);
             let after_row = after.map_or(0, |n| n.saturating_sub(offset) / count);
-            let rows: Vec<(u64, ParkedRecord)> = self
+            let asked: Result<Vec<(u64, ParkedRecord)>, _> = self
                 .ask(partition, |reply| Query::Parked { partition, subscription, after: after_row, limit: limit + 1, reply })
-                .await?;
+                .await;
+            let rows = unless_stopped(asked)?.unwrap_or_default();
             all.extend(rows.into_iter().map(|(row, record)| ParkedInfo { number: row * count + offset, record }));
         }
         all.sort_by_key(|p| p.number);
@@ -216,14 +251,16 @@ impl Partitions {
     /// Discards one parked Kafka record.
     pub async fn discard_parked(&self, subscription: SubscriptionId, number: u64) -> Result<OperationAnswer, Stopped> {
         let count = u64::from(self.count());
-        let request = self.open_request();
+        let partition = PartitionId((number % count) as u16);
+        let request = self.open_request(partition)?;
         let event = Event::ParkedDiscarded { subscription, number: number / count, request: request.id };
-        self.append_admitted(PartitionId((number % count) as u16), event).await?;
+        self.append_permitted(partition, event, Box::new(|_| ())).await?;
         request.operation().await
     }
 
     /// Stores a change of the catalog; returns once it is durable, applied and published.
     pub async fn change_catalog(&self, event: CatalogEvent) -> Result<(), Stopped> {
+        self.0.expect_running(PartitionId::CATALOG)?;
         let (sender, receiver) = oneshot::channel();
         let mailbox = self.0.mailboxes[self.0.index(PartitionId::CATALOG)].clone();
         self.0.append(
@@ -231,7 +268,7 @@ impl Partitions {
             [Event::CatalogChanged(Box::new(event))],
             Some(Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition: PartitionId::CATALOG, lsn, done: sender }))),
         );
-        receiver.await.map_err(|_| Stopped)
+        receiver.await.map_err(|_| self.0.why(PartitionId::CATALOG))
     }
 
     /// Ends every attempt, takes a last checkpoint and stops the workers; what is asked after that is answered with [`Stopped`].
@@ -254,13 +291,11 @@ impl Partitions {
         self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn open_request(&self) -> OpenRequest<'_> {
-        let (id, answer) = self.0.requests.open();
-        OpenRequest { shared: &self.0, id, answer }
-    }
-
-    async fn append_admitted(&self, partition: PartitionId, event: Event) -> Result<(), Stopped> {
-        self.append_source(partition, event, Box::new(|_| ())).await
+    fn open_request(&self, partition: PartitionId) -> Result<OpenRequest<'_>, Stopped> {
+        let (id, answer) = self.0.requests.open(partition);
+        let request = OpenRequest { shared: &self.0, partition, id, answer };
+        self.0.expect_running(partition)?;
+        Ok(request)
     }
 
     async fn append_everywhere(&self, event: impl Fn() -> Event) -> Result<(), Stopped> {
@@ -278,7 +313,7 @@ impl Partitions {
             waits.push(receiver);
         }
         for wait in waits {
-            wait.await.map_err(|_| Stopped)?;
+            wait.await.map_err(|_| Stopped::Node)?;
         }
         Ok(())
     }
@@ -286,7 +321,7 @@ impl Partitions {
     async fn ask<T>(&self, partition: PartitionId, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Stopped> {
         let (sender, receiver) = oneshot::channel();
         self.0.mailboxes[self.0.index(partition)].push(Input::Query(query(sender)));
-        receiver.await.map_err(|_| Stopped)
+        receiver.await.map_err(|_| self.0.why(partition))
     }
 }
 
@@ -296,6 +331,15 @@ impl OpenRequest<'_> {
             Answer::Operation(answer) => Ok(answer),
             other => unreachable!("an operator's request is answered as one: {other:?}"),
         }
+    }
+}
+
+/// `None` where the partition asked has stopped alone.
+fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Stopped::Partition(_)) => Ok(None),
+        Err(Stopped::Node) => Err(Stopped::Node),
     }
 }
 

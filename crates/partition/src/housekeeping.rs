@@ -1,5 +1,6 @@
 //! When a partition is swept and when it is checkpointed: the counters and the decisions.
 //!
+//! When to look goes by the monotonic clock, so that no jump of the wall clock holds it up; what is due goes by the wall clock.
 //! Does not own: carrying either out (`worker`, `checkpointer`).
 
 use crate::worker::Settings;
@@ -19,6 +20,8 @@ pub(crate) struct Housekeeping {
     /// When the first of them was applied.
     dirty_since_ms: Option<u64>,
     is_checkpointing: bool,
+    /// Others wait for this partition's checkpoint.
+    is_urgent: bool,
     /// A last checkpoint is due, whatever the counters say.
     is_last_round: bool,
     has_run_last_round: bool,
@@ -27,20 +30,38 @@ pub(crate) struct Housekeeping {
     /// Where a sweep goes on.
     cursor: Option<ExpiryKey>,
     eviction_cursor: Option<ExpiryKey>,
+    /// Bytes that removals asked for since the last look will free, and what was retained then.
+    evicting_bytes: u64,
+    retained_bytes: u64,
+}
+
+/// What a sweep goes by.
+pub(crate) struct Looks {
+    pub(crate) now: Timestamp,
+    pub(crate) monotonic_ms: u64,
+    pub(crate) interval_ms: u64,
+    /// Bytes that this partition may retain.
+    pub(crate) share: u64,
 }
 
 impl Housekeeping {
-    pub(crate) fn applied(&mut self, bytes: u64, now_ms: u64) {
+    pub(crate) fn applied(&mut self, bytes: u64, monotonic_ms: u64) {
         self.applied_bytes += bytes;
-        self.dirty_since_ms.get_or_insert(now_ms);
+        self.dirty_since_ms.get_or_insert(monotonic_ms);
     }
 
-    pub(crate) fn checkpoint_due(&self, now_ms: u64, active_bytes: u64, share: u64, settings: &Settings) -> bool {
+    /// The next checkpoint is due as soon as there is anything to write: it keeps the whole log from being trimmed.
+    pub(crate) fn hurry(&mut self) {
+        self.is_urgent = true;
+    }
+
+    pub(crate) fn checkpoint_due(&self, monotonic_ms: u64, active_bytes: u64, share: u64, settings: &Settings) -> bool {
         let Some(since) = self.dirty_since_ms else { return false };
         !self.is_checkpointing
             && (active_bytes > share
+                || self.is_urgent
                 || self.applied_bytes > settings.replay_bytes_max
-                || now_ms.saturating_sub(since) >= settings.checkpoint_interval_ms
+                || monotonic_ms.saturating_sub(since) >= settings.checkpoint_interval_ms
                 || self.is_last_round && !self.has_run_last_round)
     }
 
@@ -48,6 +69,7 @@ impl Housekeeping {
         self.applied_bytes = 0;
         self.dirty_since_ms = None;
         self.is_checkpointing = true;
+        self.is_urgent = false;
         self.has_run_last_round = self.is_last_round;
     }
 
@@ -64,37 +86,25 @@ impl Housekeeping {
         !self.is_checkpointing && (is_clean || self.has_run_last_round)
     }
 
-    /// Removals that are due by time, or because more is retained than `share` bytes.
-    pub(crate) fn sweep(
-        &mut self,
-        reader: &Reader<'_>,
-        now: Timestamp,
-        interval_ms: u64,
-        share: u64,
-    ) -> Result<Vec<Event>, StateError> {
+    /// Removals that are due by time, or because more is retained than this partition's share.
+    pub(crate) fn sweep(&mut self, reader: &Reader<'_>, looks: &Looks) -> Result<Vec<Event>, StateError> {
         let mut events = Vec::new();
-        if now.0 >= self.next_sweep_ms {
-            self.expire(reader, now, interval_ms, &mut events)?;
+        if looks.monotonic_ms >= self.next_sweep_ms {
+            self.expire(reader, looks, &mut events)?;
         }
-        if now.0 >= self.next_eviction_ms {
-            self.evict(reader, share, now, &mut events)?;
+        if looks.monotonic_ms >= self.next_eviction_ms {
+            self.evict(reader, looks, &mut events)?;
         }
         Ok(events)
     }
 
-    fn expire(
-        &mut self,
-        reader: &Reader<'_>,
-        now: Timestamp,
-        interval_ms: u64,
-        events: &mut Vec<Event>,
-    ) -> Result<(), StateError> {
+    fn expire(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
         let from = self.cursor.unwrap_or(FIRST);
-        let to = ExpiryKey { at: now.after_ms(1), ..FIRST };
+        let to = ExpiryKey { at: looks.now.after_ms(1), ..FIRST };
         let due = if from < to { reader.scan::<Expiries>(&from, Some(&to), SWEEP_STEP)? } else { Vec::new() };
         if due.len() < SWEEP_STEP {
             self.cursor = None;
-            self.next_sweep_ms = now.0 + interval_ms;
+            self.next_sweep_ms = looks.monotonic_ms.saturating_add(looks.interval_ms);
         } else {
             self.cursor = due.last().map(|(key, _)| after(key));
         }
@@ -107,32 +117,36 @@ impl Housekeeping {
     }
 
     /// Oldest first, and only what has no name of its own.
-    fn evict(&mut self, reader: &Reader<'_>, share: u64, now: Timestamp, events: &mut Vec<Event>) -> Result<(), StateError> {
+    fn evict(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
         let retained = reader.get::<Meta>(&())?.map_or(0, |meta| meta.evictable_bytes);
-        let mut over = retained.saturating_sub(share);
+        // What was asked for and is not applied yet counts as gone.
+        let freed = self.retained_bytes.saturating_sub(retained);
+        self.evicting_bytes = self.evicting_bytes.saturating_sub(freed);
+        self.retained_bytes = retained;
+        let mut over = retained.saturating_sub(looks.share.saturating_add(self.evicting_bytes));
         if over == 0 {
-            self.eviction_cursor = None;
-            self.next_eviction_ms = now.0 + EVICTION_INTERVAL_MS;
+            self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
+            if self.evicting_bytes == 0 && retained <= looks.share {
+                // What expires later may lie before the cursor.
+                self.eviction_cursor = None;
+            }
             return Ok(());
         }
         let rows = reader.scan::<Expiries>(&self.eviction_cursor.unwrap_or(FIRST), None, SWEEP_STEP)?;
-        if rows.len() < SWEEP_STEP {
-            self.next_eviction_ms = now.0 + EVICTION_INTERVAL_MS;
-        }
         for (key, row) in &rows {
             if over == 0 {
-                // What was asked for is applied first; then the counter tells anew.
-                self.next_eviction_ms = now.0 + EVICTION_INTERVAL_MS;
                 break;
             }
             self.eviction_cursor = Some(after(key));
             if row.evictable_bytes > 0 {
                 over = over.saturating_sub(row.evictable_bytes);
+                self.evicting_bytes += row.evictable_bytes;
                 events.push(Event::RetentionExpired { id: key.id, incarnation: row.incarnation, journal_only: key.journal_only });
             }
         }
         if rows.len() < SWEEP_STEP {
             self.eviction_cursor = None;
+            self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
         }
         Ok(())
     }

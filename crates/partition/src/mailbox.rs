@@ -1,13 +1,15 @@
 //! What reaches a worker, and the queue it comes through.
 //!
-//! Owns: the closed list of inputs. The queue is unbounded by design: what may be in it is bounded by the permits of those who
-//! append (rule O3); a bounded one would close a cycle between log and worker.
+//! Owns: the closed list of inputs, and how many bytes of durable entries wait. The queue is unbounded by design, for a bounded
+//! one would close a cycle between log and worker: the outer edges look at those bytes before they append (`gate`, rule O3).
 
 use crate::query::Query;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::Wake;
 use surefoot_log::{Entry, Sink};
-use surefoot_model::{Attempt, InvocationId, Lsn, PartitionId};
+use surefoot_model::{Lsn, PartitionId};
 use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
@@ -15,13 +17,7 @@ pub(crate) enum Input {
     /// Entries that became durable, in log order.
     Durable(Vec<Entry>),
     Query(Query),
-    /// An attempt's task is over and its slot is free.
-    AttemptEnded {
-        partition: PartitionId,
-        id: InvocationId,
-        attempt: Attempt,
-    },
-    /// A slot became free somewhere.
+    /// A slot became free, and this worker wanted one.
     SlotFreed,
     /// Messages to `to` are durable there up to this sequence number.
     OutboxDurable {
@@ -49,19 +45,21 @@ pub(crate) enum Input {
 /// The sending half; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Mailbox {
-    queue: Arc<Mutex<Vec<Input>>>,
+    queue: Arc<Mutex<VecDeque<Input>>>,
+    /// Payload bytes of entries that are durable and not applied.
+    waiting_bytes: Arc<AtomicU64>,
     wake: Wake,
 }
 
 impl Mailbox {
     pub(crate) fn new(wake: Wake) -> Self {
-        Self { queue: Arc::default(), wake }
+        Self { queue: Arc::default(), waiting_bytes: Arc::default(), wake }
     }
 
     pub(crate) fn push(&self, input: Input) {
         let was_empty = {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            queue.push(input);
+            queue.push_back(input);
             queue.len() == 1
         };
         // A queue that was not empty has woken its worker already.
@@ -70,19 +68,25 @@ impl Mailbox {
         }
     }
 
-    /// Whether both lead to the same worker.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.queue, &other.queue)
+    /// Takes everything that is there, in order, into an empty `into`.
+    pub(crate) fn take(&self, into: &mut VecDeque<Input>) {
+        std::mem::swap(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner), into);
     }
 
-    /// Takes everything that is there, in order, into an empty `into`.
-    pub(crate) fn take(&self, into: &mut Vec<Input>) {
-        std::mem::swap(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner), into);
+    /// Entries with so many bytes were applied.
+    pub(crate) fn applied(&self, bytes: u64) {
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes.load(Ordering::Relaxed)
     }
 }
 
 impl Sink for Mailbox {
     fn durable(&self, entries: Vec<Entry>) {
+        let bytes = entries.iter().map(|entry| entry.payload.len() as u64).sum();
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.push(Input::Durable(entries));
     }
 }

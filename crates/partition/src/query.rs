@@ -146,7 +146,7 @@ impl IdRange {
     }
 }
 
-fn next_id(id: InvocationId) -> InvocationId {
+pub(crate) fn next_id(id: InvocationId) -> InvocationId {
     match id.unique.checked_add(1) {
         Some(unique) => InvocationId { unique, ..id },
         None => InvocationId { partition_key: id.partition_key.saturating_add(1), unique: 0 },

@@ -7,18 +7,22 @@ use crate::answers::Requests;
 use crate::checkpointer::{Checkpointer, Checkpoints};
 use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
+use crate::housekeeping::Housekeeping;
 use crate::mailbox::{Input, Mailbox};
-use crate::worker::{Partition, Settings, Worker, apply_entry};
+use crate::query::PartitionHealth;
+use crate::worker::{ApplyError, Partition, Settings, Worker, apply_entry, panic_message};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::Meta;
-use surefoot_model::{Attempt, AttemptProgress, CatalogCell, Epoch, Event, InvocationId, Lsn, PartitionId};
+use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
 use surefoot_storage::{Engine, Store};
 use tokio::sync::oneshot;
 
-/// What keeps partitions from starting.
+/// What keeps a node from starting. Trouble of one partition does not, but for the catalog's: that one stops and says so (rule C5).
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("partition {partition}: {message}")]
@@ -30,41 +34,75 @@ pub enum StartError {
 /// Partitions that take the log's tail.
 pub struct Recovering {
     /// In the order of their ids, the catalog's last.
-    stores: Vec<Store>,
+    partitions: Vec<Recovered>,
     records: u64,
+}
+
+struct Recovered {
+    id: PartitionId,
+    /// What stopped it, where that is not a reason for the whole node.
+    store: Result<Store, String>,
+    /// Log bytes that the next recovery would have to apply again.
+    applied_bytes: u64,
+}
+
+impl Recovered {
+    /// Goes on without this partition, if the node can.
+    fn stop(&mut self, message: String) -> Result<(), StartError> {
+        if self.id == PartitionId::CATALOG {
+            return Err(StartError::Partition { partition: self.id, message });
+        }
+        tracing::error!(partition = %self.id, error = message, "partition stopped; its data is kept, other partitions run on");
+        self.store = Err(message);
+        Ok(())
+    }
 }
 
 impl Recovering {
     /// Opens the tables of `count` partitions and of the catalog as the last checkpoints left them.
     pub fn open(engine: &Arc<dyn Engine>, count: u16, mutant: surefoot_storage::Mutant) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
-        let stores = ids
-            .map(|id| {
-                Store::open(engine.clone(), id)
-                    .map(|store| store.with_mutant(mutant))
-                    .map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { stores, records: 0 })
+        let mut partitions = Vec::with_capacity(usize::from(count) + 1);
+        for id in ids {
+            let mut recovered = Recovered { id, store: Err(String::new()), applied_bytes: 0 };
+            match Store::open(engine.clone(), id) {
+                Ok(store) => recovered.store = Ok(store.with_mutant(mutant)),
+                Err(error) => recovered.stop(error.to_string())?,
+            }
+            partitions.push(recovered);
+        }
+        Ok(Self { partitions, records: 0 })
     }
 
-    fn index(&self, partition: PartitionId) -> Option<usize> {
-        let last = self.stores.len() - 1;
+    fn find(&mut self, partition: PartitionId) -> Option<&mut Recovered> {
+        let last = self.partitions.len() - 1;
         let at = if partition == PartitionId::CATALOG { last } else { usize::from(partition.0) };
-        (partition == PartitionId::CATALOG || at < last).then_some(at)
+        (partition == PartitionId::CATALOG || at < last).then(|| &mut self.partitions[at])
     }
 
     /// Applies one durable entry unless a checkpoint covers it. Its effects are not carried out: what they asked for is found in
-    /// the tables once a new term begins.
+    /// the tables once a new term begins. Errors where tables and log do not meet (rule C2), or a newer version wrote the record
+    /// (rule M7): both are mended from outside, and starting would make them worse.
     pub fn replay(&mut self, entry: &Entry) -> Result<(), StartError> {
-        let at = self.index(entry.partition).ok_or(StartError::UnknownPartition(entry.partition))?;
-        if entry.lsn <= self.stores[at].applied() {
+        let partition = entry.partition;
+        let recovered = self.find(partition).ok_or(StartError::UnknownPartition(partition))?;
+        let Ok(store) = &mut recovered.store else { return Ok(()) };
+        if entry.lsn <= store.applied() {
             return Ok(());
         }
-        self.records += 1;
-        apply_entry(&mut self.stores[at], entry, &mut Vec::new())
-            .map(|_| ())
-            .map_err(|message| StartError::Partition { partition: entry.partition, message })
+        store.check_next(entry.lsn).map_err(|error| StartError::Partition { partition, message: error.to_string() })?;
+        let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(store, entry, &mut Vec::new())));
+        let stopped = match applied {
+            Ok(Ok(_)) => {
+                recovered.applied_bytes += entry.payload.len() as u64;
+                self.records += 1;
+                return Ok(());
+            }
+            Ok(Err(ApplyError::NewerVersion(message))) => return Err(StartError::Partition { partition, message }),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic)),
+        };
+        recovered.stop(stopped)
     }
 
     /// Records applied from the log so far.
@@ -74,10 +112,10 @@ impl Recovering {
 
     /// Refuses tables and log that do not meet (rule C2): `retained` gives a partition's first retained and next LSN in the log.
     pub fn check(&self, retained: impl Fn(PartitionId) -> (Lsn, Lsn)) -> Result<(), StartError> {
-        for store in &self.stores {
-            let partition = store.partition();
-            let (first, next) = retained(partition);
-            store.check_log(first, next).map_err(|e| StartError::Partition { partition, message: e.to_string() })?;
+        for Recovered { id: partition, store, .. } in &self.partitions {
+            let Ok(store) = store else { continue };
+            let (first, next) = retained(*partition);
+            store.check_log(first, next).map_err(|e| StartError::Partition { partition: *partition, message: e.to_string() })?;
         }
         Ok(())
     }
@@ -85,7 +123,7 @@ impl Recovering {
     /// Starts workers and a new term. `connect` tells the log where a partition's entries go; `invoker` makes the invoker that
     /// reports to the given output.
     pub fn start(
-        self,
+        mut self,
         env: Env,
         log: Arc<dyn Log>,
         connect: impl Fn(PartitionId, Arc<dyn Sink>),
@@ -94,13 +132,18 @@ impl Recovering {
         catalog_changed: Vec<Wake>,
     ) -> Result<Started, StartError> {
         let mut epochs = Vec::new();
-        for store in &self.stores {
-            let partition = store.partition();
-            let meta = store.read().get::<Meta>(&());
-            let meta = meta.map_err(|e| StartError::Partition { partition, message: e.to_string() })?;
-            epochs.push(Epoch(meta.unwrap_or_default().epoch.0 + 1));
+        for recovered in &mut self.partitions {
+            let meta = recovered.store.as_ref().map(|store| store.read().get::<Meta>(&()));
+            epochs.push(match meta {
+                Ok(Ok(meta)) => Epoch(meta.unwrap_or_default().epoch.0 + 1),
+                Ok(Err(error)) => {
+                    recovered.stop(error.to_string())?;
+                    Epoch::default()
+                }
+                Err(_) => Epoch::default(),
+            });
         }
-        let ids: Vec<PartitionId> = self.stores.iter().map(Store::partition).collect();
+        let ids: Vec<PartitionId> = self.partitions.iter().map(|recovered| recovered.id).collect();
         let workers = settings.workers.clamp(1, ids.len());
         let wakes: Vec<Wake> = (0..workers).map(|_| Wake::new()).collect();
         let boxes: Vec<Mailbox> = wakes.iter().map(|wake| Mailbox::new(wake.clone())).collect();
@@ -115,9 +158,11 @@ impl Recovering {
             catalog: CatalogCell::default(),
             catalog_changed,
             stopped: Mutex::default(),
+            is_stopped: ids.iter().map(|_| AtomicBool::new(false)).collect(),
+            wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
             edge: edge_permits(),
             catalog_edit: Arc::default(),
-            gate: Gate::new(workers, settings.memory_bytes_max),
+            gate: Gate::new(boxes.clone(), settings.memory_bytes_max),
             env: env.clone(),
         });
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
@@ -126,13 +171,28 @@ impl Recovering {
         let checkpoints = Checkpoints::new(checkpoint_wake.clone());
         env.tasks.drive("checkpointer", checkpoint_wake, Box::new(Checkpointer::new(checkpoints.clone())));
 
-        let mut owned: Vec<Vec<Partition>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut owned: Vec<Vec<Option<Box<Partition>>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut led = Vec::new();
-        for (at, (id, store)) in ids.iter().zip(self.stores).enumerate() {
-            let (sender, receiver) = oneshot::channel();
-            led.push(receiver);
-            owned[at % workers].push(Partition::new(*id, store, sender));
-            connect(*id, Arc::new(mailboxes[at].clone()));
+        let mut leading = Vec::new();
+        let now_ms = env.clock.monotonic().as_millis() as u64;
+        for (at, Recovered { id, store, applied_bytes }) in self.partitions.into_iter().enumerate() {
+            connect(id, Arc::new(mailboxes[at].clone()));
+            owned[at % workers].push(match store {
+                Ok(store) => {
+                    let (sender, receiver) = oneshot::channel();
+                    led.push(receiver);
+                    leading.push(id);
+                    let mut housekeeping = Housekeeping::default();
+                    if applied_bytes > 0 {
+                        housekeeping.applied(applied_bytes, now_ms);
+                    }
+                    Some(Partition::new(id, store, housekeeping, sender))
+                }
+                Err(error) => {
+                    shared.stop_partition(PartitionHealth { partition: id, error });
+                    None
+                }
+            });
         }
         for (at, partitions) in owned.into_iter().enumerate() {
             let worker = Worker::new(
@@ -146,7 +206,7 @@ impl Recovering {
             );
             env.tasks.drive("worker", wakes[at].clone(), Box::new(worker));
         }
-        for id in ids {
+        for id in leading {
             shared.append(id, [Event::LeaderElected { process }], None);
         }
         Ok(Started { partitions: Partitions::new(shared), led })
@@ -178,14 +238,42 @@ impl Output for Reports {
         self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], None);
     }
 
-    fn ended(&self, partition: PartitionId, id: InvocationId, attempt: Attempt) {
-        let owner = &self.0.mailboxes[self.0.index(partition)];
-        owner.push(Input::AttemptEnded { partition, id, attempt });
-        // Attempts of other workers may have waited for the slot.
-        for mailbox in &self.0.workers {
-            if !mailbox.is_same(owner) {
+    fn ended(&self) {
+        // Either this sees who wants a slot, or they see the one that was freed before this call.
+        fence(Ordering::SeqCst);
+        for (wants, mailbox) in self.0.wants_slot.iter().zip(&self.0.workers) {
+            if wants.load(Ordering::Relaxed) && wants.swap(false, Ordering::Relaxed) {
                 mailbox.push(Input::SlotFreed);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use surefoot_storage::MemEngine;
+
+    fn entry(partition: u16, lsn: u64) -> Entry {
+        let record = surefoot_model::Record::new(surefoot_model::Timestamp(1), Event::LeaderElected { process: 1 });
+        let payload = surefoot_model::encoding::encode(&record).into();
+        Entry { partition: PartitionId(partition), lsn: Lsn(lsn), epoch: Epoch(1), payload }
+    }
+
+    fn open() -> Recovering {
+        let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
+        Recovering::open(&engine, 2, surefoot_storage::Mutant::None).unwrap()
+    }
+
+    #[test]
+    fn a_gap_between_tables_and_log_is_refused_before_a_record_is_applied_over_it() {
+        let mut recovering = open();
+        recovering.replay(&entry(0, 1)).unwrap();
+        let error = recovering.replay(&entry(1, 50)).expect_err("49 records are missing").to_string();
+        assert!(error.contains("partition 1") && error.contains("restore tables and log"), "{error}");
+        // Where nothing is left to replay, the log's own bounds tell.
+        let error = open().check(|_| (Lsn(50), Lsn(50))).expect_err("49 records are missing").to_string();
+        assert!(error.contains("restore tables and log"), "{error}");
+        recovering.check(|_| (Lsn(1), Lsn(2))).unwrap();
     }
 }

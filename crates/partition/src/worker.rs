@@ -1,29 +1,32 @@
 //! A worker: some partitions, one thread, one mailbox. Durable records in, effects out.
 //!
 //! Owns: the order of things: apply (one overlay per record, published whole), then carry out. It never waits for a consumer
-//! (rule O3): what cannot start yet stays in state and is pulled when a slot is free. Does not own: rules (`machine`), bytes
-//! (`storage`), or streams to handlers (`invoker`).
+//! (rule O3): what cannot start yet stays in state and is pulled when a slot is free. A partition that fails or panics is let
+//! go of, with all that waited for it; the others run on (rule C5). Does not own: rules (`machine`), bytes (`storage`), or
+//! streams to handlers (`invoker`).
 
 use crate::answers::Answer;
 use crate::checkpointer::Checkpoints;
 use crate::handle::Shared;
-use crate::housekeeping::Housekeeping;
+use crate::housekeeping::{Housekeeping, Looks};
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{self, PartitionHealth, Query};
 use crate::wheel::Wheel;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 use surefoot_env::{Step, Steps};
-use surefoot_invoker::{AttemptStart, EagerState, Invoker, Live};
+use surefoot_invoker::{AttemptStart, EagerState, Invoker, Live as Notified};
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{
-    Effect, Invocations, Journal, JournalKey, Outbox, OutboxKey, Outboxes, StateError, StateKey, StateNames, StateValues, apply,
-    catalog,
+    Effect, Invocations, Journal, JournalKey, Meta, Outbox, OutboxKey, Outboxes, Running, StateError, StateKey, StateNames,
+    StateValues, apply, catalog,
 };
+use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    Attempt, Catalog, Entry, Event, InvocationId, Lsn, PartitionId, Progress, Record, Target, Timestamp, encoding,
+    Attempt, Catalog, Entry, Event, InvocationId, Lsn, PartitionId, Progress, RULES, Record, Target, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +39,17 @@ const CLOCK_REREAD: Duration = Duration::from_secs(1);
 const ACK_MESSAGES_MAX: u64 = 256;
 /// Acknowledgements wait this long for company, in milliseconds.
 const ACK_DELAY_MS: u64 = 200;
+/// What is taken off the mailbox before timers, checkpoints and the gate have their turn: bytes, an entry counted as [`ENTRY_COST`].
+const STEP_COST: usize = 1 << 20;
+const ENTRY_COST: usize = 2 << 10;
+/// Attempts that wait for a slot in memory; further ones are found in the tables once these have started.
+const PENDING_MAX: usize = 4_096;
+/// Running invocations read at a time from there.
+const BACKLOG_PAGE: usize = 256;
+/// Bytes of log that make the partition that holds the oldest segment take a checkpoint before its time (rule C5).
+const LOG_BYTES_MAX: u64 = 256 << 20;
+/// The log's size is looked at this often, in milliseconds.
+const LOG_LOOK_MS: u64 = 1_000;
 /// Waiting clients of one invocation beyond which those that have gone are sorted out.
 const WAITERS_SWEEP: usize = 16;
 
@@ -80,11 +94,15 @@ pub(crate) struct Worker {
     mailbox: Mailbox,
     checkpoints: Checkpoints,
     settings: Settings,
-    partitions: Vec<Partition>,
-    inputs: Vec<Input>,
+    /// By [`Self::position`]; empty where one has stopped.
+    partitions: Vec<Option<Box<Partition>>>,
+    inputs: VecDeque<Input>,
     effects: Vec<Effect>,
     /// Attempts that wait for a slot, in the order in which they were asked for.
     pending: VecDeque<(PartitionId, InvocationId, Attempt)>,
+    /// Whose backlog is looked at next.
+    backlog_turn: usize,
+    next_log_look_ms: u64,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -94,9 +112,11 @@ pub(crate) struct Partition {
     pub(crate) store: Store,
     /// Applied records have effects: this process leads.
     leads: bool,
-    stopped: bool,
     wheel: Wheel,
-    attempts: BTreeMap<InvocationId, Running>,
+    /// Until what ended them is applied: so that none is started twice.
+    attempts: BTreeMap<InvocationId, Live>,
+    /// Running invocations that are not all pending yet, or were too many to be.
+    backlog: Option<Backlog>,
     /// Clients that wait for a result: request numbers of this process.
     waiters: BTreeMap<InvocationId, Vec<u64>>,
     /// Messages to carry to other partitions, up to this sequence number.
@@ -109,9 +129,20 @@ pub(crate) struct Partition {
     led: Option<oneshot::Sender<()>>,
 }
 
-struct Running {
+struct Live {
     attempt: Attempt,
-    live: mpsc::UnboundedSender<Live>,
+    notifications: mpsc::UnboundedSender<Notified>,
+}
+
+/// A pass over the running invocations in the tables, in the order of their ids.
+struct Backlog {
+    next: InvocationId,
+    /// Some have come that this pass may not meet: another one follows.
+    is_short: bool,
+}
+
+impl Backlog {
+    const START: Self = Self { next: InvocationId { partition_key: 0, unique: 0 }, is_short: false };
 }
 
 /// How far one outbox queue is: sent <= wanted, acked <= durable <= sent.
@@ -121,38 +152,42 @@ struct Outgoing {
     sent: u64,
     durable: u64,
     acked: u64,
-    /// When the oldest durable message not yet acknowledged became so.
-    ack_due: Option<Timestamp>,
+    /// When what is durable is acknowledged, by the monotonic clock in milliseconds.
+    ack_due_ms: Option<u64>,
 }
 
 impl Partition {
-    pub(crate) fn new(id: PartitionId, store: Store, led: oneshot::Sender<()>) -> Self {
-        Self {
+    pub(crate) fn new(id: PartitionId, store: Store, housekeeping: Housekeeping, led: oneshot::Sender<()>) -> Box<Self> {
+        Box::new(Self {
             id,
             store,
             leads: false,
-            stopped: false,
             wheel: Wheel::new(),
             attempts: BTreeMap::new(),
+            backlog: None,
             waiters: BTreeMap::new(),
             to_send: BTreeMap::new(),
             notify: Vec::new(),
-            housekeeping: Housekeeping::default(),
+            housekeeping,
             catalog: None,
             led: Some(led),
-        }
+        })
     }
 }
 
 impl Steps for Worker {
     fn step(&mut self) -> Step {
-        let mut inputs = std::mem::take(&mut self.inputs);
-        self.mailbox.take(&mut inputs);
-        let worked = !inputs.is_empty();
-        for input in inputs.drain(..) {
+        if self.inputs.is_empty() {
+            self.mailbox.take(&mut self.inputs);
+        }
+        let mut cost = STEP_COST;
+        let worked = !self.inputs.is_empty();
+        while cost > 0
+            && let Some(input) = self.inputs.pop_front()
+        {
+            cost = cost.saturating_sub(cost_of(&input));
             self.input(input);
         }
-        self.inputs = inputs;
         self.start_pending();
         let idle = self.turn();
         if self.stopping.is_some() && self.has_stopped() {
@@ -166,6 +201,13 @@ impl Steps for Worker {
     }
 }
 
+fn cost_of(input: &Input) -> usize {
+    match input {
+        Input::Durable(entries) => entries.iter().map(|entry| ENTRY_COST + entry.payload.len()).sum(),
+        _ => ENTRY_COST,
+    }
+}
+
 impl Worker {
     pub(crate) fn new(
         number: usize,
@@ -174,7 +216,7 @@ impl Worker {
         mailbox: Mailbox,
         checkpoints: Checkpoints,
         settings: Settings,
-        partitions: Vec<Partition>,
+        partitions: Vec<Option<Box<Partition>>>,
     ) -> Self {
         Self {
             number,
@@ -184,9 +226,11 @@ impl Worker {
             checkpoints,
             settings,
             partitions,
-            inputs: Vec::new(),
+            inputs: VecDeque::new(),
             effects: Vec::new(),
             pending: VecDeque::new(),
+            backlog_turn: 0,
+            next_log_look_ms: 0,
             stopping: None,
         }
     }
@@ -195,35 +239,32 @@ impl Worker {
         match input {
             Input::Durable(entries) => self.durable(entries),
             Input::Query(query) => self.query(query),
-            Input::AttemptEnded { partition, id, attempt } => {
-                let attempts = &mut self.at(partition).attempts;
-                if attempts.get(&id).is_some_and(|running| running.attempt == attempt) {
-                    attempts.remove(&id);
-                }
-            }
             // `start_pending` follows every batch of inputs.
             Input::SlotFreed => {}
             Input::OutboxDurable { from, to, up_to } => {
-                let now = self.now();
-                let outgoing = self.at(from).to_send.entry(to).or_default();
-                outgoing.durable = outgoing.durable.max(up_to);
-                outgoing.ack_due.get_or_insert(now.after_ms(ACK_DELAY_MS));
-            }
-            Input::NotifyApplied { partition, lsn, done } => {
-                let partition = self.at(partition);
-                if partition.store.applied() >= lsn {
-                    // Whoever asked may have gone.
-                    let _ = done.send(());
-                } else {
-                    partition.notify.push((lsn, done));
+                let due_ms = self.monotonic_ms() + ACK_DELAY_MS;
+                if let Some(partition) = self.at(from) {
+                    let outgoing = partition.to_send.entry(to).or_default();
+                    outgoing.durable = outgoing.durable.max(up_to);
+                    outgoing.ack_due_ms.get_or_insert(due_ms);
                 }
             }
+            // Of one that has stopped, whoever asked learns it from the reply that never comes.
+            Input::NotifyApplied { partition, lsn, done } => match self.at(partition) {
+                Some(partition) if partition.store.applied() >= lsn => {
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                }
+                Some(partition) => partition.notify.push((lsn, done)),
+                None => {}
+            },
             Input::Checkpointed { partition, result } => self.checkpointed(partition, result),
             Input::Stop { done } => {
                 self.stopping = Some(done);
                 self.pending.clear();
-                for partition in &mut self.partitions {
+                for partition in self.partitions.iter_mut().flatten() {
                     partition.attempts.clear();
+                    partition.backlog = None;
                     partition.leads = false;
                     partition.housekeeping.last_round();
                 }
@@ -235,94 +276,88 @@ impl Worker {
         Timestamp(self.shared.env.clock.now_ms())
     }
 
-    fn at(&mut self, id: PartitionId) -> &mut Partition {
+    /// For when to look: no jump of the wall clock holds it up.
+    fn monotonic_ms(&self) -> u64 {
+        self.shared.env.clock.monotonic().as_millis() as u64
+    }
+
+    /// One that has not stopped.
+    fn at(&mut self, id: PartitionId) -> Option<&mut Partition> {
         let at = self.position(id);
-        &mut self.partitions[at]
+        self.partitions[at].as_deref_mut()
     }
 
     fn position(&self, id: PartitionId) -> usize {
-        self.partitions.iter().position(|p| p.id == id).expect("inputs reach the worker that owns the partition")
+        let at = self.shared.index(id);
+        let workers = self.shared.workers.len();
+        assert_eq!(at % workers, self.number, "inputs reach the worker that owns the partition");
+        at / workers
+    }
+
+    /// Does something with a partition, unless it has stopped; one that fails or panics stops now.
+    fn guard<T>(&mut self, at: usize, work: impl FnOnce(&mut Self, &mut Partition) -> Result<T, String>) -> Option<T> {
+        let mut partition = self.partitions[at].take()?;
+        let error = match catch_unwind(AssertUnwindSafe(|| work(self, &mut partition))) {
+            Ok(Ok(done)) => {
+                self.partitions[at] = Some(partition);
+                return Some(done);
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => format!("broken invariant: {}", panic_message(&panic)),
+        };
+        self.stopped(partition, error);
+        None
+    }
+
+    /// Loudly, and alone: the others run on (rule C5). Its records stay in the log; whoever waits for it hears that nobody will
+    /// answer.
+    fn stopped(&mut self, partition: Box<Partition>, error: String) {
+        tracing::error!(partition = %partition.id, error, "partition stopped; its data is kept, other partitions run on");
+        self.pending.retain(|(of, ..)| *of != partition.id);
+        self.shared.stop_partition(PartitionHealth { partition: partition.id, error });
     }
 
     // Applying.
 
     fn durable(&mut self, entries: Vec<LogEntry>) {
+        let bytes = entries.iter().map(|entry| entry.payload.len() as u64).sum();
         for entry in entries {
             let at = self.position(entry.partition);
-            if self.partitions[at].stopped {
-                continue;
-            }
-            let mut effects = std::mem::take(&mut self.effects);
-            let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(&mut self.partitions[at].store, &entry, &mut effects)));
-            match applied {
-                Ok(Ok(event)) => {
-                    self.partitions[at].housekeeping.applied(entry.payload.len() as u64, self.shared.env.clock.now_ms());
-                    let done = self.carry_out(at, event, &mut effects);
-                    if let Err(error) = done {
-                        self.stop_partition(at, error.to_string());
-                    }
-                    self.notify_applied(at);
-                }
-                Ok(Err(error)) => self.stop_partition(at, error),
-                Err(panic) => {
-                    self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic)))
-                }
-            }
-            effects.clear();
-            self.effects = effects;
+            self.guard(at, |worker, partition| worker.entry(partition, &entry));
         }
+        self.mailbox.applied(bytes);
     }
 
-    /// Loudly, and alone: the others run on (rule C5). Its records stay in the log.
-    fn stop_partition(&mut self, at: usize, error: String) {
-        let partition = &mut self.partitions[at];
-        tracing::error!(partition = %partition.id, error, "partition stopped; its data is kept, other partitions run on");
-        partition.stopped = true;
-        partition.leads = false;
-        partition.attempts.clear();
-        partition.waiters.clear();
-        let health = PartitionHealth { partition: partition.id, error };
-        self.shared.stopped.lock().unwrap_or_else(PoisonError::into_inner).push(health);
-    }
-
-    fn notify_applied(&mut self, at: usize) {
-        let partition = &mut self.partitions[at];
-        if partition.notify.is_empty() {
-            return;
+    fn entry(&mut self, partition: &mut Partition, entry: &LogEntry) -> Result<(), String> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let event = apply_entry(&mut partition.store, entry, &mut effects).map_err(|error| error.to_string())?;
+        partition.housekeeping.applied(entry.payload.len() as u64, self.monotonic_ms());
+        if let Event::AttemptProgressed(progress) = &event
+            && progress.end.is_some()
+        {
+            forget_attempt(partition, progress.id, progress.attempt);
         }
-        let applied = partition.store.applied();
-        for (lsn, done) in std::mem::take(&mut partition.notify) {
-            if lsn <= applied {
-                // Whoever asked may have gone.
-                let _ = done.send(());
-            } else {
-                partition.notify.push((lsn, done));
-            }
+        if let Event::LeaderElected { process } = event
+            && self.shared.requests.is_process(process)
+        {
+            self.lead(partition).map_err(|error| error.to_string())?;
         }
+        if partition.leads {
+            effects.drain(..).for_each(|effect| self.effect(partition, effect));
+        }
+        effects.clear();
+        self.effects = effects;
+        notify_applied(partition);
+        Ok(())
     }
 
     // Effects.
 
-    fn carry_out(&mut self, at: usize, event: Event, effects: &mut Vec<Effect>) -> Result<(), StateError> {
-        if let Event::LeaderElected { process } = event
-            && self.shared.requests.is_process(process)
-        {
-            self.lead(at)?;
-        }
-        if !self.partitions[at].leads {
-            return Ok(());
-        }
-        for effect in effects.drain(..) {
-            self.effect(at, effect);
-        }
-        Ok(())
-    }
-
     /// This process's own term begins: everything that effects of earlier terms asked for is found again in the tables.
-    fn lead(&mut self, at: usize) -> Result<(), StateError> {
-        let partition = &mut self.partitions[at];
+    fn lead(&mut self, partition: &mut Partition) -> Result<(), StateError> {
         partition.leads = true;
         partition.wheel = Wheel::new();
+        partition.backlog = Some(Backlog::START);
         let queues = partition.store.read().scan::<Outboxes>(&PartitionId(0), None, usize::from(u16::MAX) + 1)?;
         let queues = if self.settings.mutant == Mutant::ForgetOutbox { Vec::new() } else { queues };
         if self.settings.mutant == Mutant::ForgetTimers {
@@ -332,44 +367,44 @@ impl Worker {
             .into_iter()
             .map(|(to, row)| {
                 let (wanted, sent) = (row.last, row.acked);
-                (to, Outgoing { wanted, sent, durable: sent, acked: sent, ack_due: None })
+                (to, Outgoing { wanted, sent, durable: sent, acked: sent, ack_due_ms: None })
             })
             .collect();
         if partition.id == PartitionId::CATALOG {
             // A transaction that is dropped reads and changes nothing.
             let value = Arc::new(catalog::load(&partition.store.begin())?);
-            self.publish(at, value);
+            self.publish(partition, value, true);
         }
-        if let Some(led) = self.partitions[at].led.take() {
+        if let Some(led) = partition.led.take() {
             // A node that stops while it starts does not wait any more.
             let _ = led.send(());
         }
         Ok(())
     }
 
-    fn publish(&mut self, at: usize, value: Arc<Catalog>) {
+    fn publish(&mut self, partition: &mut Partition, value: Arc<Catalog>, is_news: bool) {
         self.shared.catalog.publish(value.clone());
-        self.partitions[at].catalog = Some(value);
-        for wake in &self.shared.catalog_changed {
+        partition.catalog = Some(value);
+        for wake in self.shared.catalog_changed.iter().filter(|_| is_news) {
             wake.wake();
         }
     }
 
-    fn effect(&mut self, at: usize, effect: Effect) {
+    fn effect(&mut self, partition: &mut Partition, effect: Effect) {
         let shared = &self.shared;
-        let partition = &mut self.partitions[at];
         match effect {
-            Effect::StartAttempt { id, attempt } => self.pending.push_back((partition.id, id, attempt)),
-            Effect::AbortAttempt { id, attempt } => {
-                if partition.attempts.get(&id).is_some_and(|running| running.attempt == attempt) {
-                    partition.attempts.remove(&id);
-                }
-            }
+            Effect::StartAttempt { id, attempt } => match &mut partition.backlog {
+                // One of those that are found in the tables, in this pass or the next.
+                Some(backlog) => backlog.is_short = true,
+                None if self.pending.len() >= PENDING_MAX => partition.backlog = Some(Backlog::START),
+                None => self.pending.push_back((partition.id, id, attempt)),
+            },
+            Effect::AbortAttempt { id, attempt } => forget_attempt(partition, id, attempt),
             Effect::DeliverNotification { id, attempt, index, notification } => {
                 // An attempt that still waits for its slot finds the notification in the journal.
                 if let Some(running) = partition.attempts.get(&id).filter(|running| running.attempt == attempt) {
                     // An attempt that has just ended needs it no more.
-                    let _ = running.live.send(Live { index, notification });
+                    let _ = running.notifications.send(Notified { index, notification });
                 }
             }
             Effect::Accept { request, id, existing, execute_at } => {
@@ -409,7 +444,8 @@ impl Worker {
             Effect::PublishCatalog(event) => {
                 let mut value = partition.catalog.clone().unwrap_or_default();
                 catalog::update(Arc::make_mut(&mut value), &event);
-                self.publish(at, value);
+                // Positions move all the time, and decide nothing about what runs.
+                self.publish(partition, value, !matches!(*event, CatalogEvent::PositionsAdvanced(_)));
             }
         }
     }
@@ -418,72 +454,124 @@ impl Worker {
 
     /// Starts waiting attempts while slots are free.
     fn start_pending(&mut self) {
-        while let Some(&(partition, id, attempt)) = self.pending.front() {
-            let at = self.position(partition);
-            let start = match self.partitions[at].leads.then(|| is_current(&self.partitions[at].store.read(), id, attempt)) {
-                Some(Ok(true)) => {
-                    if !self.invoker.try_reserve() {
-                        return;
-                    }
-                    self.start_attempt(at, id, attempt)
-                }
-                Some(Err(error)) => Err(error),
-                // Killed, paused or voided while it waited.
-                Some(Ok(false)) | None => Ok(()),
-            };
+        loop {
+            if self.pending.is_empty() {
+                self.page_backlog();
+            }
+            let Some(&(partition, id, attempt)) = self.pending.front() else { return };
+            if !self.reserve_slot() {
+                return;
+            }
             self.pending.pop_front();
-            if let Err(error) = start {
-                self.stop_partition(at, error.to_string());
+            let at = self.position(partition);
+            let is_started = self
+                .guard(at, |worker, partition| worker.start_attempt(partition, id, attempt).map_err(|error| error.to_string()));
+            if is_started != Some(true) {
+                self.invoker.release();
             }
         }
     }
 
-    fn start_attempt(&mut self, at: usize, id: InvocationId, attempt: Attempt) -> Result<(), StateError> {
-        let partition = &mut self.partitions[at];
-        let (live, receiver) = mpsc::unbounded_channel();
-        let start = match read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver, &live) {
-            Ok(start) => start,
-            Err(error) => {
-                self.invoker.release();
-                return Err(error);
+    /// Whether a slot was free; if not, the next one that becomes free wakes this worker.
+    fn reserve_slot(&mut self) -> bool {
+        if self.invoker.try_reserve() {
+            return true;
+        }
+        self.shared.wants_slot[self.number].store(true, Ordering::Relaxed);
+        // Either this sees the slot that somebody frees now, or they see the wish.
+        fence(Ordering::SeqCst);
+        self.invoker.try_reserve()
+    }
+
+    /// Takes running invocations of the tables in, a page of the next partition that has a backlog.
+    fn page_backlog(&mut self) {
+        for _ in 0..self.partitions.len() {
+            let at = self.backlog_turn % self.partitions.len();
+            self.backlog_turn = at + 1;
+            let page = |worker: &mut Self, partition: &mut Partition| {
+                let Some(backlog) = &mut partition.backlog else { return Ok(()) };
+                let rows = partition.store.read().scan::<Running>(&backlog.next, None, BACKLOG_PAGE);
+                let rows = rows.map_err(|error| error.to_string())?;
+                match rows.last() {
+                    Some((last, _)) if rows.len() == BACKLOG_PAGE => backlog.next = query::next_id(*last),
+                    _ if backlog.is_short => *backlog = Backlog::START,
+                    _ => partition.backlog = None,
+                }
+                let runs = |(id, attempt): &(InvocationId, Attempt)| {
+                    partition.attempts.get(id).is_some_and(|running| running.attempt == *attempt)
+                };
+                let waiting = rows.into_iter().filter(|row| !runs(row));
+                worker.pending.extend(waiting.map(|(id, attempt)| (partition.id, id, attempt)));
+                Ok(())
+            };
+            self.guard(at, page);
+            if !self.pending.is_empty() {
+                return;
             }
-        };
-        partition.attempts.insert(id, Running { attempt, live });
+        }
+    }
+
+    /// False: the attempt was killed, paused or voided while it waited, or runs already.
+    fn start_attempt(&mut self, partition: &mut Partition, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
+        let runs = partition.attempts.get(&id).is_some_and(|running| running.attempt == attempt);
+        if !partition.leads || runs || !is_current(&partition.store.read(), id, attempt)? {
+            return Ok(false);
+        }
+        let (notifications, receiver) = mpsc::unbounded_channel();
+        let start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver)?;
+        partition.attempts.insert(id, Live { attempt, notifications });
         self.invoker.start(start);
-        Ok(())
+        Ok(true)
     }
 
     // What is due.
 
     /// Timers, messages, sweeps and checkpoints; says for how long nothing will be due.
     fn turn(&mut self) -> Duration {
-        let now = self.now();
+        let (now, monotonic_ms) = (self.now(), self.monotonic_ms());
+        let holder = self.oldest_holder(monotonic_ms);
         let mut idle = CLOCK_REREAD;
         for at in 0..self.partitions.len() {
-            if self.partitions[at].stopped {
-                continue;
-            }
-            if self.partitions[at].leads {
-                let due = self.fire_timers(at, now).and_then(|due| self.send_messages(at).map(|()| due));
-                match due.and_then(|due| self.keep_house(at, now).map(|()| due)) {
-                    Ok(Some(due)) => idle = idle.min(Duration::from_millis(due.0.saturating_sub(now.0))),
-                    Ok(None) => {}
-                    Err(error) => {
-                        self.stop_partition(at, error.to_string());
-                        continue;
-                    }
+            let due = self.guard(at, |worker, partition| {
+                if holder == Some(partition.id) {
+                    partition.housekeeping.hurry();
                 }
-                idle = idle.min(self.acknowledge(at, now));
-            }
-            self.checkpoint_if_due(at, now);
+                let due = worker.partition_turn(partition, now, monotonic_ms).map_err(|error| error.to_string());
+                worker.checkpoint_if_due(partition, monotonic_ms);
+                due
+            });
+            idle = idle.min(due.unwrap_or(CLOCK_REREAD));
         }
-        let bytes = self.partitions.iter().map(|p| p.store.memory_bytes() as u64).sum();
+        let bytes = self.partitions.iter().flatten().map(|p| p.store.memory_bytes() as u64).sum();
         self.shared.gate.set(self.number, bytes);
+        if self.pending.is_empty() && self.partitions.iter().flatten().any(|p| p.backlog.is_some()) {
+            return Duration::ZERO;
+        }
         idle
     }
 
-    fn fire_timers(&mut self, at: usize, now: Timestamp) -> Result<Option<Timestamp>, StateError> {
-        let partition = &mut self.partitions[at];
+    fn partition_turn(&self, partition: &mut Partition, now: Timestamp, monotonic_ms: u64) -> Result<Duration, StateError> {
+        if !partition.leads {
+            return Ok(CLOCK_REREAD);
+        }
+        let due = self.fire_timers(partition, now)?;
+        self.send_messages(partition)?;
+        self.keep_house(partition, now, monotonic_ms)?;
+        let idle = self.acknowledge(partition, monotonic_ms);
+        Ok(due.map_or(idle, |due| idle.min(Duration::from_millis(due.0.saturating_sub(now.0)))))
+    }
+
+    /// Who keeps the log from being trimmed, where it is too large.
+    fn oldest_holder(&mut self, monotonic_ms: u64) -> Option<PartitionId> {
+        if monotonic_ms < self.next_log_look_ms {
+            return None;
+        }
+        self.next_log_look_ms = monotonic_ms + LOG_LOOK_MS;
+        let retained = self.shared.log.retained();
+        retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
+    }
+
+    fn fire_timers(&self, partition: &mut Partition, now: Timestamp) -> Result<Option<Timestamp>, StateError> {
         let reader = partition.store.read();
         let now = if self.settings.mutant == Mutant::FireEarly { now.after_ms(1_000) } else { now };
         let due = partition.wheel.take_due(&reader, now, FIRE_MAX)?;
@@ -495,9 +583,8 @@ impl Worker {
     }
 
     /// Carries outbox rows to their destinations, in order of their sequence numbers.
-    fn send_messages(&mut self, at: usize) -> Result<(), StateError> {
+    fn send_messages(&self, partition: &mut Partition) -> Result<(), StateError> {
         let shared = &self.shared;
-        let partition = &mut self.partitions[at];
         let from = partition.id;
         for (&to, outgoing) in &mut partition.to_send {
             if outgoing.sent >= outgoing.wanted {
@@ -516,18 +603,17 @@ impl Worker {
     }
 
     /// Lets rows go whose messages are durable at their destination: in batches, since each batch is a record.
-    fn acknowledge(&mut self, at: usize, now: Timestamp) -> Duration {
-        let partition = &mut self.partitions[at];
+    fn acknowledge(&self, partition: &mut Partition, monotonic_ms: u64) -> Duration {
         let mut idle = CLOCK_REREAD;
         let mut events = Vec::new();
         for (&to, outgoing) in &mut partition.to_send {
-            let Some(due) = outgoing.ack_due else { continue };
-            if due <= now || outgoing.durable - outgoing.acked >= ACK_MESSAGES_MAX {
+            let Some(due) = outgoing.ack_due_ms else { continue };
+            if due <= monotonic_ms || outgoing.durable - outgoing.acked >= ACK_MESSAGES_MAX {
                 events.push(Event::OutboxAcked { to, up_to: outgoing.durable });
                 outgoing.acked = outgoing.durable;
-                outgoing.ack_due = None;
+                outgoing.ack_due_ms = None;
             } else {
-                idle = idle.min(Duration::from_millis(due.0 - now.0));
+                idle = idle.min(Duration::from_millis(due - monotonic_ms));
             }
         }
         if !events.is_empty() {
@@ -536,11 +622,11 @@ impl Worker {
         idle
     }
 
-    fn keep_house(&mut self, at: usize, now: Timestamp) -> Result<(), StateError> {
+    fn keep_house(&self, partition: &mut Partition, now: Timestamp, monotonic_ms: u64) -> Result<(), StateError> {
         let share = self.settings.retained_bytes_max / u64::from(self.shared.count());
-        let partition = &mut self.partitions[at];
         let reader = partition.store.read();
-        let events = partition.housekeeping.sweep(&reader, now, self.settings.cleanup_interval_ms, share)?;
+        let looks = Looks { now, monotonic_ms, interval_ms: self.settings.cleanup_interval_ms, share };
+        let events = partition.housekeeping.sweep(&reader, &looks)?;
         if !events.is_empty() {
             self.shared.append(partition.id, events, None);
         }
@@ -549,12 +635,11 @@ impl Worker {
 
     // Checkpoints.
 
-    fn checkpoint_if_due(&mut self, at: usize, now: Timestamp) {
-        let share = self.settings.memory_bytes_max / 2 / u64::from(self.shared.count() + 1);
+    fn checkpoint_if_due(&self, partition: &mut Partition, monotonic_ms: u64) {
         let settings = &self.settings;
-        let partition = &mut self.partitions[at];
+        let share = settings.memory_bytes_max / 2 / u64::from(self.shared.count() + 1);
         let active = partition.store.active_bytes() as u64;
-        if partition.housekeeping.checkpoint_due(now.0, active, share, settings)
+        if partition.housekeeping.checkpoint_due(monotonic_ms, active, share, settings)
             && let Some(job) = partition.store.freeze()
         {
             partition.housekeeping.checkpoint_started();
@@ -567,50 +652,84 @@ impl Worker {
 
     fn checkpointed(&mut self, id: PartitionId, result: Result<surefoot_storage::Checkpointed, String>) {
         let at = self.position(id);
-        match result {
-            Ok(done) => {
-                let partition = &mut self.partitions[at];
-                partition.store.checkpointed(done);
-                partition.housekeeping.checkpoint_ended();
-                self.shared.log.trim(id, partition.store.checkpointed_lsn());
-                // A view that is held keeps the engine from clearing what others have overwritten since.
-                for partition in &mut self.partitions {
-                    partition.store.refresh();
-                }
-            }
-            Err(error) => self.stop_partition(at, format!("checkpoint failed: {error}")),
-        }
+        self.guard(at, |worker, partition| {
+            let done = result.map_err(|error| format!("checkpoint failed: {error}"))?;
+            partition.store.checkpointed(done);
+            partition.housekeeping.checkpoint_ended();
+            worker.shared.log.trim(id, partition.store.checkpointed_lsn());
+            // A view that is held keeps the engine from clearing what others have overwritten since.
+            partition.store.refresh();
+            worker.partitions.iter_mut().flatten().for_each(|other| other.store.refresh());
+            Ok(())
+        });
     }
 
     /// Whether every partition has been checkpointed once more since the stop.
     fn has_stopped(&self) -> bool {
-        self.partitions.iter().all(|p| p.stopped || p.housekeeping.has_ended(p.store.applied() == p.store.checkpointed_lsn()))
+        let has_ended = |p: &Box<Partition>| p.housekeeping.has_ended(p.store.applied() == p.store.checkpointed_lsn());
+        self.partitions.iter().flatten().all(has_ended)
     }
 
     // Questions.
 
+    /// Of a partition that has stopped, who asks learns it from the reply that never comes.
     fn query(&mut self, query: Query) {
-        let partition = query.partition(self.shared.count());
-        let at = self.position(partition);
-        if self.partitions[at].stopped {
-            return; // who asks learns it from the reply that never comes
-        }
-        if let Err(error) = query::answer(query, &self.partitions[at].store.read()) {
-            self.stop_partition(at, error.to_string());
+        let at = self.position(query.partition(self.shared.count()));
+        self.guard(at, |_, partition| query::answer(query, &partition.store.read()).map_err(|error| error.to_string()));
+    }
+}
+
+/// Its stream is reset if it still runs.
+fn forget_attempt(partition: &mut Partition, id: InvocationId, attempt: Attempt) {
+    if partition.attempts.get(&id).is_some_and(|running| running.attempt == attempt) {
+        partition.attempts.remove(&id);
+    }
+}
+
+fn notify_applied(partition: &mut Partition) {
+    if partition.notify.is_empty() {
+        return;
+    }
+    let applied = partition.store.applied();
+    for (lsn, done) in std::mem::take(&mut partition.notify) {
+        if lsn <= applied {
+            // Whoever asked may have gone.
+            let _ = done.send(());
+        } else {
+            partition.notify.push((lsn, done));
         }
     }
 }
 
+/// Why an entry was not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("{0}")]
+    NewerVersion(String),
+    #[error("lsn {lsn}: {message}")]
+    Unreadable { lsn: Lsn, message: String },
+}
+
 /// Decodes and applies one entry, all or nothing; gives the event back.
-pub(crate) fn apply_entry(store: &mut Store, entry: &LogEntry, effects: &mut Vec<Effect>) -> Result<Event, String> {
-    let record: Record = encoding::decode(&entry.payload, "record").map_err(|e| format!("lsn {}: {e}", entry.lsn))?;
+pub(crate) fn apply_entry(store: &mut Store, entry: &LogEntry, effects: &mut Vec<Effect>) -> Result<Event, ApplyError> {
+    let unreadable = |message: String| ApplyError::Unreadable { lsn: entry.lsn, message };
+    let record: Record = encoding::decode(&entry.payload, "record").map_err(|error| match error {
+        encoding::Error::Version { .. } => ApplyError::NewerVersion(error.to_string()),
+        other => unreadable(other.to_string()),
+    })?;
+    if record.rules > RULES {
+        return Err(ApplyError::NewerVersion(format!(
+            "record {} follows version {} of the rules, and this build knows up to {RULES}: start the version that wrote it",
+            entry.lsn, record.rules
+        )));
+    }
     let mut transaction = store.begin();
-    apply(&mut transaction, entry.partition, entry.epoch, &record, effects).map_err(|e| format!("lsn {}: {e}", entry.lsn))?;
+    apply(&mut transaction, entry.partition, entry.epoch, &record, effects).map_err(|error| unreadable(error.to_string()))?;
     transaction.commit(entry.lsn);
     Ok(record.event)
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "panic".to_owned())
 }
@@ -619,33 +738,26 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 fn is_current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
     let invocation = reader.get::<Invocations>(&id)?;
     let active = invocation.as_ref().and_then(|i| i.active());
-    Ok(active.is_some_and(|a| a.attempt == attempt && matches!(a.progress, Progress::Running { .. })))
+    Ok(active.is_some_and(|a| a.attempt == attempt && a.progress == Progress::Running))
 }
 
-/// Everything an attempt starts with, of one instant (rule M5): the journal it is to know, the state, and, as live messages,
-/// notifications that came while it waited for its slot.
+/// Everything an attempt starts with, of one instant (rule M5): what comes into the journal from now on it gets live.
 fn read_attempt(
     reader: &Reader<'_>,
     invoker: &Invoker,
     partition: PartitionId,
     id: InvocationId,
-    receiver: mpsc::UnboundedReceiver<Live>,
-    live: &mpsc::UnboundedSender<Live>,
+    receiver: mpsc::UnboundedReceiver<Notified>,
 ) -> Result<AttemptStart, StateError> {
     let broken = |message: &str| StateError { table: "invocations", message: format!("{id} {message}") };
     let invocation = reader.get::<Invocations>(&id)?.ok_or_else(|| broken("has no row"))?;
     let active = invocation.active().ok_or_else(|| broken("is not active"))?;
-    let Progress::Running { known_entries } = active.progress else { return Err(broken("does not run")) };
+    let epoch = reader.get::<Meta>(&())?.unwrap_or_default().epoch;
     let (from, to) = (JournalKey { id, index: 0 }, JournalKey { id, index: active.journal_len });
-    let mut replay: Vec<Entry> = Vec::with_capacity(active.journal_len as usize);
-    replay.extend(reader.scan::<Journal>(&from, Some(&to), active.journal_len as usize)?.into_iter().map(|(_, entry)| entry));
+    let rows = reader.scan::<Journal>(&from, Some(&to), active.journal_len as usize)?;
+    let replay: Vec<Entry> = rows.into_iter().map(|(_, entry)| entry).collect();
     if replay.len() != active.journal_len as usize {
         return Err(broken("has a journal with gaps"));
-    }
-    for (index, entry) in (known_entries..).zip(replay.drain(known_entries as usize..)) {
-        if let Entry::Notification(notification) = entry {
-            live.send(Live { index, notification }).expect("the receiver is at hand");
-        }
     }
     Ok(AttemptStart {
         partition,
@@ -658,7 +770,7 @@ fn read_attempt(
         state: eager_state(reader, &invocation.target, invoker.eager_state_bytes(&invocation.target))?,
         retries_since_entry: active.retries_since_entry,
         last_entry_at: active.last_entry_at,
-        attempts_counted: active.attempts_counted,
+        attempts_counted: active.attempts_counted(epoch),
         target: invocation.target,
         live: receiver,
     })

@@ -336,7 +336,7 @@ async fn client_task(
                     lock(&model).findings.push(format!("client {client}: operation {operation} failed: {}", failure.message));
                     break;
                 }
-                Ok(Err(error)) if !matches!(error, surefoot_ingress::Error::Stopping) => {
+                Ok(Err(error)) if !matches!(error, surefoot_ingress::Error::Unanswered(_)) => {
                     lock(&model).findings.push(format!("client {client}: operation {operation} was refused: {error}"));
                     break;
                 }

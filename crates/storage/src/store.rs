@@ -105,12 +105,21 @@ impl Store {
         self.checkpointed
     }
 
-    /// Checks that the log continues where the tables end: `first_retained` is the oldest record that it still has, or would
-    /// have, and `next` the LSN that it gives out next (rule C2). To be called before the first record is applied.
+    /// Checks that a record of the log follows what was applied without a gap (rule C2).
+    pub fn check_next(&self, lsn: Lsn) -> Result<(), Error> {
+        let (partition, applied) = (self.partition, self.applied);
+        if lsn > applied.next() {
+            return Err(Error::LogTrimmed { partition, applied, first_retained: lsn });
+        }
+        Ok(())
+    }
+
+    /// Checks that the log begins no later than the tables end, and ends no earlier: `first_retained` is the oldest record that it
+    /// still has, or would have, and `next` the LSN that it gives out next (rule C2).
     pub fn check_log(&self, first_retained: Lsn, next: Lsn) -> Result<(), Error> {
         let (partition, applied) = (self.partition, self.applied);
-        if first_retained > applied.next() {
-            Err(Error::LogTrimmed { partition, applied, first_retained })
+        if first_retained > self.checkpointed.next() {
+            Err(Error::LogTrimmed { partition, applied: self.checkpointed, first_retained })
         } else if applied.next() > next {
             Err(Error::LogBehind { partition, applied, next })
         } else {

@@ -76,29 +76,29 @@ fn trimmed_files_are_used_again_and_their_old_batches_stay_dead() {
             shown_last = lsn;
         }
     }
-    assert!(shown_last > 0 && node.log.bytes_retained() < 5 * 1024);
+    assert!(shown_last > 0 && node.log.retained().bytes < 5 * 1024);
 }
 
 #[test]
 fn the_holder_of_the_oldest_segment_is_known() {
     let mut node = Node::start(&SimDisk::new()).unwrap();
-    assert_eq!(node.log.oldest_holder(), None);
+    assert_eq!(node.log.retained().oldest_holder, None);
     node.batches(&[&[(B, "b1"), (C, "c1"), (C, "c2")]]);
     while node.segments().len() < 3 {
         node.batches(&[&[(A, PAYLOAD)]]);
     }
     node.log.trim(A, Lsn(1000));
     node.log.trim(C, Lsn(1));
-    assert!(node.log.oldest_holder().is_some());
+    assert!(node.log.retained().oldest_holder.is_some());
     node.log.trim(C, Lsn(2));
-    assert_eq!(node.log.oldest_holder(), Some(B));
-    let before = node.log.bytes_retained();
+    assert_eq!(node.log.retained().oldest_holder, Some(B));
+    let before = node.log.retained().bytes;
     node.settle();
-    assert_eq!(node.log.bytes_retained(), before + 48, "B holds it all; the log vouched");
+    assert_eq!(node.log.retained().bytes, before + 48, "B holds it all; the log vouched");
     node.log.trim(B, Lsn(1));
     node.settle();
-    assert!(node.log.bytes_retained() < before);
-    assert_eq!(node.log.oldest_holder(), None);
+    assert!(node.log.retained().bytes < before);
+    assert_eq!(node.log.retained().oldest_holder, None);
 }
 
 #[test]

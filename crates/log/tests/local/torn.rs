@@ -25,10 +25,10 @@ fn entries(batches: usize) -> Vec<Entry> {
 fn written(vouched: bool) -> (SimDisk, Vec<usize>) {
     let disk = SimDisk::new();
     let mut node = Node::start(&disk).unwrap();
-    let mut ends = vec![node.log.bytes_retained() as usize];
+    let mut ends = vec![node.log.retained().bytes as usize];
     for batch in BATCHES {
         node.batches(&[batch]);
-        ends.push(node.log.bytes_retained() as usize);
+        ends.push(node.log.retained().bytes as usize);
     }
     if vouched {
         node.settle();

@@ -7,6 +7,7 @@ mod admin;
 mod client;
 mod endpoint;
 mod ingress;
+mod recovery;
 
 use client::{Answer, send};
 use endpoint::Endpoint;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_server::config::{Address, Config};
-use surefoot_server::serve::{Process, Serving};
+use surefoot_server::serve::{self, Process, Serving};
 
 const SERVICES: &str = r#"
     {"name":"Svc","ty":"SERVICE","handlers":[
@@ -35,6 +36,10 @@ struct World {
 impl World {
     /// A node in a directory, with nothing registered.
     async fn bare(directory: &Path, adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::try_bare(directory, adjust).await.unwrap()
+    }
+
+    async fn try_bare(directory: &Path, adjust: impl FnOnce(&mut Config)) -> Result<Self, serve::Error> {
         let any_port = || Address { host: "127.0.0.1".to_owned(), port: 0 };
         let mut config = Config { base_dir: directory.join("data"), partitions: 4, ..Config::default() };
         config.ingress.bind_address = any_port();
@@ -42,8 +47,8 @@ impl World {
         adjust(&mut config);
         let process = Process { metrics: Arc::new(String::new), fatal: Arc::new(|message| panic!("{message}")) };
         let env = Env::production(tokio::runtime::Handle::current());
-        let serving = Serving::start(&config, env, process).await.unwrap();
-        Self { serving, endpoint: Endpoint::start(SERVICES).await }
+        let serving = Serving::start(&config, env, process).await?;
+        Ok(Self { serving, endpoint: Endpoint::start(SERVICES).await })
     }
 
     async fn with(directory: &Path, adjust: impl FnOnce(&mut Config)) -> Self {
