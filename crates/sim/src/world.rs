@@ -15,6 +15,7 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_ingress::{Ingress, Request};
+use surefoot_kafka::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec};
 use surefoot_model::catalog::{
     CatalogEvent, Deployment, Handler, HttpVersion, InputRule, Options, OutputRule, Service, ServiceKind, StreamMode,
 };
@@ -58,6 +59,15 @@ pub struct Report {
 const POLLS_MAX: u64 = 6_000;
 /// Polls after which a world that has not ended never will.
 const POLLS_LIMIT: u64 = 3_000_000;
+
+/// No scenario subscribes to anything.
+struct NoKafka;
+
+impl SourceClient for NoKafka {
+    fn open(&self, _: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+        Err(SourceError::new(ErrorKind::Refused, "there is no Kafka"))
+    }
+}
 
 #[derive(Default)]
 struct Model {
@@ -146,16 +156,17 @@ fn start_life(
     let seams = Seams {
         engine: Arc::new(engine.clone()),
         transport: Arc::new(SimTransport { executor: executor.clone(), handlers: handlers.clone() }),
+        sources: Arc::new(NoKafka),
         fatal: Arc::new(move |_| dead.die()),
         mutants: scenario.mutants,
     };
-    let place = Place { log: PathBuf::from("/log"), partitions: 4 };
+    let place = Place { log: PathBuf::from("/log"), partitions: 4, node_id: 1 };
     let (model, door, executor_of_life) = (model.clone(), door.clone(), executor.clone());
     let disk = disk.clone();
     executor.spawn(
         life,
         Box::pin(async move {
-            let node = match Node::start(&config, env, place, seams, Vec::new()).await {
+            let node = match Node::start(&config, env, place, seams).await {
                 Ok(node) => node,
                 // A machine that died on the way says so with errors of its disk.
                 Err(_) if disk.is_dead() => return,
