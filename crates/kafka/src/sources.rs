@@ -31,6 +31,32 @@ pub struct Settings {
     /// Names this data directory among all that read from one Kafka cluster. Part of the members' instance ids, so that a node
     /// that was killed takes its members' places again without waiting for their session's end.
     pub node: String,
+    /// What the simulator breaks on purpose.
+    pub mutant: Mutant,
+}
+
+/// Deliberately broken variants, which simulation must catch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// All rules hold.
+    #[default]
+    None,
+    /// Against rule K1: the topic's id is not looked at.
+    IgnoreTopicId,
+    /// Against rule K2: a Kafka record goes on past one whose append has to wait.
+    Overtake,
+    /// Against rule K3: a Kafka record without a key goes to another partition with each assignment.
+    RouteByAssignment,
+    /// Against rule K4: where reading starts is decided anew with each start.
+    ResolveAgain,
+    /// Against rule K5: the position is what was read, durable or not.
+    PositionLeads,
+    /// Against rule K5: the group is told what was read, stored or not.
+    CommitLeads,
+    /// Against rule K7: fetching does not wait for the partitions to have the epoch.
+    FetchBeforeOpen,
+    /// Against rule K7: Kafka records of a revoked assignment are taken.
+    TakeRevoked,
 }
 
 /// The running subscriptions of a node. Cheap to clone.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output};
 use surefoot_log::{Entry, Log, Sink};
-use surefoot_machine::Meta;
+use surefoot_machine::{Meta, Mutant};
 use surefoot_model::{Attempt, AttemptProgress, CatalogCell, Epoch, Event, InvocationId, Lsn, PartitionId};
 use surefoot_storage::{Engine, Store};
 use tokio::sync::oneshot;
@@ -32,20 +32,26 @@ pub struct Recovering {
     /// In the order of their ids, the catalog's last.
     stores: Vec<Store>,
     records: u64,
+    mutant: Mutant,
 }
 
 impl Recovering {
     /// Opens the tables of `count` partitions and of the catalog as the last checkpoints left them.
-    pub fn open(engine: &Arc<dyn Engine>, count: u16, mutant: surefoot_storage::Mutant) -> Result<Self, StartError> {
+    pub fn open(
+        engine: &Arc<dyn Engine>,
+        count: u16,
+        storage_mutant: surefoot_storage::Mutant,
+        mutant: Mutant,
+    ) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let stores = ids
             .map(|id| {
                 Store::open(engine.clone(), id)
-                    .map(|store| store.with_mutant(mutant))
+                    .map(|store| store.with_mutant(storage_mutant))
                     .map_err(|e| StartError::Partition { partition: id, message: e.to_string() })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { stores, records: 0 })
+        Ok(Self { stores, records: 0, mutant })
     }
 
     fn index(&self, partition: PartitionId) -> Option<usize> {
@@ -62,7 +68,7 @@ impl Recovering {
             return Ok(());
         }
         self.records += 1;
-        apply_entry(&mut self.stores[at], entry, &mut Vec::new())
+        apply_entry(&mut self.stores[at], entry, &mut Vec::new(), self.mutant)
             .map(|_| ())
             .map_err(|message| StartError::Partition { partition: entry.partition, message })
     }

@@ -19,8 +19,8 @@ use surefoot_env::{Step, Steps};
 use surefoot_invoker::{AttemptStart, EagerState, Invoker, Live};
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{
-    Effect, Invocations, Journal, JournalKey, Outbox, OutboxKey, Outboxes, StateError, StateKey, StateNames, StateValues, apply,
-    catalog,
+    Effect, Invocations, Journal, JournalKey, Mutant as MachineMutant, Outbox, OutboxKey, Outboxes, StateError, StateKey,
+    StateNames, StateValues, apply_broken, catalog,
 };
 use surefoot_model::{
     Attempt, Catalog, Entry, Event, InvocationId, Lsn, PartitionId, Progress, Record, Target, Timestamp, encoding,
@@ -54,8 +54,9 @@ pub struct Settings {
     pub replay_bytes_max: u64,
     /// Worker threads.
     pub workers: usize,
-    /// What the simulator breaks on purpose.
+    /// What the simulator breaks on purpose, here and in the machine.
     pub mutant: Mutant,
+    pub machine_mutant: MachineMutant,
 }
 
 /// Deliberately broken variants of a worker, which simulation must catch.
@@ -71,6 +72,26 @@ pub enum Mutant {
     ForgetTimers,
     /// Fires timers up to a second early (rule T2).
     FireEarly,
+    /// Replays the journal as it is when the attempt gets its slot, and sends live what came since it was asked for (rule M5).
+    ReplayMore,
+    /// Replays the journal as it was when the attempt was asked for, and forgets what came since (rule M5).
+    ForgetLive,
+}
+
+impl Mutant {
+    /// Breaks what an attempt is shown, for the variants that do.
+    fn misread(self, start: &mut AttemptStart, live: &mpsc::UnboundedSender<Live>) {
+        if self != Self::ReplayMore && self != Self::ForgetLive {
+            return;
+        }
+        let since: Vec<Live> = std::iter::from_fn(|| start.live.try_recv().ok()).collect();
+        if self == Self::ReplayMore {
+            for since in since {
+                start.replay.push(Entry::Notification(since.notification.clone()));
+                live.send(since).expect("the receiver is at hand");
+            }
+        }
+    }
 }
 
 pub(crate) struct Worker {
@@ -253,7 +274,9 @@ impl Worker {
                 continue;
             }
             let mut effects = std::mem::take(&mut self.effects);
-            let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(&mut self.partitions[at].store, &entry, &mut effects)));
+            let applied = catch_unwind(AssertUnwindSafe(|| {
+                apply_entry(&mut self.partitions[at].store, &entry, &mut effects, self.settings.machine_mutant)
+            }));
             match applied {
                 Ok(Ok(event)) => {
                     self.partitions[at].housekeeping.applied(entry.payload.len() as u64, self.shared.env.clock.now_ms());
@@ -442,7 +465,10 @@ impl Worker {
         let partition = &mut self.partitions[at];
         let (live, receiver) = mpsc::unbounded_channel();
         let start = match read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver, &live) {
-            Ok(start) => start,
+            Ok(mut start) => {
+                self.settings.mutant.misread(&mut start, &live);
+                start
+            }
             Err(error) => {
                 self.invoker.release();
                 return Err(error);
@@ -602,10 +628,16 @@ impl Worker {
 }
 
 /// Decodes and applies one entry, all or nothing; gives the event back.
-pub(crate) fn apply_entry(store: &mut Store, entry: &LogEntry, effects: &mut Vec<Effect>) -> Result<Event, String> {
+pub(crate) fn apply_entry(
+    store: &mut Store,
+    entry: &LogEntry,
+    effects: &mut Vec<Effect>,
+    mutant: MachineMutant,
+) -> Result<Event, String> {
     let record: Record = encoding::decode(&entry.payload, "record").map_err(|e| format!("lsn {}: {e}", entry.lsn))?;
     let mut transaction = store.begin();
-    apply(&mut transaction, entry.partition, entry.epoch, &record, effects).map_err(|e| format!("lsn {}: {e}", entry.lsn))?;
+    apply_broken(mutant, &mut transaction, entry.partition, entry.epoch, &record, effects)
+        .map_err(|e| format!("lsn {}: {e}", entry.lsn))?;
     transaction.commit(entry.lsn);
     Ok(record.event)
 }

@@ -32,7 +32,9 @@ pub struct Seams {
 pub struct Mutants {
     pub log: local::Mutant,
     pub storage: surefoot_storage::Mutant,
+    pub machine: surefoot_partition::MachineMutant,
     pub partition: surefoot_partition::Mutant,
+    pub kafka: surefoot_kafka::Mutant,
 }
 
 /// What a node's data directory says: where its log is, how many partitions it was made with, and its name among others.
@@ -79,7 +81,7 @@ impl Node {
     pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
         let mutants = seams.mutants;
-        let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage)?;
+        let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, mutants.machine)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
         options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
@@ -112,7 +114,7 @@ impl Node {
         let sources = Sources::start(
             env,
             partitions.clone(),
-            kafka_settings(config, place.node_id),
+            kafka_settings(config, place.node_id, mutants.kafka),
             catalog_changed,
             partitions.catalog_edit(),
             seams.sources,
@@ -156,15 +158,17 @@ fn partition_settings(config: &Config, mutants: Mutants) -> surefoot_partition::
         replay_bytes_max: REPLAY_BYTES_MAX,
         workers: WORKERS,
         mutant: mutants.partition,
+        machine_mutant: mutants.machine,
     }
 }
 
-fn kafka_settings(config: &Config, node_id: u64) -> surefoot_kafka::Settings {
+fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant) -> surefoot_kafka::Settings {
     surefoot_kafka::Settings {
         defaults: config.defaults(),
         record_bytes_max: bounded(config.ingress.request_bytes_max),
         parked_max: config.kafka.parked_records_max,
         node: format!("{node_id:016x}"),
+        mutant,
     }
 }
 

@@ -20,9 +20,17 @@ struct World {
 impl World {
     /// A node on which nothing is subscribed yet.
     fn new(topic: Result<TopicInfo, SourceError>) -> Self {
-        let (node, broker) = (Node::new(), Broker::new(topic));
-        let settings =
-            Settings { defaults: Defaults::default(), record_bytes_max: 1 << 20, parked_max: PARKED_MAX, node: "n1".to_owned() };
+        Self::start(Node::new(), Broker::new(topic))
+    }
+
+    fn start(node: Node, broker: Broker) -> Self {
+        let settings = Settings {
+            defaults: Defaults::default(),
+            record_bytes_max: 1 << 20,
+            parked_max: PARKED_MAX,
+            node: "n1".to_owned(),
+            mutant: Mutant::None,
+        };
         let env = Env::production(tokio::runtime::Handle::current());
         let sources =
             Sources::start_on(env, Arc::new(node.clone()), settings, node.changed(), Arc::default(), Arc::new(broker.clone()));
