@@ -556,11 +556,13 @@ impl<'a> Session<'a> {
     }
 
     /// A topic that was made again ends the session; the next one opens an epoch (rule K1).
-    fn check_id(&self, topic: &TopicInfo) -> Result<(), SourceError> {
+    fn check_id(&mut self, topic: &TopicInfo) -> Result<(), SourceError> {
         let is_ignored = self.task.settings.mutant == Mutant::IgnoreTopicId;
         if topic.id == 0 || topic.id == self.subscription.topic_id || is_ignored {
             return Ok(());
         }
+        // Commits would count for the new topic, of which nothing is read yet (rule K5).
+        self.lanes.values_mut().for_each(|lane| lane.generation = None);
         Err(SourceError::new(ErrorKind::OffsetLost, "the topic was deleted and made again"))
     }
 }

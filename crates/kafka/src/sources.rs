@@ -199,6 +199,7 @@ struct Running {
 
 impl Follower {
     async fn follow(mut self, catalog_changed: Wake, mut stop: oneshot::Receiver<()>) {
+        self.close_forgotten();
         loop {
             self.reconcile();
             tokio::select! {
@@ -228,6 +229,25 @@ impl Follower {
         for id in catalog.subscriptions.keys() {
             self.adjust(&catalog, *id);
         }
+    }
+
+    /// Closes subscriptions whose deletion is in the catalog and, where a crash came in between, not in every partition (rule K7).
+    fn close_forgotten(&mut self) {
+        let (done_sender, done) = oneshot::channel();
+        let admission = self.shared.admission.clone();
+        self.shared.env.tasks.spawn(Box::pin(async move {
+            // The catalog is read after the partitions: what they have recorded was in it before.
+            let Ok(open) = admission.sources().await else { return };
+            let catalog = admission.catalog();
+            for id in open.into_iter().filter(|id| !catalog.subscriptions.contains_key(id)) {
+                tracing::info!(subscription = %id, "a subscription was deleted just before the last stop: it is closed now");
+                if admission.close_source(id).await.is_err() {
+                    return;
+                }
+            }
+            let _ = done_sender.send(());
+        }));
+        self.leaving.push(done);
     }
 
     /// Delivery stops at once; what was admitted still runs.
