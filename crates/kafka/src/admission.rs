@@ -3,6 +3,7 @@
 //! Owns: the narrow trait between a subscription's task and the node, so that the task can be tested against a script. Does not
 //! own: any rule.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::CatalogEvent;
@@ -23,6 +24,8 @@ pub(crate) trait Admission: Send + Sync {
     fn change_catalog(&self, event: CatalogEvent) -> BoxFuture<Result<(), Stopped>>;
     fn open_source(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<(), Stopped>>;
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>>;
+    /// Subscriptions that partitions have recorded as opened and not as closed.
+    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>>;
     /// Kafka records of this subscription that are parked.
     fn parked(&self, subscription: SubscriptionId) -> BoxFuture<Result<u64, Stopped>>;
 }
@@ -54,6 +57,11 @@ impl Admission for Partitions {
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>> {
         let partitions = self.clone();
         Box::pin(async move { Partitions::close_source(&partitions, subscription).await })
+    }
+
+    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
+        let partitions = self.clone();
+        Box::pin(async move { Partitions::sources(&partitions).await })
     }
 
     fn parked(&self, subscription: SubscriptionId) -> BoxFuture<Result<u64, Stopped>> {

@@ -24,5 +24,5 @@ pub use source::{
     BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec,
     TopicInfo,
 };
-pub use sources::{Settings, Sources};
+pub use sources::{Mutant, Settings, Sources};
 pub use status::{PartitionStatus, SourceStatus, Stage};

@@ -4,6 +4,7 @@
 //! bound on what is parked. Everything here is a pure function of the Kafka record, the catalog and the settings.
 
 use crate::source::KafkaRecord;
+use crate::sources::Mutant;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
@@ -32,6 +33,7 @@ pub(crate) struct Mapping<'a> {
     pub(crate) partitions: u16,
     /// A Kafka record with more bytes of key, value and headers is parked.
     pub(crate) record_bytes_max: usize,
+    pub(crate) mutant: Mutant,
 }
 
 /// A header's name and value.
@@ -73,7 +75,10 @@ impl Mapping<'_> {
     /// What a Kafka record of `stream` becomes.
     pub(crate) fn event(&self, stream: StreamId, record: &KafkaRecord) -> Mapped {
         let source = SourceRecord { stream, offset: record.offset };
-        let route = route(&source, record.key.as_deref());
+        let mut route = route(&source, record.key.as_deref());
+        if self.mutant == Mutant::RouteByAssignment && record.key.is_none() {
+            route = route.wrapping_add(record.generation << 62);
+        }
         let partition = PartitionId::of(route, self.partitions);
         match self.submission(source, route, record) {
             Ok(submission) => Mapped { partition, event: Event::InvocationSubmitted(Box::new(submission)), parked: None },
@@ -266,6 +271,7 @@ mod tests {
             defaults: &defaults,
             partitions: 16,
             record_bytes_max: BYTES_MAX,
+            mutant: Mutant::None,
         };
         mapping.event(stream(), &record)
     }
@@ -309,6 +315,7 @@ mod tests {
             defaults: &defaults,
             partitions: 16,
             record_bytes_max: BYTES_MAX,
+            mutant: Mutant::None,
         };
         mapping.headers(record).into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
     }

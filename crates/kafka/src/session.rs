@@ -9,6 +9,7 @@ use crate::opening;
 use crate::position::Tracker;
 use crate::record::{Mapped, Mapping, Reason};
 use crate::source::{ErrorKind, KafkaRecord, RecordSource, SourceError, SourceEvent, TopicInfo};
+use crate::sources::Mutant;
 use crate::status::{SharedTracker, lock};
 use crate::subscription::{End, Opened, Task};
 use metrics::{Counter, Gauge, counter, gauge};
@@ -317,10 +318,21 @@ impl<'a> Session<'a> {
                     self.append = None;
                     done?;
                 }
+                Poll::Pending if self.task.settings.mutant == Mutant::Overtake => self.let_wait(),
                 Poll::Pending => break,
             }
         }
         Ok(())
+    }
+
+    /// Lets the append wait by itself, so that the next one does not. Against rule K2.
+    fn let_wait(&mut self) {
+        if let Some(append) = self.append.take() {
+            self.task.env.tasks.spawn(Box::pin(async move {
+                // A node that stops takes nothing more.
+                let _ = append.done.await;
+            }));
+        }
     }
 
     /// Takes the first of the queue. False: there is none, or it has to wait.
@@ -330,7 +342,9 @@ impl<'a> Session<'a> {
         }
         let Some(record) = self.queue.pop_front() else { return false };
         let bytes = record.bytes();
-        let lane = self.lanes.get(&record.partition).filter(|lane| lane.generation == Some(record.generation));
+        let takes_revoked = self.task.settings.mutant == Mutant::TakeRevoked;
+        let lane = self.lanes.get(&record.partition);
+        let lane = lane.filter(|lane| lane.generation == Some(record.generation) || takes_revoked);
         // Of a revoked assignment (rule K7), or appended before.
         let Some(lane) = lane.filter(|lane| record.offset >= lock(&lane.tracker).next()) else {
             self.queue_bytes -= bytes;
@@ -344,6 +358,7 @@ impl<'a> Session<'a> {
             defaults: &self.task.settings.defaults,
             partitions: self.task.admission.count(),
             record_bytes_max: self.task.settings.record_bytes_max,
+            mutant: self.task.settings.mutant,
         };
         let Mapped { partition, event, parked } = mapping.event(stream, &record);
         if let Some(reason) = parked {
@@ -453,6 +468,11 @@ impl<'a> Session<'a> {
         if self.storing.is_none() {
             self.storing = self.store();
         }
+        if self.task.settings.mutant == Mutant::CommitLeads {
+            let read = self.lanes.iter().filter(|(_, lane)| lane.generation.is_some());
+            let read: Positions = read.map(|(partition, lane)| (*partition, lock(&lane.tracker).next())).collect();
+            self.commit(&read);
+        }
         if ticks.is_multiple_of(LOOK_TICKS) && self.looking.is_none() {
             self.looking = Some(self.source.topic());
         }
@@ -464,7 +484,8 @@ impl<'a> Session<'a> {
     /// Stores positions that moved; absent where none did.
     fn store(&self) -> Option<BoxFuture<Result<Positions, Stopped>>> {
         let moved = self.lanes.iter().filter_map(|(partition, lane)| {
-            let position = lock(&lane.tracker).position();
+            let tracker = lock(&lane.tracker);
+            let position = if self.task.settings.mutant == Mutant::PositionLeads { tracker.next() } else { tracker.position() };
             (position != lane.stored).then_some((*partition, lane.stream, position))
         });
         let moved: Vec<(i32, StreamId, i64)> = moved.collect();
@@ -535,10 +556,13 @@ impl<'a> Session<'a> {
     }
 
     /// A topic that was made again ends the session; the next one opens an epoch (rule K1).
-    fn check_id(&self, topic: &TopicInfo) -> Result<(), SourceError> {
-        if topic.id == 0 || topic.id == self.subscription.topic_id {
+    fn check_id(&mut self, topic: &TopicInfo) -> Result<(), SourceError> {
+        let is_ignored = self.task.settings.mutant == Mutant::IgnoreTopicId;
+        if topic.id == 0 || topic.id == self.subscription.topic_id || is_ignored {
             return Ok(());
         }
+        // Commits would count for the new topic, of which nothing is read yet (rule K5).
+        self.lanes.values_mut().for_each(|lane| lane.generation = None);
         Err(SourceError::new(ErrorKind::OffsetLost, "the topic was deleted and made again"))
     }
 }

@@ -31,6 +31,32 @@ pub struct Settings {
     /// Names this data directory among all that read from one Kafka cluster. Part of the members' instance ids, so that a node
     /// that was killed takes its members' places again without waiting for their session's end.
     pub node: String,
+    /// What the simulator breaks on purpose.
+    pub mutant: Mutant,
+}
+
+/// Deliberately broken variants, which simulation must catch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// All rules hold.
+    #[default]
+    None,
+    /// Against rule K1: the topic's id is not looked at.
+    IgnoreTopicId,
+    /// Against rule K2: a Kafka record goes on past one whose append has to wait.
+    Overtake,
+    /// Against rule K3: a Kafka record without a key goes to another partition with each assignment.
+    RouteByAssignment,
+    /// Against rule K4: where reading starts is decided anew with each start.
+    ResolveAgain,
+    /// Against rule K5: the position is what was read, durable or not.
+    PositionLeads,
+    /// Against rule K5: the group is told what was read, stored or not.
+    CommitLeads,
+    /// Against rule K7: fetching does not wait for the partitions to have the epoch.
+    FetchBeforeOpen,
+    /// Against rule K7: Kafka records of a revoked assignment are taken.
+    TakeRevoked,
 }
 
 /// The running subscriptions of a node. Cheap to clone.
@@ -173,6 +199,7 @@ struct Running {
 
 impl Follower {
     async fn follow(mut self, catalog_changed: Wake, mut stop: oneshot::Receiver<()>) {
+        self.close_forgotten();
         loop {
             self.reconcile();
             tokio::select! {
@@ -202,6 +229,25 @@ impl Follower {
         for id in catalog.subscriptions.keys() {
             self.adjust(&catalog, *id);
         }
+    }
+
+    /// Closes subscriptions whose deletion is in the catalog and, where a crash came in between, not in every partition (rule K7).
+    fn close_forgotten(&mut self) {
+        let (done_sender, done) = oneshot::channel();
+        let admission = self.shared.admission.clone();
+        self.shared.env.tasks.spawn(Box::pin(async move {
+            // The catalog is read after the partitions: what they have recorded was in it before.
+            let Ok(open) = admission.sources().await else { return };
+            let catalog = admission.catalog();
+            for id in open.into_iter().filter(|id| !catalog.subscriptions.contains_key(id)) {
+                tracing::info!(subscription = %id, "a subscription was deleted just before the last stop: it is closed now");
+                if admission.close_source(id).await.is_err() {
+                    return;
+                }
+            }
+            let _ = done_sender.send(());
+        }));
+        self.leaving.push(done);
     }
 
     /// Delivery stops at once; what was admitted still runs.

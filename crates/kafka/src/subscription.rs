@@ -8,8 +8,8 @@ use crate::backoff::Backoff;
 use crate::opening::{self, Plan};
 use crate::properties::Reset;
 use crate::session::Session;
-use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec};
-use crate::sources::{Settings, Waiters};
+use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec, TopicInfo};
+use crate::sources::{Mutant, Settings, Waiters};
 use crate::status::StatusCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub(crate) struct Task {
 /// What is known when reading begins.
 pub(crate) struct Opened {
     pub(crate) plan: Plan,
-    pub(crate) topic: crate::source::TopicInfo,
+    pub(crate) topic: TopicInfo,
     /// Kafka records that are parked.
     pub(crate) parked: u64,
 }
@@ -139,7 +139,9 @@ impl Task {
     /// Everything that has to be durable before the first fetch.
     async fn open(&self, source: &mut dyn RecordSource) -> Result<Opened, End> {
         let reset = self.reset.clone()?;
+        let mutant = self.settings.mutant;
         let topic = match source.topic().await {
+            Ok(topic) if mutant == Mutant::IgnoreTopicId => TopicInfo { id: 0, ..topic },
             Ok(topic) => topic,
             Err(error) => {
                 if error.kind == ErrorKind::TopicMissing {
@@ -156,7 +158,13 @@ impl Task {
         let plan = {
             let _edit = self.catalog_edit.lock().await;
             let subscription = self.subscription()?;
-            let plan = opening::plan(&self.admission.catalog(), &subscription, &topic, &committed, reset)?;
+            let mut catalog = self.admission.catalog();
+            let mut known = (*subscription).clone();
+            if mutant == Mutant::ResolveAgain {
+                known.resolved = false;
+                Arc::make_mut(&mut catalog).positions.clear();
+            }
+            let plan = opening::plan(&catalog, &known, &topic, &committed, reset)?;
             if plan.subscription != *subscription || !plan.positions.is_empty() {
                 let event = CatalogEvent::SubscriptionStored(plan.subscription.clone(), plan.positions.clone());
                 self.admission.change_catalog(event).await?;
@@ -168,7 +176,17 @@ impl Task {
             tracing::warn!(%subscription, topic, epoch, "{finding}");
         }
         self.resolved.fire(self.spec.subscription);
-        self.admission.open_source(self.spec.subscription, plan.subscription.epoch).await?;
+        let opening = self.admission.open_source(self.spec.subscription, plan.subscription.epoch);
+        if mutant == Mutant::FetchBeforeOpen {
+            let late = self.env.clock.sleep(Duration::from_millis(100));
+            self.env.tasks.spawn(Box::pin(async move {
+                late.await;
+                // A node that stops opens nothing.
+                let _ = opening.await;
+            }));
+        } else {
+            opening.await?;
+        }
         let parked = self.admission.parked(self.spec.subscription).await?;
         Ok(Opened { plan, topic, parked })
     }

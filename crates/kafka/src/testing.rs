@@ -6,7 +6,7 @@ use crate::source::{
 };
 use crate::status::lock;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Wake};
 use surefoot_model::catalog::{
@@ -110,6 +110,8 @@ struct NodeInner {
     waiting: Mutex<Vec<Durable>>,
     opened: Mutex<Vec<u32>>,
     closed: Mutex<Vec<SubscriptionId>>,
+    /// Opened by an earlier life.
+    left_open: Mutex<BTreeSet<SubscriptionId>>,
     state: Mutex<NodeState>,
     something: Notify,
 }
@@ -131,6 +133,7 @@ impl Node {
             waiting: Mutex::default(),
             opened: Mutex::default(),
             closed: Mutex::default(),
+            left_open: Mutex::default(),
             state: Mutex::new(NodeState { is_open: true, durable_at_once: true, parked: 0 }),
             something: Notify::new(),
         }))
@@ -168,6 +171,10 @@ impl Node {
 
     pub(crate) fn opened(&self) -> Vec<u32> {
         lock(&self.0.opened).clone()
+    }
+
+    pub(crate) fn leave_open(&self, subscription: SubscriptionId) {
+        lock(&self.0.left_open).insert(subscription);
     }
 
     pub(crate) fn closed(&self) -> Vec<SubscriptionId> {
@@ -244,6 +251,10 @@ impl Admission for Node {
         lock(&self.0.closed).push(subscription);
         self.0.something.notify_waiters();
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
+        Box::pin(std::future::ready(Ok(lock(&self.0.left_open).clone())))
     }
 
     fn parked(&self, _: SubscriptionId) -> BoxFuture<Result<u64, Stopped>> {

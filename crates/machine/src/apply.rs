@@ -13,11 +13,43 @@ pub fn apply<S: State>(
     record: &Record,
     effects: &mut Vec<Effect>,
 ) -> Result<(), StateError> {
+    apply_broken(Mutant::None, state, partition, epoch, record, effects)
+}
+
+/// A rule left out on purpose, so that the checks that should notice can be checked. For simulation and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// All rules hold.
+    #[default]
+    None,
+    /// Against rule M4: attempts are counted anew in each life of an id.
+    RestartAttempts,
+    /// Against rule M4: messages of an attempt that no longer counts are taken.
+    TakeStaleMessages,
+    /// Against rule M5: a suspension does not look at what came since the last notification that the attempt was sent.
+    ForgetUndelivered,
+    /// Against rule O1: messages are taken however often they come.
+    ForgetInbound,
+    /// Against rule K1: Kafka records are taken however often they come.
+    ForgetStreams,
+    /// Against rule K6: the same, for those that are parked.
+    ParkAgain,
+}
+
+/// As [`apply`], with one rule left out. What is left out is a parameter like any other, so that applying stays a pure function.
+pub fn apply_broken<S: State>(
+    mutant: Mutant,
+    state: &mut S,
+    partition: PartitionId,
+    epoch: Epoch,
+    record: &Record,
+    effects: &mut Vec<Effect>,
+) -> Result<(), StateError> {
     let meta = state.get::<Meta>(&())?.unwrap_or_default();
     if epoch < meta.epoch {
         return Ok(());
     }
-    let mut cx = Context { partition, state, at: record.at, meta, effects };
+    let mut cx = Context { partition, state, at: record.at, meta, effects, mutant };
     cx.meta.now = cx.meta.now.max(record.at);
     match &record.event {
         Event::LeaderElected { process } => attempt::leader_elected(&mut cx, epoch, *process),
@@ -52,6 +84,7 @@ pub(crate) struct Context<'a, S> {
     /// Written back once the record is applied.
     pub(crate) meta: MetaRow,
     pub(crate) effects: &'a mut Vec<Effect>,
+    pub(crate) mutant: Mutant,
 }
 
 impl<S: State> Context<'_, S> {

@@ -1,10 +1,10 @@
 //! Attempts: started, fed, and what they bring.
 
 use crate::apply::Context;
-use crate::{Effect, Invocations, Journal, JournalKey, Running, State, StateError, TimerKey, invocation, journal, timer};
+use crate::{Effect, Invocations, Journal, JournalKey, Mutant, Running, State, StateError, TimerKey, invocation, journal, timer};
 use surefoot_model::{
-    Active, AttemptEnd, AttemptError, AttemptProgress, Entry, Epoch, Failure, Invocation, InvocationId, NotificationId, Outcome,
-    Progress, Stage, Verdict,
+    Active, Attempt, AttemptEnd, AttemptError, AttemptProgress, Entry, Epoch, Failure, Invocation, InvocationId, NotificationId,
+    Outcome, Progress, Stage, Verdict,
 };
 
 /// A new term (rule M6). Attempts of the old one are void, since records of its epoch change nothing any more; whoever leads now
@@ -16,8 +16,9 @@ pub(crate) fn leader_elected<S: State>(cx: &mut Context<S>, epoch: Epoch, proces
 
 /// Starts an attempt on all that the journal holds now. The caller stores the row.
 pub(crate) fn start<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) {
-    active.attempt = cx.next_attempt();
     active.attempts_started += 1;
+    let is_restarted = cx.mutant == Mutant::RestartAttempts;
+    active.attempt = if is_restarted { Attempt(u64::from(active.attempts_started)) } else { cx.next_attempt() };
     enter_term(cx, active);
     active.progress = Progress::Running;
     cx.state.put::<Running>(id, active.attempt);
@@ -28,7 +29,8 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
     let id = event.id;
     let Some(mut invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(()) };
     let Stage::Active(mut active) = std::mem::replace(&mut invocation.stage, Stage::Scheduled) else { return Ok(()) };
-    if active.attempt != event.attempt || active.progress != Progress::Running {
+    let is_stale = active.attempt != event.attempt && cx.mutant != Mutant::TakeStaleMessages;
+    if is_stale || active.progress != Progress::Running {
         return Ok(()); // of an attempt that no longer counts (rule M4)
     }
     assert_eq!(event.first_command, active.commands, "batches of one attempt come in order: {id}");
@@ -142,7 +144,8 @@ fn resolved<S: State>(
     awaiting: &[NotificationId],
     last_delivered: u32,
 ) -> Result<bool, StateError> {
-    for index in last_delivered.saturating_add(1)..active.journal_len {
+    let from = if cx.mutant == Mutant::ForgetUndelivered { active.journal_len } else { last_delivered.saturating_add(1) };
+    for index in from..active.journal_len {
         if let Some(Entry::Notification(notification)) = cx.state.get::<Journal>(&JournalKey { id, index })?
             && awaiting.contains(&notification.id)
         {

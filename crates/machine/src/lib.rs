@@ -20,7 +20,7 @@ mod tables;
 pub mod testing;
 mod timer;
 
-pub use apply::apply;
+pub use apply::{Mutant, apply, apply_broken};
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{
     CatalogKey, CatalogRow, CatalogRows, Expiries, ExpiryKey, ExpiryRow, Family, Inbound, Inbox, InboxKey, Invocations, Journal,

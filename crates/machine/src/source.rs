@@ -1,7 +1,7 @@
 //! Kafka records on their way in: each one once (rules K1, K6, K7).
 
 use crate::apply::Context;
-use crate::{Effect, OperationAnswer, Parked, ParkedKey, Sources, State, StateError, Streams};
+use crate::{Effect, Mutant, OperationAnswer, Parked, ParkedKey, Sources, State, StateError, Streams};
 use surefoot_model::{ParkedRecord, RequestId, SourceRecord, StreamId, SubscriptionId};
 
 /// Rows removed per scan.
@@ -55,7 +55,8 @@ pub(crate) fn admit<S: State>(cx: &mut Context<S>, record: &SourceRecord) -> Res
         Some(row) if row.epoch == record.stream.epoch => {}
         _ => return Ok(false),
     }
-    if cx.state.get::<Streams>(&record.stream)?.is_some_and(|taken| record.offset <= taken) {
+    let is_taken = cx.state.get::<Streams>(&record.stream)?.is_some_and(|taken| record.offset <= taken);
+    if is_taken && cx.mutant != Mutant::ForgetStreams {
         return Ok(false);
     }
     cx.state.put::<Streams>(record.stream, record.offset);
@@ -63,7 +64,7 @@ pub(crate) fn admit<S: State>(cx: &mut Context<S>, record: &SourceRecord) -> Res
 }
 
 pub(crate) fn parked<S: State>(cx: &mut Context<S>, record: &ParkedRecord) -> Result<(), StateError> {
-    if !admit(cx, &record.source)? {
+    if !admit(cx, &record.source)? && cx.mutant != Mutant::ParkAgain {
         return Ok(());
     }
     let subscription = record.source.stream.subscription;

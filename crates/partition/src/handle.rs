@@ -11,6 +11,7 @@ use crate::query::{
     SourceInfo,
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake};
@@ -213,6 +214,21 @@ impl Partitions {
     /// Closes a subscription in every partition: late Kafka records of it are dropped, what it parked goes.
     pub async fn close_source(&self, subscription: SubscriptionId) -> Result<(), Stopped> {
         self.append_everywhere(|| Event::SourceClosed { subscription }).await
+    }
+
+    /// Subscriptions that a partition has recorded as opened and not as closed.
+    pub async fn sources(&self) -> Result<BTreeSet<SubscriptionId>, Stopped> {
+        let mut all = BTreeSet::new();
+        for partition in (0..self.count()).map(PartitionId) {
+            let mut from = SubscriptionId(0);
+            loop {
+                let found: Vec<SubscriptionId> = self.ask(partition, |reply| Query::Sources { partition, from, reply }).await?;
+                let Some(last) = found.last() else { break };
+                from = SubscriptionId(last.0.saturating_add(1));
+                all.extend(found);
+            }
+        }
+        Ok(all)
     }
 
     /// What all partitions hold of one subscription.

@@ -19,5 +19,5 @@ pub use answers::{Answer, Stopped};
 pub use handle::Partitions;
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use start::{Recovering, StartError, Started};
-pub use surefoot_machine::OperationAnswer;
+pub use surefoot_machine::{Mutant as MachineMutant, OperationAnswer};
 pub use worker::{Mutant, Settings};

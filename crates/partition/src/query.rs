@@ -105,6 +105,12 @@ pub(crate) enum Query {
         limit: usize,
         reply: oneshot::Sender<Vec<(u64, ParkedRecord)>>,
     },
+    /// Subscriptions that one partition has recorded, at most a step's worth from this one on.
+    Sources {
+        partition: PartitionId,
+        from: SubscriptionId,
+        reply: oneshot::Sender<Vec<SubscriptionId>>,
+    },
     /// Parked Kafka records in one partition.
     Source {
         partition: PartitionId,
@@ -158,7 +164,10 @@ impl Query {
     pub(crate) fn partition(&self, count: u16) -> PartitionId {
         match self {
             Self::Invocation { id, .. } => id.partition(count),
-            Self::List { partition, .. } | Self::Parked { partition, .. } | Self::Source { partition, .. } => *partition,
+            Self::List { partition, .. }
+            | Self::Parked { partition, .. }
+            | Self::Sources { partition, .. }
+            | Self::Source { partition, .. } => *partition,
         }
     }
 }
@@ -191,6 +200,10 @@ pub(crate) fn answer(query: Query, reader: &Reader<'_>) -> Result<(), StateError
             let to = ParkedKey { subscription, number: u64::MAX };
             let rows = reader.scan::<Parked>(&from, Some(&to), limit)?;
             let _ = reply.send(rows.into_iter().map(|(key, record)| (key.number, record)).collect());
+        }
+        Query::Sources { from, reply, .. } => {
+            let rows = reader.scan::<Sources>(&from, None, STEP_ROWS)?;
+            let _ = reply.send(rows.into_iter().map(|(id, _)| id).collect());
         }
         Query::Source { subscription, reply, .. } => {
             let parked = reader.get::<Sources>(&subscription)?.map_or(0, |row| u64::from(row.parked));

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output};
 use surefoot_log::{Entry, Log, Sink};
-use surefoot_machine::Meta;
+use surefoot_machine::{Meta, Mutant};
 use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
 use surefoot_storage::{Engine, Store};
 use tokio::sync::oneshot;
@@ -36,6 +36,7 @@ pub struct Recovering {
     /// In the order of their ids, the catalog's last.
     partitions: Vec<Recovered>,
     records: u64,
+    mutant: Mutant,
 }
 
 struct Recovered {
@@ -60,18 +61,23 @@ impl Recovered {
 
 impl Recovering {
     /// Opens the tables of `count` partitions and of the catalog as the last checkpoints left them.
-    pub fn open(engine: &Arc<dyn Engine>, count: u16, mutant: surefoot_storage::Mutant) -> Result<Self, StartError> {
+    pub fn open(
+        engine: &Arc<dyn Engine>,
+        count: u16,
+        storage_mutant: surefoot_storage::Mutant,
+        mutant: Mutant,
+    ) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let mut partitions = Vec::with_capacity(usize::from(count) + 1);
         for id in ids {
             let mut recovered = Recovered { id, store: Err(String::new()), applied_bytes: 0 };
             match Store::open(engine.clone(), id) {
-                Ok(store) => recovered.store = Ok(store.with_mutant(mutant)),
+                Ok(store) => recovered.store = Ok(store.with_mutant(storage_mutant)),
                 Err(error) => recovered.stop(error.to_string())?,
             }
             partitions.push(recovered);
         }
-        Ok(Self { partitions, records: 0 })
+        Ok(Self { partitions, records: 0, mutant })
     }
 
     fn find(&mut self, partition: PartitionId) -> Option<&mut Recovered> {
@@ -84,14 +90,14 @@ impl Recovering {
     /// the tables once a new term begins. Errors where tables and log do not meet (rule C2), or a newer version wrote the record
     /// (rule M7): both are mended from outside, and starting would make them worse.
     pub fn replay(&mut self, entry: &Entry) -> Result<(), StartError> {
-        let partition = entry.partition;
+        let (partition, mutant) = (entry.partition, self.mutant);
         let recovered = self.find(partition).ok_or(StartError::UnknownPartition(partition))?;
         let Ok(store) = &mut recovered.store else { return Ok(()) };
         if entry.lsn <= store.applied() {
             return Ok(());
         }
         store.check_next(entry.lsn).map_err(|error| StartError::Partition { partition, message: error.to_string() })?;
-        let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(store, entry, &mut Vec::new())));
+        let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(store, entry, &mut Vec::new(), mutant)));
         let stopped = match applied {
             Ok(Ok(_)) => {
                 recovered.applied_bytes += entry.payload.len() as u64;
@@ -262,7 +268,7 @@ mod tests {
 
     fn open() -> Recovering {
         let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
-        Recovering::open(&engine, 2, surefoot_storage::Mutant::None).unwrap()
+        Recovering::open(&engine, 2, surefoot_storage::Mutant::None, Mutant::None).unwrap()
     }
 
     #[test]

@@ -21,8 +21,8 @@ use surefoot_env::{Step, Steps};
 use surefoot_invoker::{AttemptStart, EagerState, Invoker, Live as Notified};
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{
-    Effect, Invocations, Journal, JournalKey, Meta, Outbox, OutboxKey, Outboxes, Running, StateError, StateKey, StateNames,
-    StateValues, apply, catalog,
+    Effect, Invocations, Journal, JournalKey, Meta, Mutant as MachineMutant, Outbox, OutboxKey, Outboxes, Running, StateError,
+    StateKey, StateNames, StateValues, apply_broken, catalog,
 };
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
@@ -68,8 +68,9 @@ pub struct Settings {
     pub replay_bytes_max: u64,
     /// Worker threads.
     pub workers: usize,
-    /// What the simulator breaks on purpose.
+    /// What the simulator breaks on purpose, here and in the machine.
     pub mutant: Mutant,
+    pub machine_mutant: MachineMutant,
 }
 
 /// Deliberately broken variants of a worker, which simulation must catch.
@@ -85,6 +86,25 @@ pub enum Mutant {
     ForgetTimers,
     /// Fires timers up to a second early (rule T2).
     FireEarly,
+    /// Sends the newest notification of a replay live, too (rule M5).
+    ShowTwice,
+    /// Leaves notifications at the end of a journal out of its replay, and does not send them live either (rule M5).
+    ShowLess,
+}
+
+impl Mutant {
+    /// Breaks what an attempt is shown, for the variants that do.
+    fn misread(self, replay: &mut Vec<Entry>, live: &mpsc::UnboundedSender<Notified>) {
+        if self == Self::ShowTwice
+            && let Some(Entry::Notification(notification)) = replay.last().cloned()
+        {
+            let index = replay.len() as u32 - 1;
+            live.send(Notified { index, notification }).expect("the receiver is at hand");
+        }
+        while self == Self::ShowLess && matches!(replay.last(), Some(Entry::Notification(_))) {
+            replay.pop();
+        }
+    }
 }
 
 pub(crate) struct Worker {
@@ -330,7 +350,8 @@ impl Worker {
 
     fn entry(&mut self, partition: &mut Partition, entry: &LogEntry) -> Result<(), String> {
         let mut effects = std::mem::take(&mut self.effects);
-        let event = apply_entry(&mut partition.store, entry, &mut effects).map_err(|error| error.to_string())?;
+        let event = apply_entry(&mut partition.store, entry, &mut effects, self.settings.machine_mutant)
+            .map_err(|error| error.to_string())?;
         partition.housekeeping.applied(entry.payload.len() as u64, self.monotonic_ms());
         if let Event::AttemptProgressed(progress) = &event
             && progress.end.is_some()
@@ -518,7 +539,8 @@ impl Worker {
             return Ok(false);
         }
         let (notifications, receiver) = mpsc::unbounded_channel();
-        let start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver)?;
+        let mut start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver)?;
+        self.settings.mutant.misread(&mut start.replay, &notifications);
         partition.attempts.insert(id, Live { attempt, notifications });
         self.invoker.start(start);
         Ok(true)
@@ -711,7 +733,12 @@ pub(crate) enum ApplyError {
 }
 
 /// Decodes and applies one entry, all or nothing; gives the event back.
-pub(crate) fn apply_entry(store: &mut Store, entry: &LogEntry, effects: &mut Vec<Effect>) -> Result<Event, ApplyError> {
+pub(crate) fn apply_entry(
+    store: &mut Store,
+    entry: &LogEntry,
+    effects: &mut Vec<Effect>,
+    mutant: MachineMutant,
+) -> Result<Event, ApplyError> {
     let unreadable = |message: String| ApplyError::Unreadable { lsn: entry.lsn, message };
     let record: Record = encoding::decode(&entry.payload, "record").map_err(|error| match error {
         encoding::Error::Version { .. } => ApplyError::NewerVersion(error.to_string()),
@@ -724,7 +751,8 @@ pub(crate) fn apply_entry(store: &mut Store, entry: &LogEntry, effects: &mut Vec
         )));
     }
     let mut transaction = store.begin();
-    apply(&mut transaction, entry.partition, entry.epoch, &record, effects).map_err(|error| unreadable(error.to_string()))?;
+    apply_broken(mutant, &mut transaction, entry.partition, entry.epoch, &record, effects)
+        .map_err(|error| unreadable(error.to_string()))?;
     transaction.commit(entry.lsn);
     Ok(record.event)
 }

@@ -6,5 +6,5 @@ pub mod config;
 pub mod data_dir;
 pub mod node;
 pub mod serve;
-mod sources;
+pub mod sources;
 pub mod telemetry;

@@ -1,7 +1,7 @@
 //! One node, wired top to bottom: the same in production and in simulation, which differ in [`Env`] and [`Seams`] only.
 //!
-//! Owns: the order of starting (recover, lead, then open the edges) and of stopping (close the edges, then checkpoint). Does not
-//! own: listeners and signals (`serve`), or rules of any kind.
+//! Owns: the order of starting (recover, lead, then open the edges, Kafka among them) and of stopping (close the edges, then
+//! checkpoint). Does not own: listeners and signals (`serve`), or rules of any kind.
 
 use crate::config::Config;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use surefoot_env::{Env, Wake};
 use surefoot_ingress::Ingress;
 use surefoot_invoker::{Invoker, Transport};
+use surefoot_kafka::{SourceClient, Sources};
 use surefoot_log::local::{self, LocalLog, Options};
 use surefoot_partition::{Partitions, Recovering, StartError};
 use surefoot_storage::Engine;
@@ -18,6 +19,8 @@ use surefoot_storage::Engine;
 pub struct Seams {
     pub engine: Arc<dyn Engine>,
     pub transport: Arc<dyn Transport>,
+    /// Kafka, as subscriptions read it.
+    pub sources: Arc<dyn SourceClient>,
     /// Called once when the log cannot make records durable; does not return in production (rule L4).
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// What the simulator breaks on purpose.
@@ -29,14 +32,17 @@ pub struct Seams {
 pub struct Mutants {
     pub log: local::Mutant,
     pub storage: surefoot_storage::Mutant,
+    pub machine: surefoot_partition::MachineMutant,
     pub partition: surefoot_partition::Mutant,
+    pub kafka: surefoot_kafka::Mutant,
 }
 
-/// Where a node keeps its log, and how many partitions it was made with.
+/// What a node's data directory says: where its log is, how many partitions it was made with, and its name among others.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub log: PathBuf,
     pub partitions: u16,
+    pub node_id: u64,
 }
 
 /// A node that leads all its partitions.
@@ -44,6 +50,7 @@ pub struct Node {
     pub partitions: Partitions,
     pub ingress: Ingress,
     pub transport: Arc<dyn Transport>,
+    pub sources: Sources,
     pub recovered: Recovered,
     log: LocalLog,
 }
@@ -70,14 +77,14 @@ pub enum Error {
 }
 
 impl Node {
-    /// Recovers, starts a new term in every partition, and returns once all of them lead. `catalog_changed` is woken after each
-    /// change of the catalog.
-    pub async fn start(config: &Config, env: Env, place: Place, seams: Seams, catalog_changed: Vec<Wake>) -> Result<Self, Error> {
+    /// Recovers, starts a new term in every partition, and returns once all of them lead and subscriptions are on their way.
+    pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
-        let mut recovering = Recovering::open(&seams.engine, place.partitions, seams.mutants.storage)?;
+        let mutants = seams.mutants;
+        let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, mutants.machine)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
-        options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { seams.mutants.log };
+        options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
         let opened = local::open(env.disk.clone(), &place.log, options, &mut |entry| Ok(recovering.replay(&entry)?))?;
         recovering.check(|partition| {
             let bounds = opened.recovery.bounds(partition);
@@ -91,23 +98,34 @@ impl Node {
         };
         let log = opened.log;
         let transport = seams.transport.clone();
+        let catalog_changed = Wake::new();
         let started = recovering.start(
             env.clone(),
             Arc::new(log.clone()),
             |partition, sink| log.connect(partition, sink),
             |catalog, output| Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output),
-            partition_settings(config, seams.mutants.partition),
-            catalog_changed,
+            partition_settings(config, mutants),
+            vec![catalog_changed.clone()],
         )?;
         opened.writer.drive(&*env.tasks);
         opened.filler.drive(&*env.tasks);
         let partitions = started.ready().await;
         let ingress = Ingress::new(partitions.clone(), config.defaults());
-        Ok(Self { partitions, ingress, transport: seams.transport, recovered, log })
+        let sources = Sources::start(
+            env,
+            partitions.clone(),
+            kafka_settings(config, place.node_id, mutants.kafka),
+            catalog_changed,
+            partitions.catalog_edit(),
+            seams.sources,
+        );
+        Ok(Self { partitions, ingress, transport: seams.transport, sources, recovered, log })
     }
 
-    /// Ends attempts, takes a last checkpoint (rule M7) and stops. The edges are closed before.
+    /// Leaves Kafka's groups, ends attempts, takes a last checkpoint (rule M7) and stops. Listeners are closed before.
     pub async fn stop(self) {
+        // Its positions are events: the partitions have to take them.
+        self.sources.stop().await;
         self.partitions.stop().await;
         self.log.close();
     }
@@ -131,7 +149,7 @@ pub fn request_headers(config: &Config) -> Vec<(String, String)> {
     vec![("x-restate-cluster-name".to_owned(), config.cluster_name.clone())]
 }
 
-fn partition_settings(config: &Config, mutant: surefoot_partition::Mutant) -> surefoot_partition::Settings {
+fn partition_settings(config: &Config, mutants: Mutants) -> surefoot_partition::Settings {
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
@@ -139,6 +157,17 @@ fn partition_settings(config: &Config, mutant: surefoot_partition::Mutant) -> su
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,
         workers: WORKERS,
+        mutant: mutants.partition,
+        machine_mutant: mutants.machine,
+    }
+}
+
+fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant) -> surefoot_kafka::Settings {
+    surefoot_kafka::Settings {
+        defaults: config.defaults(),
+        record_bytes_max: bounded(config.ingress.request_bytes_max),
+        parked_max: config.kafka.parked_records_max,
+        node: format!("{node_id:016x}"),
         mutant,
     }
 }

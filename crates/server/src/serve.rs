@@ -1,7 +1,7 @@
-//! A node on a real machine: its data directory, ports, sources and operators.
+//! A node on a real machine: its data directory, ports and operators.
 //!
-//! Owns: what production puts around [`Node`], in this order: lock the directory, bind the ports, recover, read Kafka, open the
-//! ports, say that it is ready; and the way back. Does not own: signals, logs and what is printed (`cli`).
+//! Owns: what production puts around [`Node`], in this order: lock the directory, bind the ports, start the node, open the ports,
+//! say that it is ready; and the way back. Does not own: signals, logs and what is printed (`cli`).
 
 #![allow(clippy::disallowed_methods, reason = "production half of the seams: a simulated node has no ports")]
 
@@ -14,10 +14,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
-use surefoot_env::{Env, Wake};
+use surefoot_env::Env;
 use surefoot_ingress::Limits;
 use surefoot_invoker::transport::http::HttpTransport;
-use surefoot_kafka::{Librdkafka, Sources};
+use surefoot_kafka::Librdkafka;
 use surefoot_storage::{FjallEngine, FjallOptions};
 use tokio::net::TcpListener;
 
@@ -29,7 +29,6 @@ const ENGINE_CACHE_SHARE: u64 = 8;
 /// A running node with open ports.
 pub struct Serving {
     node: Node,
-    sources: Sources,
     readiness: Readiness,
     ingress: surefoot_ingress::Server,
     admin: surefoot_admin::Server,
@@ -85,31 +84,18 @@ impl Serving {
         let seams = Seams {
             engine: Arc::new(engine),
             transport: Arc::new(HttpTransport::new(config.worker.invoker.connect_timeout)),
+            sources: Arc::new(Librdkafka::new(env.tasks.clone())),
             fatal: process.fatal,
             mutants: Mutants::default(),
         };
-        let place = Place { log: data_dir.log(), partitions: data_dir.partitions };
-        let catalog_changed = Wake::new();
-        let node = Node::start(config, env.clone(), place, seams, vec![catalog_changed.clone()]).await?;
+        let place = Place { log: data_dir.log(), partitions: data_dir.partitions, node_id: data_dir.node_id };
+        let node = Node::start(config, env.clone(), place, seams).await?;
 
-        let sources = Sources::start(
-            env.clone(),
-            node.partitions.clone(),
-            surefoot_kafka::Settings {
-                defaults: config.defaults(),
-                record_bytes_max: usize::try_from(config.ingress.request_bytes_max).unwrap_or(usize::MAX),
-                parked_max: config.kafka.parked_records_max,
-                node: format!("{:016x}", data_dir.node_id),
-            },
-            catalog_changed,
-            node.partitions.catalog_edit(),
-            Arc::new(Librdkafka::new(env.tasks.clone())),
-        );
         let readiness = Readiness::default();
         let admin = Admin::new(
             node.partitions.clone(),
             node.transport.clone(),
-            Arc::new(KafkaSources(sources.clone())),
+            Arc::new(KafkaSources(node.sources.clone())),
             readiness.clone(),
             process.metrics,
             surefoot_admin::Settings {
@@ -133,7 +119,7 @@ impl Serving {
         let ingress = surefoot_ingress::Server::start(ingress_port, node.ingress.clone(), &limits);
         let admin = surefoot_admin::Server::start(admin_port, admin);
         readiness.set(true);
-        Ok(Self { node, sources, readiness, ingress, admin, env, summary, _data_dir: data_dir })
+        Ok(Self { node, readiness, ingress, admin, env, summary, _data_dir: data_dir })
     }
 
     pub fn summary(&self) -> &Summary {
@@ -143,11 +129,12 @@ impl Serving {
     /// Closes the edges, lets what runs come to a stop, and takes a last checkpoint. Returns false when the deadline came first;
     /// nothing is lost then either, and the next start replays what the checkpoint would have saved.
     pub async fn stop(self, deadline: Duration) -> bool {
-        let Self { node, sources, readiness, ingress, admin, env, summary: _, _data_dir } = self;
+        let Self { node, readiness, ingress, admin, env, summary: _, _data_dir } = self;
         readiness.set(false);
         let clients = deadline.min(CLIENTS_DRAIN_MAX);
         let stopping = async {
-            tokio::join!(ingress.drain(clients), admin.drain(clients), sources.stop());
+            // What is left to drain should not wait for what Kafka still brings.
+            tokio::join!(ingress.drain(clients), admin.drain(clients), node.sources.stop());
             node.stop().await;
         };
         tokio::select! {

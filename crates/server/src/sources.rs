@@ -7,7 +7,8 @@ use surefoot_kafka::Sources;
 use surefoot_model::SubscriptionId;
 use surefoot_model::catalog::Subscription;
 
-pub(crate) struct KafkaSources(pub(crate) Sources);
+/// The node's subscriptions, as admin asks about them.
+pub struct KafkaSources(pub Sources);
 
 impl surefoot_admin::Sources for KafkaSources {
     fn status(&self, id: SubscriptionId) -> SourceStatus {

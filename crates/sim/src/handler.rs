@@ -142,7 +142,14 @@ impl Context {
                 self.append("ops", &input).await?;
                 "kept".to_owned()
             }
-            ("Counter" | "Sink", "get") => self.get("ops").await?,
+            ("Ledger" | "Mirror", "add") => self.note(&input).await?,
+            ("Relay", "relay") => {
+                self.step("relay").await?;
+                let number: u64 = input.parse().unwrap_or(0);
+                self.send("Sink", &format!("r{}", number % 2), "add", &input).await?;
+                input
+            }
+            ("Counter" | "Sink" | "Ledger" | "Mirror", "get") => self.get("ops").await?,
             _ => panic!("no handler {service}/{handler}"),
         };
         self.write(0x0401, Message::default().value(14, result.as_bytes())).await?;
@@ -173,6 +180,22 @@ impl Context {
         let after = if before.is_empty() { input.to_owned() } else { format!("{before},{input}") };
         self.set("ops", &after).await?;
         Ok(after)
+    }
+
+    /// What a Kafka record leads to: its number is kept in the order of arrival, after work that differs from one to the next.
+    async fn note(&mut self, input: &str) -> Result<String, Stop> {
+        let number: u64 = input.parse().unwrap_or(0);
+        if number.is_multiple_of(2) {
+            self.step("note").await?;
+        }
+        if number.is_multiple_of(5) {
+            self.sleep(Duration::from_millis(20 + number % 3 * 300)).await?;
+        }
+        if number.is_multiple_of(7) {
+            self.call("Echo", "", "echo", input).await?;
+        }
+        self.append("ops", input).await?;
+        Ok(String::new())
     }
 
     async fn append(&mut self, name: &str, what: &str) -> Result<(), Stop> {

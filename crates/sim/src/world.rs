@@ -1,26 +1,32 @@
-//! One scenario: clients call an object, the node dies and comes back, and a reference model says what must be true.
+//! One scenario: clients call an object, topics are read, operators interfere, the node dies and comes back, and a reference
+//! model says what must be true.
 //!
-//! Checked from outside, after the last life: every acknowledged result is a prefix of its key's final history, each operation is
-//! in it exactly once, what was sent one way arrived exactly once, nobody woke early, no finished step ran again, no replay
-//! differed, no partition stopped.
+//! Owns: the world's parts, the lives of its node, and the last look at it. Does not own: what clients, topics and operators do
+//! and what must come of it (`clients`, `topics`, `operators`).
 
+use crate::broker::Broker;
 use crate::executor::{Executor, Life, Ran, WORLD};
 use crate::handler::Handlers;
+use crate::member::SimClient;
+use crate::services::deployment;
 use crate::transport::SimTransport;
+use crate::{clients, operators, topics};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use surefoot_admin::{Admin, Readiness};
 use surefoot_env::Env;
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_ingress::{Ingress, Request};
-use surefoot_model::catalog::{
-    CatalogEvent, Deployment, Handler, HttpVersion, InputRule, Options, OutputRule, Service, ServiceKind, StreamMode,
-};
-use surefoot_model::{DeploymentId, Outcome, TargetKind, Timestamp};
+use surefoot_model::catalog::{CatalogEvent, KafkaCluster};
+use surefoot_model::{Outcome, Timestamp};
+use surefoot_partition::Partitions;
 use surefoot_server::config::Config;
-use surefoot_server::node::{Mutants, Node, Place, Seams};
+use surefoot_server::node::{self, Mutants, Node, Place, Seams};
+use surefoot_server::sources::KafkaSources;
 use surefoot_storage::MemEngine;
 use tokio::sync::{Notify, oneshot};
 
@@ -31,6 +37,8 @@ pub struct Scenario {
     /// Operations per client.
     pub operations: u64,
     pub keys: u64,
+    /// Kafka records that are produced while everything else happens.
+    pub records: u64,
     /// Lives of the node; every one but the last ends in a power failure or a kill.
     pub lives: u64,
     /// Chance per point of failure that a handler fails, in thousandths.
@@ -40,7 +48,7 @@ pub struct Scenario {
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { clients: 4, operations: 5, keys: 3, lives: 4, fail_per_mille: 15, mutants: Mutants::default() }
+        Self { clients: 4, operations: 5, keys: 3, records: 40, lives: 6, fail_per_mille: 15, mutants: Mutants::default() }
     }
 }
 
@@ -50,31 +58,55 @@ pub struct Report {
     /// Equal for two runs of one seed.
     pub hash: u64,
     pub operations: u64,
+    /// Kafka records that were produced.
+    pub records: u64,
     pub attempts: u64,
     pub crashes: u64,
 }
 
 /// Polls of a life that is to end in a crash.
-const POLLS_MAX: u64 = 6_000;
+const POLLS_MAX: u64 = 4_000;
 /// Polls after which a world that has not ended never will.
 const POLLS_LIMIT: u64 = 3_000_000;
+/// How long everything that is under way may take to arrive once there is no more trouble.
+const ARRIVAL_MAX: Duration = Duration::from_secs(600);
 
-#[derive(Default)]
-struct Model {
-    /// Operations that clients began, by key.
-    begun: BTreeMap<String, BTreeSet<u64>>,
-    /// Acknowledged histories, by key.
-    acknowledged: BTreeMap<String, Vec<String>>,
-    findings: Vec<String>,
-    clients_left: u64,
-    next_operation: u64,
+/// One world; clones are the same.
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) scenario: Scenario,
+    pub(crate) executor: Executor,
+    pub(crate) broker: Broker,
+    handlers: Handlers,
+    disk: SimDisk,
+    model: Arc<Mutex<Model>>,
+    door: Arc<Door>,
 }
 
-/// The node as clients see it.
+/// What must be true.
+#[derive(Default)]
+pub(crate) struct Model {
+    pub(crate) clients: clients::Model,
+    pub(crate) topics: topics::Model,
+    pub(crate) findings: Vec<String>,
+    /// Tasks of the world that have not done all they are to do.
+    pub(crate) tasks_left: u64,
+}
+
+/// The node as the world reaches it.
 #[derive(Default)]
 struct Door {
-    ingress: Mutex<Option<(u64, Ingress)>>,
+    open: Mutex<Option<Open>>,
     opened: Notify,
+}
+
+/// A node that is up.
+#[derive(Clone)]
+pub(crate) struct Open {
+    life: u64,
+    pub(crate) ingress: Ingress,
+    pub(crate) partitions: Partitions,
+    pub(crate) admin: Admin,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,312 +117,265 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let disk = SimDisk::new();
     let mut engine = MemEngine::new();
-    let handlers = Handlers::new(seed ^ 0x4a4d, scenario.fail_per_mille);
-    let model = Arc::new(Mutex::new(Model { clients_left: scenario.clients, ..Model::default() }));
-    let door = Arc::new(Door::default());
-    for client in 0..scenario.clients {
-        let task =
-            client_task(client, scenario, executor.clone(), model.clone(), door.clone(), Rng::new(seed ^ (client + 1) << 32));
-        executor.spawn(WORLD, Box::pin(task));
-    }
+    let world = World {
+        scenario,
+        broker: Broker::new(executor.clone(), seed ^ 0xb20c_0000),
+        handlers: Handlers::new(seed ^ 0x4a4d, scenario.fail_per_mille),
+        executor,
+        disk: SimDisk::new(),
+        model: Arc::default(),
+        door: Arc::default(),
+    };
+    clients::start(&world, seed);
+    topics::start(&world, seed);
+    operators::start(&world, seed);
     for life in 1..=scenario.lives {
         let is_last = life == scenario.lives;
         if is_last {
-            handlers.calm();
+            world.handlers.calm();
         } else if rng.below(2) == 0 {
-            disk.crash_at(1 + rng.below(200));
+            world.disk.crash_at(1 + rng.below(300));
         }
-        start_life(life, seed, scenario, &executor, &disk, &engine, &handlers, &model, &door);
+        world.start_life(life, seed, &engine, memory(&mut rng));
         let polls = if is_last { POLLS_LIMIT } else { rng.below(POLLS_MAX) };
-        let ran = executor.run(polls, || disk.is_dead() || lock(&model).clients_left == 0 || !lock(&model).findings.is_empty());
-        check(&model, &handlers)?;
+        let ran = world.executor.run(polls, || {
+            let model = world.model();
+            world.disk.is_dead() || model.tasks_left == 0 || !model.findings.is_empty()
+        });
+        world.check()?;
         if is_last {
+            let left = world.model().tasks_left;
             return match ran {
-                Ran::Until if lock(&model).clients_left == 0 => finish(&executor, &model, &handlers, &door, life - 1),
-                _ => Err(format!("the work never ended: {ran:?}, {} clients left", lock(&model).clients_left)),
+                Ran::Until if left == 0 => world.finish(life - 1),
+                _ => Err(format!("the work never ended: {ran:?}, {left} tasks left")),
             };
         }
         // Dead before its tasks are dropped: destructors run, and must not reach the disk.
-        disk.die();
-        *lock(&door.ingress) = None;
-        executor.kill(life);
+        world.disk.die();
+        *lock(&world.door.open) = None;
+        world.executor.kill(life);
         if rng.below(3) == 0 {
-            disk.process_kill();
+            world.disk.process_kill();
             engine = engine.restart();
         } else {
-            disk.power_loss(&mut rng);
+            world.disk.power_loss(&mut rng);
             engine = engine.power_loss(rng.next_u64());
         }
     }
     unreachable!("the last life returns")
 }
 
-#[allow(clippy::too_many_arguments, reason = "a world's parts, once")]
-fn start_life(
-    life: u64,
-    seed: u64,
-    scenario: Scenario,
-    executor: &Executor,
-    disk: &SimDisk,
-    engine: &MemEngine,
-    handlers: &Handlers,
-    model: &Arc<Mutex<Model>>,
-    door: &Arc<Door>,
-) {
-    let world = Life::new(executor.clone(), life, seed ^ 0x1d5);
-    let env = Env { clock: world.clone(), tasks: world.clone(), ids: world, disk: Arc::new(disk.clone()) };
-    let config = Config { checkpoint_interval: Duration::from_millis(400), memory_bytes: 64 << 20, ..Config::default() };
-    let dead = disk.clone();
-    let seams = Seams {
-        engine: Arc::new(engine.clone()),
-        transport: Arc::new(SimTransport { executor: executor.clone(), handlers: handlers.clone() }),
-        fatal: Arc::new(move |_| dead.die()),
-        mutants: scenario.mutants,
-    };
-    let place = Place { log: PathBuf::from("/log"), partitions: 4 };
-    let (model, door, executor_of_life) = (model.clone(), door.clone(), executor.clone());
-    let disk = disk.clone();
-    executor.spawn(
-        life,
-        Box::pin(async move {
-            let node = match Node::start(&config, env, place, seams, Vec::new()).await {
-                Ok(node) => node,
-                // A machine that died on the way says so with errors of its disk.
-                Err(_) if disk.is_dead() => return,
-                Err(error) => return lock(&model).findings.push(format!("start of life {life}: {error}")),
-            };
-            if node.partitions.catalog().load().deployments.is_empty() {
-                let registered = CatalogEvent::DeploymentRegistered(deployment());
-                if node.partitions.change_catalog(registered).await.is_err() {
+/// Plenty, or so little that the edges wait for checkpoints.
+fn memory(rng: &mut Rng) -> u64 {
+    if rng.below(2) == 0 { 64 << 20 } else { 16 << 10 }
+}
+
+impl World {
+    pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
+        lock(&self.model)
+    }
+
+    pub(crate) fn finding(&self, what: String) {
+        self.model().findings.push(what);
+    }
+
+    /// Starts a task of the world, which outlives the node, and without whose end the run is not over.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.model().tasks_left += 1;
+        let world = self.clone();
+        let counted = async move {
+            task.await;
+            world.model().tasks_left -= 1;
+        };
+        self.executor.spawn(WORLD, Box::pin(counted));
+    }
+
+    pub(crate) async fn sleep_ms(&self, ms: u64) {
+        self.executor.sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// Asks the node that is up, or the next one that will be. The question belongs to that life: absent if it ended before
+    /// the answer.
+    pub(crate) async fn ask<T, F>(&self, question: impl FnOnce(Open) -> F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let open = loop {
+            let opened = self.door.opened.notified();
+            if let Some(open) = lock(&self.door.open).clone() {
+                break open;
+            }
+            opened.await;
+        };
+        let (done, answer) = oneshot::channel();
+        let life = open.life;
+        let asking = question(open);
+        self.executor.spawn(
+            life,
+            Box::pin(async move {
+                // Who asked may be gone at the end of the run.
+                let _ = done.send(asking.await);
+            }),
+        );
+        answer.await.ok()
+    }
+
+    fn start_life(&self, life: u64, seed: u64, engine: &MemEngine, memory_bytes: u64) {
+        let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5);
+        let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
+        let config = Config { checkpoint_interval: Duration::from_millis(400), memory_bytes, ..Config::default() };
+        let dead = self.disk.clone();
+        let seams = Seams {
+            engine: Arc::new(engine.clone()),
+            transport: Arc::new(SimTransport { executor: self.executor.clone(), handlers: self.handlers.clone() }),
+            sources: Arc::new(SimClient(self.broker.clone())),
+            fatal: Arc::new(move |_| dead.die()),
+            mutants: self.scenario.mutants,
+        };
+        let place = Place { log: PathBuf::from("/log"), partitions: 4, node_id: 1 };
+        let world = self.clone();
+        self.executor.spawn(
+            life,
+            Box::pin(async move {
+                match Node::start(&config, env, place, seams).await {
+                    Ok(node) => world.live(life, &config, node).await,
+                    // A machine that died on the way says so with errors of its disk.
+                    Err(_) if world.disk.is_dead() => {}
+                    Err(error) => world.finding(format!("start of life {life}: {error}")),
+                }
+            }),
+        );
+    }
+
+    /// What goes on around a node that is up.
+    async fn live(self, life: u64, config: &Config, node: Node) {
+        if node.partitions.catalog().load().deployments.is_empty() {
+            let cluster = KafkaCluster { name: topics::CLUSTER.into(), properties: BTreeMap::new(), created_at: Timestamp(0) };
+            for event in [CatalogEvent::KafkaClusterStored(cluster), CatalogEvent::DeploymentRegistered(deployment())] {
+                if node.partitions.change_catalog(event).await.is_err() {
                     return;
                 }
             }
-            *lock(&door.ingress) = Some((life, node.ingress.clone()));
-            door.opened.notify_waiters();
-            loop {
-                for stopped in node.partitions.stopped() {
-                    lock(&model).findings.push(format!("partition {} stopped: {}", stopped.partition, stopped.error));
-                }
-                executor_of_life.sleep(Duration::from_millis(500)).await;
-            }
-        }),
-    );
-}
-
-fn check(model: &Mutex<Model>, handlers: &Handlers) -> Result<(), String> {
-    let mut findings = lock(model).findings.clone();
-    findings.extend(handlers.findings());
-    if findings.is_empty() { Ok(()) } else { Err(findings.join("; ")) }
-}
-
-/// Looks at the final state of every key, through the node itself.
-fn finish(
-    executor: &Executor,
-    model: &Arc<Mutex<Model>>,
-    handlers: &Handlers,
-    door: &Arc<Door>,
-    crashes: u64,
-) -> Result<Report, String> {
-    let begun = lock(model).begun.clone();
-    let counters: Vec<String> = begun.keys().cloned().collect();
-    // What was sent one way has its own time to arrive.
-    let sinks: Vec<String> = (0..3).map(|n| format!("s{n}")).collect();
-    let expected = expected_in_sinks(&begun);
-    let deadline = executor.now() + Duration::from_secs(600);
-    loop {
-        let histories = read_all(executor, door, "Sink", &sinks)?;
-        check(model, handlers)?;
-        let found: BTreeMap<String, BTreeSet<u64>> =
-            histories.iter().map(|(key, history)| (key.clone(), numbers(history).into_iter().collect())).collect();
-        let has_all = expected.iter().all(|(key, operations)| found.get(key) == Some(operations));
-        if has_all {
-            let twice = histories.iter().find(|(key, history)| numbers(history).len() != found[*key].len());
-            if let Some((key, history)) = twice {
-                return Err(format!("sink {key} took an operation twice: {history}"));
-            }
-            break;
         }
-        if executor.now() > deadline {
-            return Err(format!("sent one way and never arrived: expected {expected:?}, found {found:?}"));
+        topics::check_commits(&self, &node.partitions);
+        let settings = surefoot_admin::Settings {
+            defaults: config.defaults(),
+            ingress_url: String::new(),
+            request_headers: node::request_headers(config),
+        };
+        let sources = Arc::new(KafkaSources(node.sources.clone()));
+        let (partitions, transport) = (node.partitions.clone(), node.transport.clone());
+        let admin = Admin::new(partitions, transport, sources, Readiness::default(), Arc::new(String::new), settings);
+        let open = Open { life, ingress: node.ingress.clone(), partitions: node.partitions.clone(), admin };
+        *lock(&self.door.open) = Some(open);
+        self.door.opened.notify_waiters();
+        loop {
+            for stopped in node.partitions.stopped() {
+                self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
+            }
+            self.sleep_ms(500).await;
         }
-        run_for(executor, Duration::from_secs(5));
     }
-    let histories = read_all(executor, door, "Counter", &counters)?;
-    for (key, operations) in &begun {
-        let history = &histories[key];
-        let found = numbers(history);
+
+    fn check(&self) -> Result<(), String> {
+        let mut findings = self.model().findings.clone();
+        findings.extend(self.handlers.findings());
+        findings.extend(self.broker.findings());
+        if findings.is_empty() { Ok(()) } else { Err(findings.join("; ")) }
+    }
+
+    /// Looks at the final state, through the node itself, until all has arrived that must.
+    fn finish(&self, crashes: u64) -> Result<Report, String> {
+        self.broker.calm();
+        let deadline = self.executor.now() + ARRIVAL_MAX;
+        loop {
+            operators::resume_all(self)?;
+            let state = State::read(self)?;
+            self.check()?;
+            let missing = [clients::missing(self, &state)?, topics::missing(self, &state)?];
+            let Some(missing) = missing.into_iter().flatten().next() else { break };
+            if self.executor.now() > deadline {
+                return Err(missing);
+            }
+            let until = self.executor.now() + Duration::from_secs(5);
+            self.executor.run(POLLS_LIMIT, || self.executor.now() >= until);
+        }
+        let model = self.model();
+        Ok(Report {
+            hash: self.executor.hash(),
+            operations: model.clients.operations(),
+            records: model.topics.records(),
+            attempts: self.handlers.attempts(),
+            crashes,
+        })
+    }
+
+    /// The answer of the node, while the world goes on.
+    pub(crate) fn answer<T, F>(&self, what: &str, question: impl FnOnce(Open) -> F) -> Result<T, String>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.executor.run(POLLS_LIMIT, || lock(&self.door.open).is_some());
+        let open = lock(&self.door.open).clone().ok_or("the node does not come up")?;
+        let result = Arc::new(Mutex::new(None));
+        let (slot, asking) = (result.clone(), question(open));
+        let keep = async move {
+            let answer = asking.await;
+            *lock(&slot) = Some(answer);
+        };
+        self.executor.spawn(WORLD, Box::pin(keep));
+        self.executor.run(POLLS_LIMIT, || lock(&result).is_some());
+        lock(&result).take().ok_or_else(|| format!("{what} never ended"))
+    }
+}
+
+/// What the keys of all objects hold: numbers in order of arrival.
+pub(crate) struct State(BTreeMap<(&'static str, String), Vec<u64>>);
+
+impl State {
+    fn read(world: &World) -> Result<Self, String> {
+        let mut keys: Vec<(&'static str, String)> = Vec::new();
+        keys.extend(world.model().clients.keys().into_iter().map(|key| ("Counter", key)));
+        keys.extend(clients::SINKS.iter().chain(&topics::SINKS).map(|key| ("Sink", (*key).to_owned())));
+        let topics = ["Ledger", "Mirror"].into_iter().flat_map(|service| topics::KEYS.map(|key| (service, key.to_owned())));
+        keys.extend(topics);
+        let read = world.answer("reading the state", |open| async move {
+            let mut state = BTreeMap::new();
+            for (service, key) in keys {
+                if let Ok(done) = open.ingress.call(request(service, "get", &key, "", None)).await
+                    && let Outcome::Success(value) = done.outcome
+                {
+                    state.insert((service, key), numbers(&String::from_utf8_lossy(&value)));
+                }
+            }
+            state
+        });
+        Ok(Self(read?))
+    }
+
+    /// The numbers at one key. **Errors**: one is there twice.
+    pub(crate) fn at(&self, service: &'static str, key: &str) -> Result<&[u64], String> {
+        let found = self.0.get(&(service, key.to_owned())).ok_or_else(|| format!("{service}/{key} could not be read"))?;
         let distinct: BTreeSet<u64> = found.iter().copied().collect();
-        if found.len() != distinct.len() || distinct != *operations {
-            return Err(format!("key {key}: history {history} is not each of {operations:?} once"));
-        }
-        for acknowledged in lock(model).acknowledged.get(key).into_iter().flatten() {
-            let is_prefix = history == acknowledged || history.starts_with(&format!("{acknowledged},"));
-            if !is_prefix {
-                return Err(format!("key {key}: acknowledged {acknowledged}, then {history}"));
-            }
-        }
+        if distinct.len() == found.len() { Ok(found) } else { Err(format!("{service}/{key} took a number twice: {found:?}")) }
     }
-    check(model, handlers)?;
-    let operations = begun.values().map(|o| o.len() as u64).sum();
-    Ok(Report { hash: executor.hash(), operations, attempts: handlers.attempts(), crashes })
 }
 
-fn expected_in_sinks(begun: &BTreeMap<String, BTreeSet<u64>>) -> BTreeMap<String, BTreeSet<u64>> {
-    let mut expected: BTreeMap<String, BTreeSet<u64>> = (0..3).map(|n| (format!("s{n}"), BTreeSet::new())).collect();
-    for operation in begun.values().flatten().filter(|op| op.is_multiple_of(5)) {
-        expected.entry(format!("s{}", operation % 3)).or_default().insert(*operation);
-    }
-    expected
+pub(crate) fn numbers(history: &str) -> Vec<u64> {
+    history.split(',').filter_map(|number| number.parse().ok()).collect()
 }
 
-fn numbers(history: &str) -> Vec<u64> {
-    history.split(',').filter_map(|op| op.parse().ok()).collect()
-}
-
-fn run_for(executor: &Executor, duration: Duration) {
-    let until = executor.now() + duration;
-    executor.run(POLLS_LIMIT, || executor.now() >= until);
-}
-
-fn read_all(
-    executor: &Executor,
-    door: &Arc<Door>,
-    service: &'static str,
-    keys: &[String],
-) -> Result<BTreeMap<String, String>, String> {
-    let result = Arc::new(Mutex::new(None));
-    let (door, keys, slot) = (door.clone(), keys.to_vec(), result.clone());
-    executor.spawn(
-        WORLD,
-        Box::pin(async move {
-            let mut histories = BTreeMap::new();
-            let ingress = lock(&door.ingress).clone();
-            if let Some((_, ingress)) = ingress {
-                for key in keys {
-                    if let Ok(done) = ingress.call(request(service, "get", &key, "", None)).await
-                        && let Outcome::Success(value) = done.outcome
-                    {
-                        histories.insert(key, String::from_utf8_lossy(&value).into_owned());
-                    }
-                }
-            }
-            *lock(&slot) = Some(histories);
-        }),
-    );
-    executor.run(POLLS_LIMIT, || lock(&result).is_some());
-    lock(&result).take().ok_or_else(|| format!("reading the state of {service} never ended"))
-}
-
-fn request<'a>(service: &'a str, handler: &'a str, key: &'a str, body: &str, idempotency_key: Option<&'a str>) -> Request<'a> {
+pub(crate) fn request<'a>(
+    service: &'a str,
+    handler: &'a str,
+    key: &'a str,
+    body: &str,
+    idempotency_key: Option<&'a str>,
+) -> Request<'a> {
     // A body needs a type; a read has neither.
     let headers = if body.is_empty() { Vec::new() } else { vec![("content-type", "application/json")] };
     Request { service, handler, key, headers, body: Bytes::copy_from_slice(body.as_bytes()), idempotency_key }
-}
-
-/// A client: each operation is repeated, under its idempotency key, until it is acknowledged.
-async fn client_task(
-    client: u64,
-    scenario: Scenario,
-    executor: Executor,
-    model: Arc<Mutex<Model>>,
-    door: Arc<Door>,
-    mut rng: Rng,
-) {
-    for _ in 0..scenario.operations {
-        let key = format!("k{}", rng.below(scenario.keys));
-        let operation = {
-            let model = &mut *lock(&model);
-            model.next_operation += 1;
-            let operation = model.next_operation;
-            model.begun.entry(key.clone()).or_default().insert(operation);
-            operation
-        };
-        loop {
-            let opened = door.opened.notified();
-            let Some((life, ingress)) = lock(&door.ingress).clone() else {
-                opened.await;
-                continue;
-            };
-            let (done, answer) = oneshot::channel();
-            let key_of_call = key.clone();
-            // The call belongs to the life it was made in: with that life its connection is gone.
-            executor.spawn(
-                life,
-                Box::pin(async move {
-                    let name = format!("op-{operation}");
-                    let called = ingress.call(request("Counter", "add", &key_of_call, &operation.to_string(), Some(&name))).await;
-                    // A client that is gone does not listen.
-                    let _ = done.send(called.map(|c| c.outcome));
-                }),
-            );
-            match answer.await {
-                Ok(Ok(Outcome::Success(history))) => {
-                    let history = String::from_utf8_lossy(&history).into_owned();
-                    executor.trace(operation);
-                    lock(&model).acknowledged.entry(key.clone()).or_default().push(history);
-                    break;
-                }
-                Ok(Ok(Outcome::Failure(failure))) => {
-                    lock(&model).findings.push(format!("client {client}: operation {operation} failed: {}", failure.message));
-                    break;
-                }
-                Ok(Err(error)) if !matches!(error, surefoot_ingress::Error::Unanswered(_)) => {
-                    lock(&model).findings.push(format!("client {client}: operation {operation} was refused: {error}"));
-                    break;
-                }
-                // The node is stopping or gone: it comes back.
-                Ok(Err(_)) | Err(_) => executor.sleep(Duration::from_millis(20)).await,
-            }
-        }
-        executor.sleep(Duration::from_millis(rng.below(40))).await;
-    }
-    lock(&model).clients_left -= 1;
-}
-
-fn deployment() -> Deployment {
-    let service = |name: &str, kind: ServiceKind, handlers: &[(&str, TargetKind)]| Service {
-        name: name.into(),
-        kind,
-        revision: 1,
-        deployment: DeploymentId(1),
-        public: true,
-        handlers: handlers.iter().map(|(name, target)| ((*name).into(), handler(name, *target))).collect(),
-        // Short, so that sleeping handlers suspend.
-        options: Options { inactivity_timeout_ms: Some(300), ..Options::default() },
-        documentation: None,
-        metadata: BTreeMap::new(),
-    };
-    let object = [("add", TargetKind::ObjectExclusive), ("get", TargetKind::ObjectShared)];
-    Deployment {
-        id: DeploymentId(1),
-        uri: "http://handlers/".to_owned(),
-        http: HttpVersion::Http2,
-        mode: StreamMode::Bidirectional,
-        additional_headers: BTreeMap::new(),
-        metadata: BTreeMap::new(),
-        created_at: Timestamp(0),
-        min_protocol: 5,
-        max_protocol: 6,
-        sdk_version: None,
-        services: vec![
-            service("Counter", ServiceKind::VirtualObject, &object),
-            service("Sink", ServiceKind::VirtualObject, &object),
-            service("Echo", ServiceKind::Service, &[("echo", TargetKind::Service)]),
-        ],
-    }
-}
-
-fn handler(name: &str, target: TargetKind) -> Handler {
-    Handler {
-        name: name.into(),
-        target,
-        public: None,
-        input: InputRule::default(),
-        output: OutputRule::default(),
-        options: Options::default(),
-        documentation: None,
-        metadata: BTreeMap::new(),
-    }
 }

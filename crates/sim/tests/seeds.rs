@@ -28,11 +28,12 @@ fn outcome(seed: u64, scenario: Scenario) -> Result<surefoot_sim::Report, String
 fn seeds_hold() {
     let seeds = seeds();
     println!("seeds {}..{}", seeds.start, seeds.end);
-    let (mut operations, mut attempts, mut crashes) = (0, 0, 0);
+    let (mut operations, mut records, mut attempts, mut crashes) = (0, 0, 0, 0);
     for seed in seeds {
         match outcome(seed, Scenario::default()) {
             Ok(report) => {
                 operations += report.operations;
+                records += report.records;
                 attempts += report.attempts;
                 crashes += report.crashes;
             }
@@ -42,7 +43,7 @@ fn seeds_hold() {
             ),
         }
     }
-    println!("{operations} operations, {attempts} attempts, {crashes} crashes");
+    println!("{operations} operations, {records} Kafka records, {attempts} attempts, {crashes} crashes");
 }
 
 #[test]

@@ -20,9 +20,17 @@ struct World {
 impl World {
     /// A node on which nothing is subscribed yet.
     fn new(topic: Result<TopicInfo, SourceError>) -> Self {
-        let (node, broker) = (Node::new(), Broker::new(topic));
-        let settings =
-            Settings { defaults: Defaults::default(), record_bytes_max: 1 << 20, parked_max: PARKED_MAX, node: "n1".to_owned() };
+        Self::start(Node::new(), Broker::new(topic))
+    }
+
+    fn start(node: Node, broker: Broker) -> Self {
+        let settings = Settings {
+            defaults: Defaults::default(),
+            record_bytes_max: 1 << 20,
+            parked_max: PARKED_MAX,
+            node: "n1".to_owned(),
+            mutant: Mutant::None,
+        };
         let env = Env::production(tokio::runtime::Handle::current());
         let sources =
             Sources::start_on(env, Arc::new(node.clone()), settings, node.changed(), Arc::default(), Arc::new(broker.clone()));
@@ -236,6 +244,20 @@ async fn a_topic_that_is_made_again_while_it_is_read_opens_a_new_epoch() {
     assert_eq!(world.node.opened(), [0, 1]);
 }
 
+/// The group of a topic that was made again was told the old one's positions, though nothing of it had been read.
+#[tokio::test(start_paused = true)]
+async fn positions_in_a_topic_that_is_gone_are_not_committed_for_the_one_in_its_place() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.records(1, 0, 0..5);
+    world.node.until(|node| node.sources().len() == 5).await;
+    world.broker.set_topic(Ok(topic(8, &[(0, 3), (0, 3)])));
+    // It looks at the topic before it has stored how far it is.
+    world.broker.send(SourceEvent::Assigned { generation: 2, partitions: vec![1] });
+    assert_eq!(world.assign(1, &[0, 1]).await, [(0, 0), (1, 0)]);
+    assert_eq!(world.position(0, TOPIC_ID, 0), Some(5));
+    assert!(!world.broker.told().contains(&Told::Committed(vec![(0, 5)])));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_kafka_partition_that_is_added_is_read_from_its_earliest() {
     let mut subscription = testing::subscription();
@@ -284,6 +306,20 @@ async fn changed_properties_restart_and_a_deletion_closes() {
     world.node.until(|node| !node.closed().is_empty()).await;
     assert_eq!(world.node.closed(), [earliest().id]);
     assert_eq!(world.sources.status(earliest().id), SourceStatus::waiting());
+}
+
+/// After a crash in the middle of a deletion, what the subscription had parked was kept for ever.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_a_crash_cut_short_is_finished_at_the_next_start() {
+    let (node, broker) = (Node::new(), Broker::new(Ok(topic(TOPIC_ID, &[(0, 9)]))));
+    let deleted = SubscriptionId(77);
+    node.edit(|catalog| drop(catalog.subscriptions.insert(earliest().id, Arc::new(earliest()))));
+    node.leave_open(deleted);
+    node.leave_open(earliest().id);
+    let world = World::start(node, broker);
+    world.assign(1, &[0]).await;
+    world.node.until(|node| !node.closed().is_empty()).await;
+    assert_eq!(world.node.closed(), [deleted]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,100 @@
+//! Clients that call an object, each operation under its idempotency key until it is acknowledged.
+//!
+//! Checked: every acknowledged result is a prefix of its key's final history, each operation is in it exactly once, what was sent
+//! one way arrived exactly once.
+
+use crate::world::{State, World, numbers, request};
+use std::collections::{BTreeMap, BTreeSet};
+use surefoot_env::sim::Rng;
+use surefoot_model::Outcome;
+
+/// Where operations send something one way.
+pub(crate) const SINKS: [&str; 3] = ["s0", "s1", "s2"];
+
+#[derive(Default)]
+pub(crate) struct Model {
+    /// Operations that clients began, by key.
+    begun: BTreeMap<String, BTreeSet<u64>>,
+    /// Acknowledged histories, by key.
+    acknowledged: BTreeMap<String, Vec<Vec<u64>>>,
+    next_operation: u64,
+}
+
+impl Model {
+    pub(crate) fn operations(&self) -> u64 {
+        self.begun.values().map(|operations| operations.len() as u64).sum()
+    }
+
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.begun.keys().cloned().collect()
+    }
+
+    fn begin(&mut self, key: &str) -> u64 {
+        self.next_operation += 1;
+        self.begun.entry(key.to_owned()).or_default().insert(self.next_operation);
+        self.next_operation
+    }
+}
+
+pub(crate) fn start(world: &World, seed: u64) {
+    for client in 0..world.scenario.clients {
+        let rng = Rng::new(seed ^ (client + 1) << 32);
+        world.spawn(run(client, world.clone(), rng));
+    }
+}
+
+async fn run(client: u64, world: World, mut rng: Rng) {
+    for _ in 0..world.scenario.operations {
+        let key = format!("k{}", rng.below(world.scenario.keys));
+        let operation = world.model().clients.begin(&key);
+        loop {
+            let key_of_call = key.clone();
+            let answer = world.ask(|open| async move {
+                let name = format!("op-{operation}");
+                open.ingress.call(request("Counter", "add", &key_of_call, &operation.to_string(), Some(&name))).await
+            });
+            match answer.await.map(|answer| answer.map(|completed| completed.outcome)) {
+                Some(Ok(Outcome::Success(history))) => {
+                    let history = numbers(&String::from_utf8_lossy(&history));
+                    world.executor.trace(operation);
+                    world.model().clients.acknowledged.entry(key.clone()).or_default().push(history);
+                    break;
+                }
+                Some(Ok(Outcome::Failure(failure))) => {
+                    return world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
+                }
+                Some(Err(error)) if !matches!(error, surefoot_ingress::Error::Unanswered(_)) => {
+                    return world.finding(format!("client {client}: operation {operation} was refused: {error}"));
+                }
+                // The node is stopping or gone: it comes back.
+                Some(Err(_)) | None => world.sleep_ms(20).await,
+            }
+        }
+        world.sleep_ms(rng.below(40)).await;
+    }
+}
+
+/// What has not arrived yet. **Errors**: what must not be.
+pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, String> {
+    let model = &world.model().clients;
+    for (key, operations) in &model.begun {
+        let history = state.at("Counter", key)?;
+        if history.iter().copied().collect::<BTreeSet<u64>>() != *operations {
+            return Err(format!("key {key}: history {history:?} is not each of {operations:?} once"));
+        }
+        for acknowledged in model.acknowledged.get(key).into_iter().flatten() {
+            if !history.starts_with(acknowledged) {
+                return Err(format!("key {key}: acknowledged {acknowledged:?}, then {history:?}"));
+            }
+        }
+    }
+    let sent = |sink: u64| model.begun.values().flatten().copied().filter(move |op| op.is_multiple_of(5) && op % 3 == sink);
+    for (number, sink) in (0..).zip(SINKS) {
+        let expected: BTreeSet<u64> = sent(number).collect();
+        let found: BTreeSet<u64> = state.at("Sink", sink)?.iter().copied().collect();
+        if expected != found {
+            return Ok(Some(format!("sent one way and never arrived: expected {expected:?} in {sink}, found {found:?}")));
+        }
+    }
+    Ok(None)
+}

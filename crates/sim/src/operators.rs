@@ -1,0 +1,119 @@
+//! Operators who interfere: they pause and resume what runs, and kill, purge and submit again under the same id.
+//!
+//! Checked: whatever is paused goes on where it was, and an id that lives again gives its own result. What else could come of it
+//! shows elsewhere: a partition that stops, a replay that differs, an operation that is lost.
+
+use crate::world::{Open, World, request};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use surefoot_env::sim::Rng;
+use surefoot_model::{InvocationId, Operation, Outcome, Status};
+use surefoot_partition::{ListFilter, Partitions};
+
+/// How often something is paused, and something killed.
+const ROUNDS: u64 = 12;
+
+pub(crate) fn start(world: &World, seed: u64) {
+    world.spawn(pause_some(world.clone(), Rng::new(seed ^ 0x9a05)));
+    world.spawn(kill_some(world.clone(), Rng::new(seed ^ 0x6b11)));
+}
+
+async fn pause_some(world: World, mut rng: Rng) {
+    for _ in 0..ROUNDS {
+        world.sleep_ms(rng.below(600)).await;
+        let service = ["Counter", "Ledger", "Relay"][rng.below(3) as usize];
+        let (choice, is_pipelined, pause_ms) = (rng.below(1 << 20), rng.below(3) > 0, rng.below(300));
+        let clock = world.clone();
+        let pausing = world.ask(move |open| async move {
+            let Some(id) = running(&open.partitions, service, choice).await else { return };
+            let pause = open.partitions.operate(id, Operation::Pause);
+            let resume = open.partitions.operate(id, Operation::Resume);
+            if is_pipelined {
+                // Both are on their way before either is applied. A node that stops leaves it to the next one.
+                let _ = both(pause, resume).await;
+            } else if pause.await.is_ok() {
+                clock.sleep_ms(pause_ms).await;
+                // A node that stops leaves it to the next one.
+                let _ = resume.await;
+            }
+        });
+        // A life that ends meanwhile may leave it paused.
+        let _ = pausing.await;
+        while world.ask(resume_each).await.is_none() {}
+    }
+}
+
+async fn running(partitions: &Partitions, service: &str, choice: u64) -> Option<InvocationId> {
+    let filter = ListFilter { service: Some(service.to_owned()), limit: 100, ..ListFilter::default() };
+    let found = partitions.list(filter).await.ok()?.invocations;
+    let running: Vec<InvocationId> = found.iter().filter(|i| i.status != Status::Completed).map(|i| i.id).collect();
+    running.get(choice as usize % running.len().max(1)).copied()
+}
+
+async fn resume_each(open: Open) {
+    let filter = ListFilter { status: Some(Status::Paused), limit: 100, ..ListFilter::default() };
+    let Ok(page) = open.partitions.list(filter).await else { return };
+    for invocation in page.invocations {
+        // A node that stops is asked again.
+        let _ = open.partitions.operate(invocation.id, Operation::Resume).await;
+    }
+}
+
+/// Resumes what is still paused at the end.
+pub(crate) fn resume_all(world: &World) -> Result<(), String> {
+    world.answer("resuming", resume_each)
+}
+
+async fn kill_some(world: World, mut rng: Rng) {
+    for round in 0..ROUNDS {
+        world.sleep_ms(rng.below(500)).await;
+        let (name, body, wait_ms) = (format!("again-{round}"), round.to_string(), rng.below(12));
+        let (clock, expected) = (world.clone(), body.clone());
+        let asked = world.ask(move |open| async move {
+            let again = || request("Echo", "echo", "", &body, Some(&name));
+            let id = open.ingress.send(again(), None).await.ok()?.id;
+            clock.sleep_ms(wait_ms).await;
+            // All three are on their way before the first is applied: what the killed attempt has still sent comes after.
+            let removed = both(open.partitions.operate(id, Operation::Kill), open.partitions.operate(id, Operation::Purge));
+            let (_, called) = both(removed, open.ingress.call(again())).await;
+            Some(called.ok()?.outcome)
+        });
+        // What a life that ended did not answer is not asked again: the next round has another id.
+        match asked.await.flatten() {
+            Some(Outcome::Success(value)) if value != expected.as_bytes() => {
+                world.finding(format!("round {round}: the id that lived again answered {value:?}"));
+            }
+            Some(Outcome::Failure(failure)) if failure.code != 409 => {
+                world.finding(format!("round {round}: the id that lived again failed: {}", failure.message));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Both results; the first is polled first.
+async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let (mut a, mut b) = (None, None);
+    poll_fn(|cx| {
+        if a.is_none()
+            && let Poll::Ready(done) = first.as_mut().poll(cx)
+        {
+            a = Some(done);
+        }
+        if b.is_none()
+            && let Poll::Ready(done) = second.as_mut().poll(cx)
+        {
+            b = Some(done);
+        }
+        match (a.take(), b.take()) {
+            (Some(a), Some(b)) => Poll::Ready((a, b)),
+            (left, right) => {
+                (a, b) = (left, right);
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,340 @@
+//! Topics that are read: a producer, and an operator who subscribes and unsubscribes as on a real node.
+//!
+//! Checked: what was produced is handled exactly once and, per key, in the order of its Kafka partition; what cannot be is parked
+//! exactly once; a subscription that asked for the latest misses nothing that was produced after its creation; a topic that was
+//! made again is read from its start; no commit leads what is stored; nothing comes after a deletion. Of a topic that was deleted
+//! only what was read before, as the commits say, has to be there.
+
+use crate::broker::Place;
+use crate::executor::WORLD;
+use crate::world::{Open, State, World};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use surefoot_admin::NewSubscription;
+use surefoot_env::sim::Rng;
+use surefoot_model::{StreamId, SubscriptionId};
+use surefoot_partition::{LIST_MAX, Partitions};
+
+/// The name of the simulated cluster.
+pub(crate) const CLUSTER: &str = "main";
+/// Keys of Kafka records that have a good one.
+pub(crate) const KEYS: [&str; 3] = ["k0", "k1", "k2"];
+/// Where the plain service sends what it is given.
+pub(crate) const SINKS: [&str; 2] = ["r0", "r1"];
+
+const ORDERS: &str = "orders";
+const NOTES: &str = "notes";
+/// A group that another program read with before.
+const COPY_GROUP: &str = "copy";
+/// Kafka records produced after the operator is done.
+const LAST_RECORDS: u64 = 8;
+
+#[derive(Default)]
+pub(crate) struct Model {
+    /// A Kafka record's number is its place here.
+    produced: Vec<Produced>,
+    orders: Option<SubscriptionId>,
+    notes: Option<SubscriptionId>,
+    copy: Option<SubscriptionId>,
+    /// Records of `notes` from this one on were produced after its subscription was there.
+    notes_from: Option<usize>,
+    /// Records from this one on were produced after the subscription `copy` was gone.
+    copy_until: Option<usize>,
+    /// Where the group `copy` had read up to before.
+    copy_starts: BTreeMap<(u128, i32), i64>,
+    operator_is_done: bool,
+}
+
+struct Produced {
+    topic: &'static str,
+    place: Place,
+    /// Absent: none, or one that is no text.
+    key: Option<&'static str>,
+}
+
+impl Model {
+    pub(crate) fn records(&self) -> u64 {
+        self.produced.len() as u64
+    }
+}
+
+pub(crate) fn start(world: &World, seed: u64) {
+    let mut rng = Rng::new(seed ^ 0x70b1c);
+    let mut recreated = vec![ORDERS, NOTES];
+    recreated.truncate(rng.below(3) as usize);
+    if rng.below(2) == 0 {
+        recreated.reverse();
+    }
+    world.executor.spawn(WORLD, Box::pin(world.broker.clone().trouble(recreated)));
+    world.spawn(produce(world.clone(), Rng::new(rng.next_u64())));
+    world.spawn(operate(world.clone(), Rng::new(rng.next_u64())));
+}
+
+// The producer.
+
+async fn produce(world: World, mut rng: Rng) {
+    for topic in [ORDERS, NOTES] {
+        // At times a topic comes later than who reads it.
+        if rng.below(3) == 0 {
+            world.sleep_ms(rng.below(1_500)).await;
+        }
+        world.broker.create_topic(topic);
+    }
+    for _ in 0..world.scenario.records {
+        produce_one(&world, &mut rng).await;
+    }
+    while !world.model().topics.operator_is_done {
+        world.sleep_ms(100).await;
+    }
+    for _ in 0..LAST_RECORDS {
+        produce_one(&world, &mut rng).await;
+    }
+}
+
+async fn produce_one(world: &World, rng: &mut Rng) {
+    // In bursts.
+    if rng.below(3) == 0 {
+        world.sleep_ms(rng.below(500)).await;
+    }
+    let topic = if rng.below(3) == 0 { NOTES } else { ORDERS };
+    let key = KEYS[rng.below(3) as usize];
+    // Mostly as a producer hashes keys, so that a key has one order.
+    let partition = if rng.below(4) == 0 { rng.below(64) } else { u64::from(key.as_bytes()[1]) };
+    let (key, bytes) = match rng.below(9) {
+        0 => (None, None),
+        1 => (None, Some(Bytes::from_static(b"\xff\xfe"))),
+        _ => (Some(key), Some(Bytes::from_static(key.as_bytes()))),
+    };
+    loop {
+        let number = world.model().topics.produced.len();
+        if let Some(place) = world.broker.produce(topic, partition, bytes.clone(), Bytes::from(number.to_string())) {
+            return world.model().topics.produced.push(Produced { topic, place, key });
+        }
+        world.sleep_ms(20).await;
+    }
+}
+
+// The operator.
+
+async fn operate(world: World, mut rng: Rng) {
+    world.sleep_ms(rng.below(600)).await;
+    let orders = subscribe(&world, ORDERS, "Ledger/add", &[("auto.offset.reset", "earliest")]).await;
+    world.model().topics.orders = Some(orders);
+
+    world.sleep_ms(rng.below(2_000)).await;
+    let notes = subscribe(&world, NOTES, "Relay/relay", &[]).await;
+    {
+        let topics = &mut world.model().topics;
+        topics.notes = Some(notes);
+        topics.notes_from = Some(topics.produced.len());
+    }
+    world.broker.expire(NOTES);
+
+    world.sleep_ms(rng.below(2_000)).await;
+    world.model().topics.copy_starts = world.broker.commit_outside(COPY_GROUP, ORDERS);
+    let copy = subscribe(&world, ORDERS, "Mirror/add", &[("group.id", COPY_GROUP)]).await;
+    world.model().topics.copy = Some(copy);
+    world.broker.expire(ORDERS);
+    world.sleep_ms(rng.below(3_000)).await;
+    unsubscribe(&world, copy).await;
+    {
+        let topics = &mut world.model().topics;
+        topics.copy_until = Some(topics.produced.len());
+        topics.operator_is_done = true;
+    }
+    world.broker.forget_group(COPY_GROUP);
+}
+
+/// Subscribes, and returns once the start offsets are stored. A request without an answer is looked after, not repeated.
+async fn subscribe(world: &World, topic: &'static str, sink: &'static str, options: &'static [(&str, &str)]) -> SubscriptionId {
+    loop {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let request = NewSubscription {
+            source: format!("kafka://{CLUSTER}/{topic}"),
+            sink: format!("service://{sink}"),
+            options: Some(options),
+        };
+        let asked = world.ask(|open| async move {
+            match subscribed(&open, topic, sink) {
+                Some((id, is_resolved)) => Some((id, is_resolved)),
+                None => {
+                    let id = open.admin.subscribe(request).await.ok()?.id;
+                    subscribed(&open, topic, sink).filter(|(found, _)| *found == id)
+                }
+            }
+        });
+        match asked.await.flatten() {
+            Some((id, true)) => return id,
+            // No broker has answered in time, or the node has gone.
+            _ => world.sleep_ms(20).await,
+        }
+    }
+}
+
+/// The subscription as the catalog has it, and whether its start is stored.
+fn subscribed(open: &Open, topic: &str, sink: &str) -> Option<(SubscriptionId, bool)> {
+    let catalog = open.partitions.catalog().load();
+    let mut all = catalog.subscriptions.values();
+    let found = all.find(|s| *s.topic == *topic && format!("{}/{}", s.service, s.handler) == sink)?;
+    Some((found.id, found.resolved))
+}
+
+async fn unsubscribe(world: &World, id: SubscriptionId) {
+    loop {
+        let asked = world.ask(|open| async move { open.admin.unsubscribe(id).await });
+        match asked.await {
+            Some(Ok(()) | Err(surefoot_admin::Error::SubscriptionNotFound(_))) => return,
+            Some(Err(error)) if !matches!(error, surefoot_admin::Error::Stopping | surefoot_admin::Error::Unanswered(_)) => {
+                return world.finding(format!("unsubscribing failed: {error}"));
+            }
+            _ => world.sleep_ms(20).await,
+        }
+    }
+}
+
+// What must be true.
+
+/// At the start of a life: whatever groups were told is stored (rule K5).
+pub(crate) fn check_commits(world: &World, partitions: &Partitions) {
+    let catalog = partitions.catalog().load();
+    for subscription in catalog.subscriptions.values() {
+        for ((topic, partition), told) in world.broker.told(&subscription.options["group.id"]) {
+            if topic != subscription.topic_id {
+                continue;
+            }
+            let stream = StreamId { subscription: subscription.id, epoch: subscription.epoch, topic, partition };
+            let stored = catalog.positions.get(&stream);
+            if stored.is_none_or(|stored| *stored < told) {
+                let topic = &*subscription.topic;
+                world.finding(format!("{topic}/{partition}: the group was told {told}, stored is {stored:?}"));
+            }
+        }
+    }
+}
+
+/// What a subscription has brought so far against what it has to.
+struct Expected {
+    /// All of these, sooner or later.
+    must: BTreeSet<u64>,
+    /// Nothing but these.
+    may: BTreeSet<u64>,
+}
+
+impl Expected {
+    /// `counts` says which Kafka records the subscription is for, and which of them it must not miss.
+    fn of(
+        world: &World,
+        model: &Model,
+        topic: &str,
+        group: &str,
+        counts: impl Fn(usize, &Produced) -> bool,
+        is_owed: impl Fn(usize) -> bool,
+    ) -> Self {
+        let (mut must, mut may) = (BTreeSet::new(), BTreeSet::new());
+        let (present, told) = (world.broker.topic_id(topic), world.broker.told(group));
+        for (number, record) in model.produced.iter().enumerate() {
+            if record.topic != topic || !counts(number, record) {
+                continue;
+            }
+            may.insert(number as u64);
+            let Place { topic, partition, offset } = record.place;
+            let is_committed = told.get(&(topic, partition)).is_some_and(|told| offset < *told);
+            if is_owed(number) && (Some(topic) == present || is_committed) {
+                must.insert(number as u64);
+            }
+        }
+        Self { must, may }
+    }
+
+    /// What is missing. **Errors**: what is too much.
+    fn compare(&self, what: &str, found: &BTreeSet<u64>) -> Result<Option<String>, String> {
+        let extra: Vec<_> = found.difference(&self.may).collect();
+        if !extra.is_empty() {
+            return Err(format!("{what} took {extra:?}, which are not its own or came after its end"));
+        }
+        let missing: Vec<_> = self.must.difference(found).collect();
+        Ok((!missing.is_empty()).then(|| format!("{what} never took {missing:?}, found {found:?}")))
+    }
+}
+
+/// What has not arrived yet. **Errors**: what must not be.
+pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, String> {
+    let (orders, notes, copy) = {
+        let topics = &world.model().topics;
+        (topics.orders, topics.notes, topics.copy)
+    };
+    let (Some(orders), Some(notes), Some(copy)) = (orders, notes, copy) else { return Err("not subscribed".to_owned()) };
+    let parked = parked(world, orders)?;
+    let left = parked_places(world, copy)?;
+    if !left.is_empty() {
+        return Ok(Some(format!("a deleted subscription still has parked {left:?}")));
+    }
+    let topics = &world.model().topics;
+    let mut missing = Vec::new();
+    let group = orders.to_string();
+    for key in KEYS {
+        let found = state.at("Ledger", key)?;
+        in_order(topics, key, found)?;
+        let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key == Some(key), |_| true);
+        missing.extend(expected.compare(&format!("Ledger/{key}"), &found.iter().copied().collect())?);
+
+        let found = state.at("Mirror", key)?;
+        in_order(topics, key, found)?;
+        let is_from_its_time = |number: usize, record: &Produced| {
+            let start = topics.copy_starts.get(&(record.place.topic, record.place.partition)).copied().unwrap_or(0);
+            record.key == Some(key) && topics.copy_until.is_none_or(|until| number < until) && record.place.offset >= start
+        };
+        let expected = Expected::of(world, topics, ORDERS, COPY_GROUP, is_from_its_time, |_| false);
+        missing.extend(expected.compare(&format!("Mirror/{key}"), &found.iter().copied().collect())?);
+    }
+    let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key.is_none(), |_| true);
+    missing.extend(expected.compare("parked", &parked)?);
+
+    for (sink, name) in SINKS.into_iter().enumerate() {
+        let found: BTreeSet<u64> = state.at("Sink", name)?.iter().copied().collect();
+        let is_owed = |number| topics.notes_from.is_some_and(|from| number >= from);
+        let expected = Expected::of(world, topics, NOTES, &notes.to_string(), |number, _| number % 2 == sink, is_owed);
+        missing.extend(expected.compare(&format!("Relay to {name}"), &found)?);
+    }
+    Ok(missing.into_iter().next())
+}
+
+/// Per key, the order of each Kafka partition.
+fn in_order(topics: &Model, key: &str, found: &[u64]) -> Result<(), String> {
+    let mut last: BTreeMap<(u128, i32), i64> = BTreeMap::new();
+    for number in found {
+        let Some(record) = topics.produced.get(*number as usize) else { return Err(format!("{number} was never produced")) };
+        let Place { topic, partition, offset } = record.place;
+        let before = last.insert((topic, partition), offset);
+        if before.is_some_and(|before| before >= offset) {
+            return Err(format!("key {key}: {number} out of order in {found:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the Kafka records that are parked. **Errors**: one is parked twice.
+fn parked(world: &World, id: SubscriptionId) -> Result<BTreeSet<u64>, String> {
+    let places = parked_places(world, id)?;
+    let topics = &world.model().topics;
+    let mut parked = BTreeSet::new();
+    for place in places {
+        let number = topics.produced.iter().position(|record| record.place == place);
+        let number = number.ok_or_else(|| format!("{place:?} was parked and never produced"))?;
+        if !parked.insert(number as u64) {
+            return Err(format!("{number} was parked twice"));
+        }
+    }
+    Ok(parked)
+}
+
+fn parked_places(world: &World, id: SubscriptionId) -> Result<Vec<Place>, String> {
+    let page =
+        world.answer("listing what is parked", move |open| async move { open.partitions.parked(id, None, LIST_MAX).await })?;
+    let parked = page.map_err(|stopped| stopped.to_string())?.parked;
+    let places = parked.iter().map(|parked| {
+        let source = parked.record.source;
+        Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset }
+    });
+    Ok(places.collect())
+}
