@@ -21,7 +21,7 @@ pub(crate) enum Input {
         id: InvocationId,
         attempt: Attempt,
     },
-    /// A slot became free somewhere.
+    /// A slot, or room for a replay, became free somewhere.
     SlotFreed,
     /// Messages to `to` are durable there up to this sequence number.
     OutboxDurable {

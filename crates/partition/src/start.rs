@@ -11,7 +11,7 @@ use crate::mailbox::{Input, Mailbox};
 use crate::worker::{Partition, Settings, Worker, apply_entry};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
-use surefoot_invoker::{Invoker, Output};
+use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::Meta;
 use surefoot_model::{Attempt, AttemptProgress, CatalogCell, Epoch, Event, InvocationId, Lsn, PartitionId};
@@ -174,8 +174,8 @@ impl Started {
 struct Reports(Arc<Shared>);
 
 impl Output for Reports {
-    fn progressed(&self, partition: PartitionId, progress: AttemptProgress) {
-        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], None);
+    fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room) {
+        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(Box::new(move |_| drop(room))));
     }
 
     fn ended(&self, partition: PartitionId, id: InvocationId, attempt: Attempt) {
@@ -186,6 +186,12 @@ impl Output for Reports {
             if !mailbox.is_same(owner) {
                 mailbox.push(Input::SlotFreed);
             }
+        }
+    }
+
+    fn has_room(&self) {
+        for mailbox in &self.0.workers {
+            mailbox.push(Input::SlotFreed);
         }
     }
 }

@@ -655,7 +655,7 @@ fn read_attempt(
         pin: active.pin,
         commands: active.commands,
         replay,
-        state: eager_state(reader, &invocation.target, invoker.eager_state_bytes(&invocation.target))?,
+        state: eager_state(reader, &invocation.target, invoker.eager_state_bytes(&invocation.target, active.pin))?,
         retries_since_entry: active.retries_since_entry,
         last_entry_at: active.last_entry_at,
         attempts_counted: active.attempts_counted,
