@@ -97,7 +97,7 @@ impl Serving {
             node.partitions.clone(),
             surefoot_kafka::Settings {
                 defaults: config.defaults(),
-                record_bytes_max: usize::try_from(config.ingress.request_bytes_max).unwrap_or(usize::MAX),
+                record_bytes_max: usize::try_from(config.request_bytes_max()).unwrap_or(usize::MAX),
                 parked_max: config.kafka.parked_records_max,
                 node: format!("{:016x}", data_dir.node_id),
             },
@@ -119,7 +119,7 @@ impl Serving {
             },
         );
         let limits = Limits {
-            body_bytes_max: config.ingress.request_bytes_max,
+            body_bytes_max: config.request_bytes_max(),
             requests_max: config.ingress.requests_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
         };
         let summary = Summary {

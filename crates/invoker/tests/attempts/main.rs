@@ -459,10 +459,13 @@ fn a_replay_takes_its_room_before_it_runs_and_gives_it_back_once_it_is_read() {
     assert!(!world.invoker.try_reserve());
     world.story();
     world.abort();
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         > reset
         = room for replays
-        = slot 2 free"#]]);
+        = slot 2 free"#]],
+    );
     assert!(world.invoker.try_reserve());
 }
 
