@@ -16,9 +16,6 @@ use surefoot_protocol::discovery::{self, Manifest};
 const TRIES_MAX: u32 = 4;
 /// Wait after the first failed try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Plain media types: some handlers compare them exactly.
-const MANIFESTS: &str = "application/vnd.restate.endpointmanifest.v1+json, application/vnd.restate.endpointmanifest.v2+json, \
-                         application/vnd.restate.endpointmanifest.v3+json, application/vnd.restate.endpointmanifest.v4+json";
 const SERVER: HeaderName = HeaderName::from_static("x-restate-server");
 
 /// What an endpoint said.
@@ -49,7 +46,7 @@ pub(crate) async fn discover(
     headers: HeaderMap,
 ) -> Result<Discovered, Error> {
     let mut request_headers = headers;
-    request_headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
+    request_headers.insert(ACCEPT, HeaderValue::from_static(discovery::ACCEPT));
     let request = DiscoverRequest { uri: uri.to_owned(), http, headers: request_headers };
     let mut pause = FIRST_PAUSE;
     for tried in 1.. {
@@ -129,7 +126,7 @@ mod tests {
         }
 
         fn discover(&self, request: DiscoverRequest) -> BoxFuture<Answer> {
-            assert_eq!(request.headers[ACCEPT], MANIFESTS);
+            assert_eq!(request.headers[ACCEPT], discovery::ACCEPT);
             let mut answers = self.0.lock().unwrap();
             let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() };
             Box::pin(async { answer })

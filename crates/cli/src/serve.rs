@@ -2,6 +2,7 @@
 
 use crate::logs;
 use anyhow::Context;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,7 +42,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let dump_only = arguments.dump_config;
     let loaded = config::load(&sources(arguments)?)?;
     if dump_only {
-        print!("{}", config::dump(&loaded.config));
+        for warning in &loaded.warnings {
+            eprintln!("{warning}");
+        }
+        say(&config::dump(&loaded.config));
         return Ok(ExitCode::SUCCESS);
     }
     logs::start(&loaded.config)?;
@@ -81,6 +85,12 @@ fn sources(arguments: Arguments) -> anyhow::Result<Sources> {
     })
 }
 
+/// Writes to the terminal. Whoever has stopped reading (`| head -1`) misses the rest; the server runs on.
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let env = serve::world();
     let mut signals = Signals::new()?;
@@ -92,7 +102,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         () = signals.next() => return Ok(ExitCode::SUCCESS),
         serving = Serving::start(config, env, process) => serving?,
     };
-    print!("{}", banner(config, serving.summary()));
+    say(&banner(config, serving.summary()));
     signals.next().await;
     tracing::info!("stopping; a second signal stops at once");
     tokio::select! {

@@ -2,6 +2,7 @@
 //!
 //! Owns: checks, submission and what comes back. Cheap to clone. Does not own: HTTP shapes (`service`).
 
+use crate::body::Room;
 use crate::metrics::{Kind, Metrics};
 use crate::{Error, check};
 use bytes::Bytes;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
-use surefoot_model::{InvocationId, Origin, Outcome, Timestamp};
-use surefoot_partition::{Answer, Partitions};
+use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};
+use surefoot_partition::{Answer, Partitions, Stopped};
 
 #[derive(Clone)]
 pub struct Ingress(Arc<Shared>);
@@ -64,15 +65,15 @@ impl Ingress {
     /// Calls a handler and waits for its result, however long it takes. A client that stops waiting does not affect the invocation.
     pub async fn call(&self, request: Request<'_>) -> Result<Completed, Error> {
         let catalog = self.catalog();
-        self.check(&catalog, &request)?;
-        self.submit_call(&catalog, request).await
+        self.check(&catalog, &request).inspect_err(|error| self.metrics().refused(error))?;
+        self.submit_call(&catalog, request, Room::default()).await
     }
 
     /// Starts an invocation, at once or after a delay, and returns when that is durable.
     pub async fn send(&self, request: Request<'_>, delay: Option<Duration>) -> Result<Accepted, Error> {
         let catalog = self.catalog();
-        self.check(&catalog, &request)?;
-        self.submit_send(&catalog, request, delay).await
+        self.check(&catalog, &request).inspect_err(|error| self.metrics().refused(error))?;
+        self.submit_send(&catalog, request, delay, Room::default()).await
     }
 
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
@@ -87,6 +88,11 @@ impl Ingress {
         &self.0.metrics
     }
 
+    /// Completes while there is room for more submissions.
+    pub(crate) async fn room(&self) {
+        self.0.partitions.room().await;
+    }
+
     fn check(&self, catalog: &Catalog, request: &Request<'_>) -> Result<(), Error> {
         let service = check::service(catalog, request.service)?;
         if !service.is_keyed() && !request.key.is_empty() {
@@ -98,11 +104,11 @@ impl Ingress {
         check::input(&handler.input, content_type, request.body.is_empty())
     }
 
-    /// A call whose checks are done.
-    pub(crate) async fn submit_call(&self, catalog: &Catalog, request: Request<'_>) -> Result<Completed, Error> {
-        let watch = self.0.metrics.begin(request.service, Kind::Call, self.env());
-        let submission = self.build(catalog, &request, None)?;
-        let done = match self.0.partitions.submit(submission, true).await {
+    /// A call whose checks are done. `room` is what its body takes until it is appended.
+    pub(crate) async fn submit_call(&self, catalog: &Catalog, request: Request<'_>, room: Room) -> Result<Completed, Error> {
+        let submission = self.build(catalog, &request, None).inspect_err(|error| self.metrics().refused(error))?;
+        let watch = self.metrics().begin(request.service, Kind::Call, self.env());
+        let done = match self.submit(submission, true, room).await {
             Ok(Answer::Completed { id, outcome, expires_at }) => {
                 let content_type = self.content_type(&request, &outcome);
                 Ok(Completed { id, outcome, expires_at, content_type })
@@ -118,20 +124,21 @@ impl Ingress {
         done
     }
 
-    /// A send whose checks are done.
+    /// A send whose checks are done. `room` is what its body takes until it is appended.
     pub(crate) async fn submit_send(
         &self,
         catalog: &Catalog,
         request: Request<'_>,
         delay: Option<Duration>,
+        room: Room,
     ) -> Result<Accepted, Error> {
-        let watch = self.0.metrics.begin(request.service, Kind::Send, self.env());
         let execute_at = delay.map(|delay| {
             let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             Timestamp(self.env().clock.now_ms()).after_ms(ms)
         });
-        let submission = self.build(catalog, &request, execute_at)?;
-        let done = match self.0.partitions.submit(submission, false).await {
+        let submission = self.build(catalog, &request, execute_at).inspect_err(|error| self.metrics().refused(error))?;
+        let watch = self.metrics().begin(request.service, Kind::Send, self.env());
+        let done = match self.submit(submission, false, room).await {
             Ok(Answer::Accepted { id, existing, execute_at }) => Ok(Accepted { id, existing, execute_at }),
             Ok(Answer::Completed { id, .. } | Answer::AlreadyInvoked { id }) => {
                 Ok(Accepted { id, existing: true, execute_at: None })
@@ -144,12 +151,14 @@ impl Ingress {
         done
     }
 
-    fn build(
-        &self,
-        catalog: &Catalog,
-        request: &Request<'_>,
-        execute_at: Option<Timestamp>,
-    ) -> Result<surefoot_model::Submission, Error> {
+    async fn submit(&self, submission: Submission, awaits_result: bool, room: Room) -> Result<Answer, Stopped> {
+        let submitted = self.0.partitions.submit(submission, awaits_result).await?;
+        // From here on it counts among what is appended.
+        drop(room);
+        submitted.answer().await
+    }
+
+    fn build(&self, catalog: &Catalog, request: &Request<'_>, execute_at: Option<Timestamp>) -> Result<Submission, Error> {
         let new = New {
             service: request.service,
             handler: request.handler,

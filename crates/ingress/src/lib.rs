@@ -4,6 +4,7 @@
 //! their order, headers that reach handlers, answers and errors. Does not own: reading tables, or what becomes of a submission.
 //! Source: HTTP reference sections 1.1 to 1.9.
 
+mod body;
 mod check;
 mod cors;
 mod delay;

@@ -3,7 +3,7 @@
 //! Owns: their names, and the handles of each registered service, so that the way of a request looks nothing up by label. Does
 //! not own: where they are shown (`admin`).
 
-use crate::Error;
+use crate::{Error, ErrorSource};
 use metrics::{Counter, Histogram, counter, histogram};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -78,7 +78,7 @@ impl Metrics {
         Watch { service: self.service(service), kind, clock: env.clock.clone(), start: env.clock.monotonic() }
     }
 
-    /// A request that was turned away before it was admitted.
+    /// A request that was turned away before it was admitted. One that was is counted by its [`Watch`], and nowhere else.
     pub(crate) fn refused(&self, error: &Error) {
         match error {
             Error::TooManyRequests => self.rate_limited.increment(1),
@@ -102,6 +102,7 @@ impl Watch {
         let counter = match answer {
             Ok(true) => &of_kind.completed,
             Ok(false) => &of_kind.invocation_error,
+            Err(error) if error.source() == ErrorSource::Invocation => &of_kind.invocation_error,
             Err(error) if error.status().is_server_error() => &of_kind.ingress_error,
             Err(_) => &of_kind.request_error,
         };

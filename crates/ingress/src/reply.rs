@@ -47,7 +47,7 @@ pub(crate) fn completed(completed: Completed) -> Reply {
         Outcome::Success(body) => {
             let mut reply = Response::new(Full::new(body.clone()));
             // A declared type that is no header value is left out.
-            if let Some(value) = completed.content_type.and_then(|ty| HeaderValue::try_from(ty).ok()) {
+            if let Some(value) = completed.content_type.and_then(content_type) {
                 reply.headers_mut().insert(CONTENT_TYPE, value);
             }
             reply
@@ -104,6 +104,11 @@ pub(crate) fn health(services: Vec<&str>) -> Reply {
         services: Vec<&'a str>,
     }
     json(StatusCode::OK, &Health { services })
+}
+
+/// Nearly all are JSON, which is at hand.
+fn content_type(ty: String) -> Option<HeaderValue> {
+    if ty == "application/json" { Some(JSON) } else { HeaderValue::try_from(ty).ok() }
 }
 
 fn failed(failure: &Failure) -> Reply {

@@ -1,22 +1,23 @@
 //! One HTTP request of a client, from its head to its response.
 //!
-//! Owns: the order of the checks, which headers reach the handler, and the body limit. Source: HTTP reference 1.3 and 1.6. Does
-//! not own: connections (`listen`).
+//! Owns: the order of the checks, and which headers reach the handler. Source: HTTP reference 1.3 and 1.6. Does not own:
+//! connections (`listen`), or receiving bodies (`body`).
 
+use crate::body::{Bodies, Received};
 use crate::cors::Cors;
 use crate::reply::{self, Reply};
-use crate::route::{Route, Spelling};
+use crate::route::{Point, Route};
 use crate::{Error, Ingress, Limits, Request, check, delay, route};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body::Body;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::borrow::Cow;
 use std::sync::Arc;
-use surefoot_model::catalog::Catalog;
-use tokio::sync::Semaphore;
+use std::time::Duration;
+use surefoot_model::catalog::{self, Catalog, Handler};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
@@ -29,14 +30,30 @@ const INGRESS_PATH: &str = "x-restate-ingress-path";
 pub(crate) struct Service {
     ingress: Ingress,
     body_bytes_max: u64,
+    bodies: Bodies,
     /// Absent: no bound.
     slots: Option<Arc<Semaphore>>,
+}
+
+/// What a request asks for, as far as its head says.
+enum Wish<'a> {
+    Health,
+    Invoke(Head<'a>),
+}
+
+/// The head of a request for a handler that may be invoked so.
+struct Head<'a> {
+    service: &'a Arc<catalog::Service>,
+    handler: &'a Handler,
+    point: Point<'a>,
+    idempotency_key: Option<&'a str>,
 }
 
 impl Service {
     pub(crate) fn new(ingress: Ingress, limits: &Limits) -> Self {
         let slots = limits.requests_max.map(|max| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))));
-        Self { ingress, body_bytes_max: limits.body_bytes_max, slots }
+        let bodies = Bodies::new(limits.body_bytes_max, ingress.env().clock.clone());
+        Self { ingress, body_bytes_max: limits.body_bytes_max, bodies, slots }
     }
 
     pub(crate) async fn respond<B>(&self, request: http::Request<B>) -> Reply
@@ -61,82 +78,77 @@ impl Service {
         if request.method() == Method::OPTIONS {
             return Ok(Reply::default());
         }
-        let done = self.admitted(request).await;
-        if let Err(error) = &done {
-            self.ingress.metrics().refused(error);
-        }
-        done
-    }
-
-    async fn admitted<B>(&self, request: http::Request<B>) -> Result<Reply, Error>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let _slot = match &self.slots {
-            Some(slots) => Some(slots.try_acquire().map_err(|_| Error::TooManyRequests)?),
-            None => None,
-        };
+        // What is submitted is counted there.
+        let refused = |error: &Error| self.ingress.metrics().refused(error);
+        let _slot = self.slot().inspect_err(refused)?;
         let (parts, body) = request.into_parts();
-        match route::parse(trimmed(parts.uri.path()))? {
-            Route::Health if parts.method == Method::GET => {
-                let catalog = self.ingress.catalog();
-                Ok(reply::health(catalog.services.keys().map(|name| name.as_str()).collect()))
-            }
-            Route::Health => Err(Error::Method),
-            Route::Invoke { spelling, service, rest } => self.invoke(spelling, service, &rest, &parts, body).await,
-        }
-    }
-
-    async fn invoke<B>(&self, spelling: Spelling, service: &str, rest: &[&str], parts: &Parts, body: B) -> Result<Reply, Error>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let catalog: Arc<Catalog> = self.ingress.catalog();
-        let service = check::service(&catalog, service)?;
-        let point = route::point(spelling, service.is_keyed(), rest)?;
-        let handler = check::handler(service, point.handler)?;
-        let idempotency_key = parts.headers.get(IDEMPOTENCY_KEY);
-        check::idempotency_key(handler, idempotency_key.map(HeaderValue::as_bytes))?;
-        if parts.method != Method::GET && parts.method != Method::POST {
-            return Err(Error::Method);
-        }
-        let body = self.read(body).await?;
-        let content_type = parts.headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
-        check::input(&handler.input, content_type, body.is_empty())?;
-        let delay = delay::of_query(parts.uri.query().unwrap_or_default())?;
-        let path = ingress_path(&parts.uri);
-        let request = Request {
-            service: &service.name,
-            handler: &handler.name,
-            key: &point.key,
-            headers: passed_on(&path, &parts.headers)?,
-            body,
-            idempotency_key: idempotency_key.map(|key| key.to_str().expect("checked to be visible ASCII")),
+        let catalog = self.ingress.catalog();
+        let head = match wish(&catalog, &parts).inspect_err(refused)? {
+            Wish::Health => return Ok(reply::health(catalog.services.keys().map(|name| name.as_str()).collect())),
+            Wish::Invoke(head) => head,
         };
-        match (point.is_send, delay) {
-            (true, delay) => self.ingress.submit_send(&catalog, request, delay).await.map(|accepted| reply::accepted(&accepted)),
-            (false, None) => self.ingress.submit_call(&catalog, request).await.map(reply::completed),
-            (false, Some(_)) => Err(Error::DelayOnCall),
+        let Received { bytes, room } = self.receive(body).await.inspect_err(refused)?;
+        let path = ingress_path(&parts.uri);
+        let (request, delay) = whole(&head, &parts, &path, bytes).inspect_err(refused)?;
+        if head.point.is_send {
+            self.ingress.submit_send(&catalog, request, delay, room).await.map(|accepted| reply::accepted(&accepted))
+        } else {
+            self.ingress.submit_call(&catalog, request, room).await.map(reply::completed)
         }
     }
 
-    async fn read<B>(&self, body: B) -> Result<Bytes, Error>
+    fn slot(&self) -> Result<Option<SemaphorePermit<'_>>, Error> {
+        self.slots.as_ref().map(|slots| slots.try_acquire().map_err(|_| Error::TooManyRequests)).transpose()
+    }
+
+    async fn receive<B>(&self, body: B) -> Result<Received, Error>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if body.is_end_stream() {
-            return Ok(Bytes::new());
-        }
-        let max = usize::try_from(self.body_bytes_max).unwrap_or(usize::MAX);
-        match Limited::new(body, max).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Error::TooLarge(self.body_bytes_max)),
-            Err(error) => Err(Error::BodyUnreadable(error.to_string())),
-        }
+        // What cannot be appended is not read either: the client's connection fills up instead of our memory.
+        self.ingress.room().await;
+        self.bodies.receive(body).await
     }
+}
+
+/// Everything that is checked before a body is read.
+fn wish<'a>(catalog: &'a Catalog, parts: &'a Parts) -> Result<Wish<'a>, Error> {
+    let (spelling, service, rest) = match route::parse(trimmed(parts.uri.path()))? {
+        Route::Health if parts.method == Method::GET => return Ok(Wish::Health),
+        Route::Health => return Err(Error::Method),
+        Route::Invoke { spelling, service, rest } => (spelling, service, rest),
+    };
+    let service = check::service(catalog, service)?;
+    let point = route::point(spelling, service.is_keyed(), &rest)?;
+    let handler = check::handler(service, point.handler)?;
+    let idempotency_key = parts.headers.get(IDEMPOTENCY_KEY);
+    check::idempotency_key(handler, idempotency_key.map(HeaderValue::as_bytes))?;
+    if parts.method != Method::GET && parts.method != Method::POST {
+        return Err(Error::Method);
+    }
+    let idempotency_key = idempotency_key.map(|key| key.to_str().expect("checked to be visible ASCII"));
+    Ok(Wish::Invoke(Head { service, handler, point, idempotency_key }))
+}
+
+/// Everything that is checked once the body is there.
+fn whole<'a>(head: &'a Head<'a>, parts: &'a Parts, path: &'a str, body: Bytes) -> Result<(Request<'a>, Option<Duration>), Error> {
+    let content_type = parts.headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
+    check::input(&head.handler.input, content_type, body.is_empty())?;
+    let delay = delay::of_query(parts.uri.query().unwrap_or_default())?;
+    let headers = passed_on(path, &parts.headers)?;
+    if delay.is_some() && !head.point.is_send {
+        return Err(Error::DelayOnCall);
+    }
+    let request = Request {
+        service: &head.service.name,
+        handler: &head.handler.name,
+        key: &head.point.key,
+        headers,
+        body,
+        idempotency_key: head.idempotency_key,
+    };
+    Ok((request, delay))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{Attempt, AttemptProgress, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Bounds and defaults of attempts.
 #[derive(Clone, Debug)]
@@ -13,7 +13,10 @@ pub struct Settings {
     pub attempts_max: usize,
     /// Bytes of journals and state being replayed at a time; one attempt may pass it alone.
     pub replay_bytes_max: usize,
-    /// The largest message in either direction.
+    /// Bytes that attempts have reported and that are not durable yet; beyond it attempts stop reading. One report may pass it
+    /// alone.
+    pub report_bytes_max: usize,
+    /// The largest message in either direction. What the server puts around a payload does not count.
     pub message_bytes_max: usize,
     /// State sent with the start of an attempt; what is beyond is fetched by the handler.
     pub eager_state_bytes_max: usize,
@@ -65,11 +68,34 @@ pub struct Live {
     pub notification: Notification,
 }
 
+/// Room that a report takes until it is durable. Dropped by whoever learns that, or that it never will be.
+#[derive(Debug)]
+pub struct Room {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: Some(permit) }
+    }
+
+    /// For what must be said whether there is room or not.
+    pub(crate) fn beyond() -> Self {
+        Self { _permit: None }
+    }
+}
+
 /// Where attempts report. Implemented by `partition`; calls return at once.
 pub trait Output: Send + Sync {
-    /// Appends the event to the partition's log. Calls of one attempt keep their order.
-    fn progressed(&self, partition: PartitionId, progress: AttemptProgress);
+    /// Appends the event to the partition's log. Calls of one attempt keep their order. `room` is held until it is durable.
+    fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room);
 
-    /// A slot was freed by an attempt whose task is over.
+    /// The attempt is over, whatever became of it, and its slot is free.
     fn ended(&self);
+
+    /// The attempt's task panicked: it will report nothing more.
+    fn lost(&self, partition: PartitionId, id: InvocationId, attempt: Attempt);
+
+    /// Replays in flight are below their bound again: attempts that were refused a slot may ask again.
+    fn has_room(&self);
 }

@@ -3,21 +3,23 @@
 //! Owns: what is sent and when, what of the handler's messages is let through, timeouts, and the verdict on a failure. Does not
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
-use crate::api::{AttemptStart, Live};
-use crate::invoker::Invoker;
-use crate::retry::{self, Wish};
+use crate::api::{AttemptStart, EagerState, Live, Room};
+use crate::invoker::{Invoker, ReplayBytes, Slot};
+use crate::retry::{self, Delay, Wish};
 use crate::submission::{self, KEY_BYTES_MAX, New};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest};
 use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
 use surefoot_model::{
-    Action, AttemptEnd, AttemptError, AttemptProgress, Item, NotificationId, Origin, Pin, Timestamp, Verdict, entry_type,
+    Action, AttemptEnd, AttemptError, AttemptProgress, Entry, Item, Origin, Outcome, Pin, Timestamp, Verdict, entry_type,
 };
 use surefoot_protocol::{self as protocol, Behavior, Call, Command, FrameDecoder, Message, Outgoing, Start};
 
@@ -27,31 +29,77 @@ const WARN_FROM_ATTEMPT: u32 = 3;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Items that are reported in one event.
 const ITEMS_MAX: usize = 256;
+/// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
+const EVENT_BYTES: usize = 1 << 20;
+/// What an event, and each of its items, takes beside payloads.
+const FIXED_BYTES: usize = 128;
+/// What the server puts around a payload (ids, headers of a request) may exceed the limit on messages by this much.
+const ENVELOPE_BYTES: usize = 1 << 20;
+/// Room taken for a replay at once; large entries are passed on by reference and need none.
+const REPLAY_ALLOCATION_BYTES: usize = 64 << 10;
+/// Bytes kept of what a handler says about its failure: it stands in the invocation's row and in the log.
+const MESSAGE_BYTES_MAX: usize = 8 << 10;
+const STACKTRACE_BYTES_MAX: usize = 64 << 10;
+const COMMAND_NAME_BYTES_MAX: usize = 1 << 10;
+
+const INVOCATION_ID: HeaderName = HeaderName::from_static("x-restate-invocation-id");
+const SERVICE_KEY: HeaderName = HeaderName::from_static("x-restate-service-key");
+/// A key that is longer once encoded does not go into a header: peers bound all of them together, at 8 KiB and more. The handler
+/// has it from `Start`.
+const SERVICE_KEY_BYTES_MAX: usize = 2_048;
+/// What stands for itself in a URI component.
+const URI_COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'!')
+    .remove(b'~')
+    .remove(b'*')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')');
 
 /// Runs an attempt to its end and reports what it brings.
-pub(crate) async fn run(invoker: &Arc<Invoker>, start: AttemptStart) {
+pub(crate) async fn run(invoker: Arc<Invoker>, start: AttemptStart, slot: Slot, replay: ReplayBytes) {
+    let left = attempt(&invoker, start, replay).await;
+    // From here on the slot serves another: a peer that is slow to end its response holds up nobody.
+    drop(slot);
+    if let Some(exchange) = left
+        && let Some(leave) = invoker.try_drain()
+    {
+        drain(exchange, &invoker.env.clock).await;
+        drop(leave);
+    }
+}
+
+/// Gives the stream back where the rest of the response is to be read.
+async fn attempt(invoker: &Arc<Invoker>, start: AttemptStart, replay: ReplayBytes) -> Option<Box<dyn Exchange>> {
     let catalog = invoker.catalog.load();
-    let (deployment, version) = match choose(&catalog, &start) {
+    let chosen = choose(&catalog, &start);
+    let options = invoker.options(&catalog, &start.target, chosen.as_ref().ok().map(|(deployment, _)| deployment));
+    let pin = match &chosen {
+        Ok((deployment, version)) => Pin { deployment: deployment.id, protocol: *version },
+        // Nothing is pinned: there is nothing to pin to.
+        Err(_) => start.pin.unwrap_or(Pin { deployment: surefoot_model::DeploymentId(0), protocol: protocol::MAX_VERSION }),
+    };
+    let mut attempt = Attempt::new(invoker, start, options, pin, replay);
+    let (deployment, version) = match chosen {
         Ok(chosen) => chosen,
         Err(failure) => {
-            let options = options_of(invoker, &catalog, &start, None);
-            // Nothing is pinned: there is nothing to pin to.
-            let pin = start.pin.unwrap_or(Pin { deployment: surefoot_model::DeploymentId(0), protocol: protocol::MAX_VERSION });
-            return Attempt::new(invoker, start, options, pin).fail(failure);
+            attempt.fail(failure).await;
+            return None;
         }
     };
-    let options = options_of(invoker, &catalog, &start, Some(&deployment));
-    let pin = Pin { deployment: deployment.id, protocol: version };
-    let mut attempt = Attempt::new(invoker, start, options, pin);
     let is_bidirectional = deployment.mode == StreamMode::Bidirectional
         && deployment.http == HttpVersion::Http2
         && attempt.options.inactivity_timeout_ms > 0;
-    let request = open_request(&attempt, deployment, version);
-    let opening = invoker.transport.open(request);
-    match attempt.until_aborted(opening).await {
-        None => {}
-        Some(Err(error)) => attempt.fail(Failure::of_peer(500, format!("{error} (RT0010)"))),
-        Some(Ok(exchange)) => attempt.exchange(exchange, version, is_bidirectional).await,
+    let opening = invoker.transport.open(open_request(&attempt, deployment, version));
+    match attempt.until_aborted(opening).await? {
+        Ok(exchange) => attempt.exchange(Stream { exchange, version, is_bidirectional, is_open: true }).await,
+        Err(error) => {
+            attempt.fail(Failure::of_peer(500, format!("{error} (RT0010)"))).await;
+            None
+        }
     }
 }
 
@@ -73,6 +121,22 @@ impl Failure {
 
     fn of_server(message: String) -> Self {
         Self { by_handler: false, ..Self::of_peer(500, message) }
+    }
+
+    /// Its texts within their bounds.
+    fn cut(mut self) -> Self {
+        cut(&mut self.message, MESSAGE_BYTES_MAX);
+        if let Some(stacktrace) = &mut self.stacktrace {
+            cut(stacktrace, STACKTRACE_BYTES_MAX);
+        }
+        if let Some((_, _, name)) = &mut self.command {
+            cut(name, COMMAND_NAME_BYTES_MAX);
+        }
+        self
+    }
+
+    fn bytes(&self) -> usize {
+        self.message.len() + self.stacktrace.as_ref().map_or(0, String::len)
     }
 }
 
@@ -110,80 +174,123 @@ fn choose(catalog: &Catalog, start: &AttemptStart) -> Result<(Arc<Deployment>, u
     }
 }
 
-/// Options of the handler as the deployment has it, else as the newest revision has it, else the defaults.
-fn options_of(
-    invoker: &Invoker,
-    catalog: &Catalog,
-    start: &AttemptStart,
-    deployment: Option<&Arc<Deployment>>,
-) -> ResolvedOptions {
-    let (name, handler) = (&start.target.service, &start.target.handler);
-    let defaults = &invoker.settings.defaults;
-    let of_deployment = deployment.and_then(|d| d.services.iter().find(|s| s.name == *name));
-    let newest = catalog.services.get(name).map(|s| &**s);
-    let resolved = of_deployment.or(newest).and_then(|s| s.handlers.get(handler).map(|h| s.resolve(h, defaults)));
-    resolved.unwrap_or_else(|| ResolvedOptions {
-        inactivity_timeout_ms: defaults.inactivity_timeout_ms,
-        abort_timeout_ms: defaults.abort_timeout_ms,
-        enable_lazy_state: false,
-        retry: defaults.retry.clone(),
-    })
+/// Shortens a text that is longer, and says by how much.
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let end = text.floor_char_boundary(bytes_max);
+        let more = text.len() - end;
+        text.truncate(end);
+        text.shrink_to_fit();
+        text.push_str(&format!("… ({more} bytes more)"));
+    }
 }
 
 fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8) -> OpenRequest {
-    let start = &attempt.start;
+    let target = &attempt.start.target;
     let content_type = HeaderValue::from_static(protocol::content_type(version));
-    let mut headers = HeaderMap::with_capacity(6);
+    let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, content_type.clone());
     headers.insert(ACCEPT, content_type);
-    let id = HeaderValue::try_from(start.id.to_string()).expect("an id is plain ASCII");
-    headers.insert(HeaderName::from_static("x-restate-invocation-id"), id);
-    for (name, value) in &attempt.invoker.settings.additional_headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            headers.insert(name, value);
+    headers.insert(INVOCATION_ID, HeaderValue::try_from(&attempt.id_text).expect("an id is plain ASCII"));
+    if target.kind.is_keyed() {
+        let key = utf8_percent_encode(&target.key, URI_COMPONENT).to_string();
+        if key.len() <= SERVICE_KEY_BYTES_MAX {
+            headers.insert(SERVICE_KEY, HeaderValue::try_from(key).expect("percent-encoded text is plain ASCII"));
         }
     }
-    let path = format!("/invoke/{}/{}", start.target.service, start.target.handler);
+    for (name, value) in &attempt.invoker.headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    let path = format!("/invoke/{}/{}", target.service, target.handler);
     OpenRequest { deployment, path, headers }
+}
+
+/// The exchange with a handler, and what is known of it.
+struct Stream {
+    exchange: Box<dyn Exchange>,
+    version: u8,
+    is_bidirectional: bool,
+    /// More may be sent.
+    is_open: bool,
+}
+
+impl Stream {
+    fn half_close(&mut self) {
+        if self.is_open {
+            self.is_open = false;
+            self.exchange.half_close();
+        }
+    }
+
+    /// Sends everything, unless one of the messages is larger than any may be.
+    fn send(&mut self, invoker: &Invoker, mut out: Outgoing) -> Result<(), Failure> {
+        let (largest, limit) = (out.largest_message_bytes(), invoker.settings.message_bytes_max);
+        if largest > limit.saturating_add(ENVELOPE_BYTES) {
+            return Err(Failure::of_server(format!(
+                "a message of {largest} bytes to the handler is larger than the limit of {limit} (RT0003)"
+            )));
+        }
+        for chunk in out.take() {
+            invoker.metrics.sent_bytes.increment(chunk.len() as u64);
+            self.exchange.send(chunk);
+        }
+        Ok(())
+    }
 }
 
 struct Attempt<'a> {
     invoker: &'a Arc<Invoker>,
     start: AttemptStart,
+    id_text: String,
     options: ResolvedOptions,
     pin: Pin,
+    began: Duration,
+    /// Until the handler has the replay.
+    replay: Option<ReplayBytes>,
     /// Commands reported so far, those of the replay included.
     commands: u32,
-    /// Not reported yet.
+    /// Completion ids that commands have taken.
+    completions: BTreeSet<u32>,
+    /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
-    /// An output has been reported.
-    outputs: bool,
+    item_bytes: usize,
+    /// An output has come, now or in an earlier attempt.
+    has_output: bool,
     /// Journal index of the last entry that the handler was sent.
     last_delivered: u32,
-    /// Notifications that came before the stream was open.
+    /// Notifications that came while something else was waited for.
     early: Vec<Live>,
+    /// Its end has been reported.
+    has_ended: bool,
 }
 
-/// How reading goes on.
+/// How an exchange goes on.
 enum Next {
     More,
     /// The handler's last message was read and reported.
     Over,
+    /// Nothing of the attempt counts any more.
+    Aborted,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(invoker: &'a Arc<Invoker>, start: AttemptStart, options: ResolvedOptions, pin: Pin) -> Self {
-        let (commands, known) = (start.commands, start.replay.len() as u32);
+    fn new(invoker: &'a Arc<Invoker>, start: AttemptStart, options: ResolvedOptions, pin: Pin, replay: ReplayBytes) -> Self {
         Self {
             invoker,
-            start,
+            id_text: start.id.to_string(),
             options,
             pin,
-            commands,
+            began: invoker.env.clock.monotonic(),
+            replay: Some(replay),
+            commands: start.commands,
+            completions: BTreeSet::new(),
             items: Vec::new(),
-            outputs: false,
-            last_delivered: known.saturating_sub(1),
+            item_bytes: 0,
+            has_output: false,
+            last_delivered: (start.replay.len() as u32).saturating_sub(1),
             early: Vec::new(),
+            has_ended: false,
+            start,
         }
     }
 
@@ -191,7 +298,7 @@ impl<'a> Attempt<'a> {
         Timestamp(self.invoker.env.clock.now_ms())
     }
 
-    /// Waits for `future`, or nothing once the attempt is aborted.
+    /// Waits for `future`, or nothing once the attempt is aborted. Notifications that come meanwhile are kept.
     async fn until_aborted<T>(&mut self, mut future: surefoot_env::BoxFuture<T>) -> Option<T> {
         loop {
             tokio::select! {
@@ -204,21 +311,32 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn exchange(mut self, mut exchange: Box<dyn Exchange>, version: u8, is_bidirectional: bool) {
-        send_start(&mut *exchange, &mut self, version);
-        let mut is_open = is_bidirectional;
-        if is_open {
-            for live in std::mem::take(&mut self.early) {
-                self.deliver(&mut *exchange, &live, version);
+    /// Sends and receives until the attempt's end is reported. Gives the exchange back where the rest is to be read; dropping it
+    /// resets the stream.
+    async fn exchange(&mut self, mut stream: Stream) -> Option<Box<dyn Exchange>> {
+        match self.converse(&mut stream).await {
+            Ok(Next::Over) => Some(stream.exchange),
+            Ok(Next::More | Next::Aborted) => None,
+            Err(failure) => {
+                stream.half_close();
+                self.fail(failure).await;
+                None
             }
+        }
+    }
+
+    async fn converse(&mut self, stream: &mut Stream) -> Result<Next, Failure> {
+        self.send_start(stream)?;
+        if stream.is_bidirectional {
+            self.deliver_early(stream)?;
         } else {
-            exchange.half_close();
+            stream.half_close();
         }
         let clock = self.invoker.env.clock.clone();
         let (inactivity, abort) =
             (Duration::from_millis(self.options.inactivity_timeout_ms), Duration::from_millis(self.options.abort_timeout_ms));
         let mut last_activity = clock.monotonic();
-        let mut alarm = clock.sleep(if is_open { inactivity } else { abort });
+        let mut alarm = clock.sleep(if stream.is_open { inactivity } else { abort });
         let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
         let mut has_head = false;
         loop {
@@ -226,87 +344,132 @@ impl<'a> Attempt<'a> {
                 biased;
                 // Receiving is whole or has not happened.
                 live = self.start.live.recv() => {
-                    let Some(live) = live else { return }; // aborted: dropping the exchange resets the stream
-                    if is_open {
+                    let Some(live) = live else { return Ok(Next::Aborted) };
+                    if stream.is_open {
+                        self.deliver(stream, &live)?;
                         last_activity = clock.monotonic();
-                        self.deliver(&mut *exchange, &live, version);
                     }
                 }
                 // The exchange keeps what it has read until it is asked again.
-                event = poll_fn(|cx| exchange.poll_event(cx)) => {
-                    last_activity = clock.monotonic();
-                    let next = match event {
+                event = poll_fn(|cx| stream.exchange.poll_event(cx)) => {
+                    match event {
                         ExchangeEvent::Head(status, headers) => {
                             has_head = true;
-                            check_head(status, &headers, version).map(|()| Next::More)
+                            self.invoker.metrics.responded(stream.is_bidirectional, status);
+                            check_head(status, &headers, stream.version, self.now())?;
                         }
-                        ExchangeEvent::Chunk(chunk) if has_head => self.chunks(&mut *exchange, &mut decoder, chunk).await,
-                        ExchangeEvent::Chunk(_) => Ok(Next::More),
-                        ExchangeEvent::End => Err(Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned())),
-                        ExchangeEvent::Error(error) => Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
-                    };
-                    match next {
-                        Ok(Next::More) => {}
-                        Ok(Next::Over) => return drain(exchange, &clock).await,
-                        Err(failure) => {
-                            exchange.half_close();
-                            return self.fail(failure);
+                        ExchangeEvent::Chunk(chunk) if has_head => {
+                            // A handler writes nothing before it has read all it is to know.
+                            self.replay = None;
+                            match self.chunks(stream, &mut decoder, chunk).await? {
+                                Next::More => self.deliver_early(stream)?,
+                                next @ (Next::Over | Next::Aborted) => return Ok(next),
+                            }
                         }
+                        ExchangeEvent::Chunk(_) => {}
+                        ExchangeEvent::End => return Err(ended_early()),
+                        ExchangeEvent::Error(error) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
                     }
+                    last_activity = clock.monotonic();
                 }
                 // Polled by reference: it keeps its due time.
                 () = &mut alarm => {
-                    let limit = if is_open { inactivity } else { abort };
+                    let limit = if stream.is_open { inactivity } else { abort };
                     let idle = clock.monotonic().saturating_sub(last_activity);
                     if idle < limit {
                         alarm = clock.sleep(limit - idle);
-                    } else if is_open {
+                    } else if stream.is_open {
                         // A polite request to suspend.
-                        is_open = false;
-                        exchange.half_close();
+                        stream.half_close();
                         last_activity = clock.monotonic();
                         alarm = clock.sleep(abort);
                     } else {
                         let waited = abort.as_millis();
-                        return self.fail(Failure::of_peer(500, format!("the handler did not suspend within {waited} ms of being asked to (RT0001)")));
+                        let message = format!("the handler did not suspend within {waited} ms of being asked to (RT0001)");
+                        return Err(Failure::of_peer(500, message));
                     }
                 }
             }
         }
     }
 
-    fn deliver(&mut self, exchange: &mut dyn Exchange, live: &Live, version: u8) {
-        let mut out = Outgoing::with_capacity(64);
-        out.notification(&live.notification, version);
-        self.last_delivered = live.index;
-        out.take().for_each(|chunk| exchange.send(chunk));
+    /// Sends `Start` and the whole replay at once, without waiting for the response to begin. The handler's copy is the only one
+    /// that is needed from here on.
+    fn send_start(&mut self, stream: &mut Stream) -> Result<(), Failure> {
+        let since_entry_ms = self.now().0.saturating_sub(self.start.last_entry_at.0);
+        let replay = std::mem::take(&mut self.start.replay);
+        let state = std::mem::take(&mut self.start.state);
+        let values = values_that_fit(&state, self.invoker.settings.message_bytes_max);
+        let bytes = self.replay.as_ref().map_or(0, ReplayBytes::bytes).min(REPLAY_ALLOCATION_BYTES);
+        let start = &self.start;
+        let mut out = Outgoing::with_capacity(256 + bytes);
+        out.start(
+            &Start {
+                id: start.id,
+                debug_id: &self.id_text,
+                known_entries: replay.len() as u32,
+                state: &state.entries[..values],
+                complete_state: state.complete && values == state.entries.len(),
+                key: &start.target.key,
+                retries_since_entry: start.retries_since_entry,
+                since_entry_ms,
+                random_seed: start.random_seed,
+            },
+            stream.version,
+        );
+        for entry in &replay {
+            out.entry(entry, stream.version);
+            if let Entry::Command { ty, raw } = entry {
+                self.has_output |= *ty == entry_type::OUTPUT;
+                self.completions.extend(protocol::completion_ids(*ty, raw));
+            }
+        }
+        stream.send(self.invoker, out)
     }
 
-    /// Takes a chunk and everything that is there behind it, and reports it as one event.
-    async fn chunks(&mut self, exchange: &mut dyn Exchange, decoder: &mut FrameDecoder, first: Bytes) -> Result<Next, Failure> {
+    fn deliver(&mut self, stream: &mut Stream, live: &Live) -> Result<(), Failure> {
+        let mut out = Outgoing::with_capacity(64);
+        out.notification(&live.notification, stream.version);
+        stream.send(self.invoker, out)?;
+        self.last_delivered = live.index;
+        Ok(())
+    }
+
+    /// Delivers what came while something else was waited for. Where nothing can be sent any more it waits in the journal.
+    fn deliver_early(&mut self, stream: &mut Stream) -> Result<(), Failure> {
+        for live in std::mem::take(&mut self.early) {
+            if stream.is_open {
+                self.deliver(stream, &live)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk and everything that is there behind it, and reports it: as one event, or as several where it is much.
+    async fn chunks(&mut self, stream: &mut Stream, decoder: &mut FrameDecoder, first: Bytes) -> Result<Next, Failure> {
         let mut chunk = Some(first);
         loop {
             if let Some(chunk) = chunk.take() {
+                self.invoker.metrics.received_bytes.increment(chunk.len() as u64);
                 decoder.push(chunk);
                 while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
                     if let Some(end) = self.message(frame)? {
                         // Peers go on reading the request until it ends.
-                        exchange.half_close();
-                        return match end {
-                            End::Event(end) => {
-                                self.report(Some(end));
-                                Ok(Next::Over)
-                            }
-                            End::Failed(failure) => {
-                                self.fail_here(failure);
-                                Ok(Next::Over)
-                            }
-                        };
+                        stream.half_close();
+                        return Ok(match end {
+                            End::Event(end) => self.report(Some(end)).await,
+                            End::Failed(failure) => self.fail(failure).await,
+                        });
+                    }
+                    if self.item_bytes >= EVENT_BYTES
+                        && let Next::Aborted = self.report(None).await
+                    {
+                        return Ok(Next::Aborted);
                     }
                 }
             }
             if self.items.len() < ITEMS_MAX {
-                let available = poll_fn(|cx| match exchange.poll_event(cx) {
+                let available = poll_fn(|cx| match stream.exchange.poll_event(cx) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
                     Poll::Pending => Poll::Ready(None),
                 });
@@ -316,16 +479,11 @@ impl<'a> Attempt<'a> {
                         continue;
                     }
                     Some(ExchangeEvent::Head(..)) | None => {}
-                    Some(ExchangeEvent::End) => {
-                        return Err(Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned()));
-                    }
+                    Some(ExchangeEvent::End) => return Err(ended_early()),
                     Some(ExchangeEvent::Error(error)) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
                 }
             }
-            if !self.items.is_empty() {
-                self.report(None);
-            }
-            return Ok(Next::More);
+            return Ok(if self.items.is_empty() { Next::More } else { self.report(None).await });
         }
     }
 
@@ -341,38 +499,36 @@ impl<'a> Attempt<'a> {
                     }
                     Command::Call(call) => self.resolve(ty, &raw, &call)?,
                 };
+                self.take_completions(ty, &raw, &action)?;
+                self.has_output |= ty == entry_type::OUTPUT;
+                let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
+                self.item_bytes += FIXED_BYTES + raw.len() + input_bytes;
                 self.items.push(Item::Command { ty, raw, action });
                 Ok(None)
             }
             Message::RunProposed { completion, outcome } => {
+                let bytes = match &outcome {
+                    Outcome::Success(value) => value.len(),
+                    Outcome::Failure(failure) => failure.message.len(),
+                };
+                self.item_bytes += FIXED_BYTES + bytes;
                 self.items.push(Item::RunProposed { completion, outcome });
                 Ok(None)
             }
-            Message::Suspended { awaiting } => Ok(Some(End::Event(self.suspended(awaiting)))),
-            Message::Ended => {
-                let has_output = |item: &Item| matches!(item, Item::Command { ty: entry_type::OUTPUT, .. });
-                let is_stored = |entry: &surefoot_model::Entry| {
-                    matches!(entry, surefoot_model::Entry::Command { ty: entry_type::OUTPUT, .. })
-                };
-                if self.items.iter().any(has_output) || self.outputs || self.start.replay.iter().any(is_stored) {
-                    Ok(Some(End::Event(AttemptEnd::Completed)))
-                } else {
-                    Err(Failure::of_peer(500, "the handler ended without an output (RT0012)".to_owned()))
-                }
+            Message::Suspended { awaiting } => {
+                Ok(Some(End::Event(AttemptEnd::Suspended { awaiting, last_delivered: self.last_delivered })))
             }
+            Message::Ended if self.has_output => Ok(Some(End::Event(AttemptEnd::Completed))),
+            Message::Ended => Err(Failure::of_peer(500, "the handler ended without an output (RT0012)".to_owned())),
             Message::Failed(error) => Ok(Some(End::Failed(Failure {
                 code: error.code,
                 message: error.message,
                 stacktrace: error.stacktrace,
                 command: error.command,
-                wish: Wish { behavior: error.behavior, delay_ms: error.next_retry_delay_ms },
+                wish: Wish { behavior: error.behavior, delay: error.next_retry_delay_ms.map_or(Delay::Policy, Delay::Handler) },
                 by_handler: true,
             }))),
         }
-    }
-
-    fn suspended(&self, awaiting: Vec<NotificationId>) -> AttemptEnd {
-        AttemptEnd::Suspended { awaiting, last_delivered: self.last_delivered }
     }
 
     /// Whether this invocation may do what the command does (protocol reference 6.8.4).
@@ -384,10 +540,13 @@ impl<'a> Attempt<'a> {
             Action::Keep if matches!(ty, entry_type::GET_EAGER_STATE | entry_type::GET_EAGER_STATE_KEYS) => kind.is_keyed(),
             _ => true,
         };
-        if let Action::SetState { key, .. } = action
-            && key.len() > KEY_BYTES_MAX
-        {
-            let message = format!("a state key of {} bytes is longer than the {KEY_BYTES_MAX} it may have (RT0017)", key.len());
+        let key_bytes = match action {
+            Action::SetState { key, .. } | Action::ClearState { key } | Action::GetState { key, .. } => key.len(),
+            Action::Keep if ty == entry_type::GET_EAGER_STATE => protocol::state_key_bytes(raw),
+            _ => 0,
+        };
+        if key_bytes > KEY_BYTES_MAX {
+            let message = format!("a state key of {key_bytes} bytes is longer than the {KEY_BYTES_MAX} it may have (RT0017)");
             return Err(self.precondition(ty, raw, message));
         }
         if is_allowed {
@@ -396,10 +555,33 @@ impl<'a> Attempt<'a> {
         Err(self.precondition(ty, raw, format!("{} has no state that it may use so (RT0017)", self.start.target)))
     }
 
+    /// Notes the completion ids that a command takes. One that is taken already would be completed twice.
+    fn take_completions(&mut self, ty: u16, raw: &Bytes, action: &Action) -> Result<(), Failure> {
+        let ids = match action {
+            Action::GetState { completion, .. }
+            | Action::GetStateKeys { completion }
+            | Action::Sleep { completion, .. }
+            | Action::Run { completion } => [Some(*completion), None],
+            Action::Call { id_completion, result, .. } => [Some(*id_completion), *result],
+            _ => return Ok(()),
+        };
+        for id in ids.into_iter().flatten() {
+            if !self.completions.insert(id) {
+                let message = format!("completion id {id} is used by two commands (RT0012)");
+                return Err(self.precondition(ty, raw, message));
+            }
+        }
+        Ok(())
+    }
+
     fn precondition(&self, ty: u16, raw: &Bytes, message: String) -> Failure {
-        let commands = self.items.iter().filter(|item| matches!(item, Item::Command { .. })).count() as u32;
-        let index = self.commands + commands;
+        let index = self.commands + self.commands_taken();
         Failure { command: Some((index, ty, protocol::command_name(raw))), ..Failure::of_peer(500, message) }
+    }
+
+    /// Commands that are not reported yet.
+    fn commands_taken(&self) -> u32 {
+        self.items.iter().filter(|item| matches!(item, Item::Command { .. })).count() as u32
     }
 
     fn resolve(&self, ty: u16, raw: &Bytes, call: &Call) -> Result<Action, Failure> {
@@ -430,7 +612,11 @@ impl<'a> Attempt<'a> {
         };
         let settings = &self.invoker.settings;
         let submission = submission::build(&catalog, &settings.defaults, &*self.invoker.env.ids, new).map_err(|error| {
-            refuse(format!("cannot call {service}/{handler}: {error}; register a deployment that serves it (RT0018)"))
+            let hint = match error {
+                submission::Error::UnknownService | submission::Error::UnknownHandler => "; register a deployment that serves it",
+                submission::Error::KeyTooLong(_) => "",
+            };
+            refuse(format!("cannot call {service}/{handler}: {error}{hint} (RT0018)"))
         })?;
         Ok(Action::Call {
             partition: submission.id.partition(settings.partitions),
@@ -440,53 +626,105 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    fn report(&mut self, end: Option<AttemptEnd>) {
-        let items = std::mem::take(&mut self.items);
-        let commands = items.iter().filter(|item| matches!(item, Item::Command { .. })).count() as u32;
-        self.outputs |= items.iter().any(|item| matches!(item, Item::Command { ty: entry_type::OUTPUT, .. }));
-        let progress = AttemptProgress {
-            id: self.start.id,
-            attempt: self.start.attempt,
-            first_command: self.commands,
-            pin: self.pin,
-            items,
-            end,
-        };
-        self.commands += commands;
-        self.invoker.output.progressed(self.start.partition, progress);
-    }
-
-    fn fail(mut self, failure: Failure) {
-        self.fail_here(failure);
+    /// Reports what was taken, and the attempt's end where it is one. Waits for room while too much is not durable yet: reading
+    /// stops then, and the handler with it.
+    async fn report(&mut self, end: Option<AttemptEnd>) -> Next {
+        let is_over = end.is_some();
+        let Some(room) = self.room(0).await else { return Next::Aborted };
+        self.report_in(room, end);
+        if is_over { Next::Over } else { Next::More }
     }
 
     /// Reports what came before the failure, and the failure with its verdict.
-    fn fail_here(&mut self, failure: Failure) {
-        metrics::counter!("surefoot_invoker_invocation_tasks_total", "status" => "failed").increment(1);
+    async fn fail(&mut self, failure: Failure) -> Next {
+        let failure = failure.cut();
+        let Some(room) = self.room(failure.bytes()).await else { return Next::Aborted };
+        let end = self.failed(failure);
+        self.report_in(room, Some(end));
+        Next::Over
+    }
+
+    /// Room for the items and so many bytes more. None: aborted while waiting for it.
+    async fn room(&mut self, more: usize) -> Option<Room> {
+        let permits = self.invoker.report_permits(FIXED_BYTES + self.item_bytes + more);
+        let reports = self.invoker.reports.clone();
+        let permit = match reports.clone().try_acquire_many_owned(permits) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let acquired = self.until_aborted(Box::pin(reports.acquire_many_owned(permits))).await?;
+                acquired.expect("the semaphore is never closed")
+            }
+        };
+        Some(Room::new(permit))
+    }
+
+    fn report_in(&mut self, room: Room, end: Option<AttemptEnd>) {
+        let metrics = &self.invoker.metrics;
+        match &end {
+            None => {}
+            Some(AttemptEnd::Completed) => metrics.completed.increment(1),
+            Some(AttemptEnd::Suspended { .. }) => metrics.suspended.increment(1),
+            Some(AttemptEnd::Failed { .. }) => metrics.failed.increment(1),
+        }
+        self.has_ended = end.is_some();
+        let first_command = self.commands;
+        self.commands += self.commands_taken();
+        self.item_bytes = 0;
+        let items = std::mem::take(&mut self.items);
+        let (id, attempt) = (self.start.id, self.start.attempt);
+        let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };
+        self.invoker.output.progressed(self.start.partition, progress, room);
+    }
+
+    /// The end that a failure is, said in the log where somebody should know.
+    fn failed(&self, failure: Failure) -> AttemptEnd {
         let now = self.now();
         let verdict = retry::verdict(&self.options.retry, self.start.attempts_counted, failure.wish, now);
-        let attempt = self.start.attempts_counted + 1;
-        if (attempt >= WARN_FROM_ATTEMPT || !matches!(verdict, Verdict::Retry { .. })) && self.invoker.may_warn() {
-            let (invocation, target, error) = (self.start.id, &self.start.target, &failure.message);
+        // Neither count sees all failures: the policy's leaves out those with a delay of the handler's, the other those of ours.
+        let attempt = self.start.attempts_counted.max(self.start.retries_since_entry).saturating_add(1);
+        if (attempt >= WARN_FROM_ATTEMPT || !matches!(verdict, Verdict::Retry { .. }))
+            && let Some(left_out) = self.invoker.may_warn()
+        {
+            let (invocation, target, error) = (&self.id_text, &self.start.target, &failure.message);
+            let left_out = (left_out > 0).then_some(left_out);
             match &verdict {
                 Verdict::Retry { at, .. } => {
                     let next_ms = at.0.saturating_sub(now.0);
-                    tracing::warn!(%invocation, %target, attempt, error, next_attempt_in_ms = next_ms, "invocation keeps failing");
+                    tracing::warn!(
+                        invocation, %target, attempt, error, next_attempt_in_ms = next_ms, left_out, "invocation keeps failing"
+                    );
                 }
-                Verdict::Pause => {
-                    tracing::warn!(%invocation, %target, attempt, error, "invocation paused; it waits for an operator to resume or kill it");
+                Verdict::Pause => tracing::warn!(
+                    invocation, %target, attempt, error, left_out,
+                    "invocation paused; it waits for an operator to resume or kill it"
+                ),
+                Verdict::Fail => {
+                    tracing::warn!(invocation, %target, attempt, error, left_out, "invocation failed for good");
                 }
-                Verdict::Fail => tracing::warn!(%invocation, %target, attempt, error, "invocation failed for good"),
             }
         }
-        let error = AttemptError {
-            code: failure.code,
-            message: failure.message,
-            at: now,
-            stacktrace: failure.stacktrace,
-            command: failure.command,
-        };
-        self.report(Some(AttemptEnd::Failed { error, verdict, by_handler: failure.by_handler }));
+        let Failure { code, message, stacktrace, command, by_handler, wish: _ } = failure;
+        let error = AttemptError { code, message, at: now, stacktrace, command };
+        AttemptEnd::Failed { error, verdict, by_handler }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.invoker.metrics;
+        metrics.duration.record(self.invoker.env.clock.monotonic().saturating_sub(self.began).as_secs_f64());
+        if self.has_ended {
+            return;
+        }
+        if std::thread::panicking() {
+            // Our mistake. Without an end the invocation would count as running until the next start.
+            tracing::error!(invocation = self.id_text, "an attempt's task panicked");
+            self.items.clear();
+            let end = self.failed(Failure::of_server("the server failed while it ran the attempt; see its log".to_owned()));
+            self.report_in(Room::beyond(), Some(end));
+        } else {
+            metrics.aborted.increment(1);
+        }
     }
 }
 
@@ -495,35 +733,24 @@ enum End {
     Failed(Failure),
 }
 
-/// Sends `Start` and the whole replay at once, without waiting for the response to begin.
-fn send_start(exchange: &mut dyn Exchange, attempt: &mut Attempt<'_>, version: u8) {
-    let since_entry_ms = attempt.now().0.saturating_sub(attempt.start.last_entry_at.0);
-    let start = &attempt.start;
-    let debug_id = start.id.to_string();
-    let bytes: u64 = start.replay.iter().map(|entry| entry.bytes() + 32).sum();
-    let mut out = Outgoing::with_capacity(256 + bytes as usize);
-    out.start(
-        &Start {
-            id: start.id,
-            debug_id: &debug_id,
-            known_entries: start.replay.len() as u32,
-            state: &start.state.entries,
-            complete_state: start.state.complete,
-            key: &start.target.key,
-            retries_since_entry: start.retries_since_entry,
-            since_entry_ms,
-            random_seed: start.random_seed,
-        },
-        version,
-    );
-    for entry in &start.replay {
-        out.entry(entry, version);
-    }
-    out.take().for_each(|chunk| exchange.send(chunk));
+fn ended_early() -> Failure {
+    Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned())
+}
+
+/// How many values, from the first on, one message of so many bytes holds.
+fn values_that_fit(state: &EagerState, bytes_max: usize) -> usize {
+    /// Tags and lengths of one value.
+    const AROUND: usize = 16;
+    let mut bytes = 0;
+    let fits = |(name, value): &&(surefoot_model::Text, Bytes)| {
+        bytes += AROUND + name.len() + value.len();
+        bytes <= bytes_max
+    };
+    state.entries.iter().take_while(fits).count()
 }
 
 /// The response's head, if an attempt can go on after it (protocol reference 3.2).
-fn check_head(status: StatusCode, headers: &HeaderMap, version: u8) -> Result<(), Failure> {
+fn check_head(status: StatusCode, headers: &HeaderMap, version: u8, now: Timestamp) -> Result<(), Failure> {
     if status == StatusCode::OK {
         let expected = protocol::content_type(version);
         return match headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()) {
@@ -540,8 +767,8 @@ fn check_head(status: StatusCode, headers: &HeaderMap, version: u8) -> Result<()
             "the deployment does not speak protocol version {version} any more: register it again (RT0015)"
         )),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            let seconds = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-            let wish = Wish { behavior: Behavior::Retry, delay_ms: seconds.map(|s| s.saturating_mul(1_000)) };
+            let delay = headers.get(RETRY_AFTER).and_then(|value| retry_after_ms(value.to_str().ok()?, now));
+            let wish = Wish { behavior: Behavior::Retry, delay: delay.map_or(Delay::Policy, Delay::Peer) };
             Failure { wish, ..failure(format!("the deployment is overloaded: {status} (RT0023)")) }
         }
         StatusCode::PAYLOAD_TOO_LARGE => failure(format!("a proxy refused the size of the request: {status} (RT0019)")),
@@ -550,6 +777,16 @@ fn check_head(status: StatusCode, headers: &HeaderMap, version: u8) -> Result<()
         }
         _ => failure(format!("unexpected status {status} from the deployment (RT0012)")),
     })
+}
+
+/// Milliseconds from now, of a number of seconds or an HTTP date.
+fn retry_after_ms(value: &str, now: Timestamp) -> Option<u64> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<u64>() {
+        return Some(seconds.saturating_mul(1_000));
+    }
+    let due = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(u64::try_from(due.as_millis()).unwrap_or(u64::MAX).saturating_sub(now.0))
 }
 
 /// Reads what is left of a response whose last message has come.

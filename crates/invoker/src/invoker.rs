@@ -1,15 +1,21 @@
-//! The room's front: slots, and the tasks that fill them.
+//! The room's front: slots, bytes in flight, and the tasks that take them.
 
 use crate::api::{AttemptStart, Output, Settings};
 use crate::attempt;
+use crate::metrics::Metrics;
 use crate::transport::Transport;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use ::http::{HeaderName, HeaderValue};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::Env;
-use surefoot_model::{CatalogCell, Entry, Target};
+use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
+use surefoot_model::{Attempt, CatalogCell, InvocationId, PartitionId, Pin, Target};
+use tokio::sync::Semaphore;
 
 /// WARN lines about failing invocations per second of this node.
-const WARNINGS_PER_SECOND: u64 = 10;
+const WARNINGS_PER_SECOND: u32 = 10;
+/// What an entry of a replay takes beside its payload.
+const ENTRY_BYTES: u64 = 32;
 
 /// Runs attempts, as many at a time as the settings allow.
 pub struct Invoker {
@@ -18,10 +24,24 @@ pub struct Invoker {
     pub(crate) catalog: CatalogCell,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) output: Arc<dyn Output>,
+    pub(crate) metrics: Metrics,
+    /// On every request to a deployment.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Bytes that may be reported before they are durable.
+    pub(crate) reports: Arc<Semaphore>,
     slots: AtomicUsize,
     replay_bytes: AtomicUsize,
-    /// Second of the clock, and WARN lines in it so far: `second << 16 | lines`.
-    warnings: AtomicU64,
+    /// Responses that are read to their end after their attempt is over.
+    drains: AtomicUsize,
+    warnings: Mutex<Warnings>,
+}
+
+/// WARN lines of the present second, and those left out since the last line.
+#[derive(Default)]
+struct Warnings {
+    second: u64,
+    lines: u32,
+    left_out: u64,
 }
 
 impl Invoker {
@@ -32,8 +52,12 @@ impl Invoker {
         transport: Arc<dyn Transport>,
         output: Arc<dyn Output>,
     ) -> Arc<Self> {
-        metrics::gauge!("surefoot_invoker_concurrency_limit").set(settings.attempts_max as f64);
+        // What is no header is left out.
+        let header = |(name, value): &(String, String)| Some((name.try_into().ok()?, value.try_into().ok()?));
         Arc::new(Self {
+            metrics: Metrics::new(settings.attempts_max),
+            headers: settings.additional_headers.iter().filter_map(header).collect(),
+            reports: Arc::new(Semaphore::new(report_permits(&settings, usize::MAX) as usize)),
             env,
             settings,
             catalog,
@@ -41,7 +65,8 @@ impl Invoker {
             output,
             slots: AtomicUsize::new(0),
             replay_bytes: AtomicUsize::new(0),
-            warnings: AtomicU64::new(0),
+            drains: AtomicUsize::new(0),
+            warnings: Mutex::default(),
         })
     }
 
@@ -51,47 +76,142 @@ impl Invoker {
         if self.replay_bytes.load(Ordering::Relaxed) >= self.settings.replay_bytes_max {
             return false;
         }
-        let take = |slots| (slots < self.settings.attempts_max).then_some(slots + 1);
-        self.slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        let is_taken = take(&self.slots, self.settings.attempts_max);
+        if is_taken {
+            self.metrics.slots_acquired.increment(1);
+        }
+        is_taken
     }
 
     /// Gives a slot back unused.
     pub fn release(&self) {
         self.slots.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.slots_released.increment(1);
     }
 
-    /// Starts an attempt in the slot reserved before.
+    /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
     pub fn start(self: &Arc<Self>, start: AttemptStart) {
-        metrics::counter!("surefoot_invoker_invocation_tasks_total", "status" => "started").increment(1);
-        let invoker = self.clone();
-        self.env.tasks.spawn(Box::pin(async move {
-            let bytes = start.replay.iter().map(Entry::bytes).sum::<u64>() as usize
-                + start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-            invoker.replay_bytes.fetch_add(bytes, Ordering::Relaxed);
-            attempt::run(&invoker, start).await;
-            invoker.replay_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            invoker.release();
-            invoker.output.ended();
-        }));
+        self.metrics.started.increment(1);
+        let slot = Slot { invoker: self.clone(), partition: start.partition, id: start.id, attempt: start.attempt };
+        let replay = ReplayBytes::new(self.clone(), &start);
+        self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, slot, replay)));
     }
 
     /// Bytes of state that the start of an attempt carries; 0 where the target has no state, or asked for it lazily.
-    pub fn eager_state_bytes(&self, target: &Target) -> usize {
+    pub fn eager_state_bytes(&self, target: &Target, pin: Option<Pin>) -> usize {
         if !target.kind.is_keyed() {
             return 0;
         }
         let catalog = self.catalog.load();
-        let options = catalog.handler(&target.service, &target.handler).map(|(s, h)| s.resolve(h, &self.settings.defaults));
-        if options.is_some_and(|o| o.enable_lazy_state) { 0 } else { self.settings.eager_state_bytes_max }
+        let deployment = pin.and_then(|pin| catalog.deployments.get(&pin.deployment));
+        let options = self.options(&catalog, target, deployment);
+        if options.enable_lazy_state { 0 } else { self.settings.eager_state_bytes_max }
     }
 
-    /// Whether one more WARN line may be written now.
-    pub(crate) fn may_warn(&self) -> bool {
+    /// Options of a handler as the deployment has it, else as the newest revision has it, else the defaults.
+    pub(crate) fn options(&self, catalog: &Catalog, target: &Target, deployment: Option<&Arc<Deployment>>) -> ResolvedOptions {
+        let defaults = &self.settings.defaults;
+        let of_deployment = deployment.and_then(|d| d.services.iter().find(|s| s.name == target.service));
+        let newest = catalog.services.get(&target.service).map(|s| &**s);
+        let resolved = of_deployment.or(newest).and_then(|s| s.handlers.get(&target.handler).map(|h| s.resolve(h, defaults)));
+        resolved.unwrap_or_else(|| ResolvedOptions {
+            inactivity_timeout_ms: defaults.inactivity_timeout_ms,
+            abort_timeout_ms: defaults.abort_timeout_ms,
+            enable_lazy_state: false,
+            retry: defaults.retry.clone(),
+        })
+    }
+
+    /// Permits of `reports` for an event of so many bytes: all of them for one that is larger.
+    pub(crate) fn report_permits(&self, bytes: usize) -> u32 {
+        report_permits(&self.settings, bytes)
+    }
+
+    /// Leave to read a response to its end without a slot. None: so many are read already that this one is cut.
+    pub(crate) fn try_drain(self: &Arc<Self>) -> Option<Drain> {
+        take(&self.drains, self.settings.attempts_max).then(|| Drain(self.clone()))
+    }
+
+    /// Whether one more WARN line may be written now: how many were left out before it.
+    pub(crate) fn may_warn(&self) -> Option<u64> {
         let second = self.env.clock.now_ms() / 1_000;
-        let count = |packed: u64| {
-            let lines = if packed >> 16 == second { packed & 0xffff } else { 0 };
-            (lines < WARNINGS_PER_SECOND).then_some(second << 16 | (lines + 1))
-        };
-        self.warnings.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if warnings.second != second {
+            (warnings.second, warnings.lines) = (second, 0);
+        }
+        if warnings.lines >= WARNINGS_PER_SECOND {
+            warnings.left_out += 1;
+            return None;
+        }
+        warnings.lines += 1;
+        Some(std::mem::take(&mut warnings.left_out))
+    }
+}
+
+fn report_permits(settings: &Settings, bytes: usize) -> u32 {
+    let max = settings.report_bytes_max.min(Semaphore::MAX_PERMITS);
+    u32::try_from(bytes.min(max)).unwrap_or(u32::MAX)
+}
+
+/// Adds one if that does not exceed the bound.
+fn take(count: &AtomicUsize, max: usize) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
+}
+
+/// The slot of a running attempt, given back when dropped: at the attempt's end, or when its task dies.
+pub(crate) struct Slot {
+    invoker: Arc<Invoker>,
+    partition: PartitionId,
+    id: InvocationId,
+    attempt: Attempt,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.invoker.release();
+        if std::thread::panicking() {
+            self.invoker.output.lost(self.partition, self.id, self.attempt);
+        }
+        self.invoker.output.ended();
+    }
+}
+
+/// Bytes of a journal and of state on their way to a handler; counted until dropped.
+pub(crate) struct ReplayBytes {
+    invoker: Arc<Invoker>,
+    bytes: usize,
+}
+
+impl ReplayBytes {
+    fn new(invoker: Arc<Invoker>, start: &AttemptStart) -> Self {
+        let entries: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
+        let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_add(state);
+        invoker.replay_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { invoker, bytes }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for ReplayBytes {
+    fn drop(&mut self) {
+        let max = self.invoker.settings.replay_bytes_max;
+        let before = self.invoker.replay_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        // Whoever was refused above the bound hears of the step below it.
+        if before >= max && before - self.bytes < max {
+            self.invoker.output.has_room();
+        }
+    }
+}
+
+/// Leave to read on after an attempt's end; given back when dropped.
+pub(crate) struct Drain(Arc<Invoker>);
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.0.drains.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -7,11 +7,12 @@
 mod api;
 mod attempt;
 mod invoker;
+mod metrics;
 mod retry;
 pub mod submission;
 pub mod transport;
 
-pub use api::{AttemptStart, EagerState, Live, Output, Settings};
+pub use api::{AttemptStart, EagerState, Live, Output, Room, Settings};
 pub use invoker::Invoker;
-pub use retry::{Wish, verdict};
+pub use retry::{Delay, Wish, verdict};
 pub use transport::{DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError};

@@ -10,24 +10,40 @@ use surefoot_protocol::Behavior;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
     pub behavior: Behavior,
-    /// Replaces the policy's delay and is not counted; 0 means at once.
-    pub delay_ms: Option<u64>,
+    pub delay: Delay,
+}
+
+/// How long to wait before the next attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delay {
+    /// As the policy has it.
+    #[default]
+    Policy,
+    /// As the handler has it, in milliseconds; 0 means at once. Such an attempt is not counted (protocol reference 7.2).
+    Handler(u64),
+    /// As a peer that is overloaded has it, in milliseconds. It counts as any other failure.
+    Peer(u64),
 }
 
 /// The verdict on an attempt that failed at `now`, after `counted` earlier failures that the policy has counted.
 pub fn verdict(policy: &RetryPolicy, counted: u32, wish: Wish, now: Timestamp) -> Verdict {
-    match wish {
-        Wish { behavior: Behavior::Pause, .. } => Verdict::Pause,
-        Wish { behavior: Behavior::Fail, .. } => Verdict::Fail,
-        Wish { delay_ms: Some(delay), .. } => Verdict::Retry { at: now.after_ms(delay), counted: false },
-        Wish { delay_ms: None, .. } if policy.max_attempts.is_some_and(|max| counted.saturating_add(1) >= max) => {
-            match policy.on_max {
-                OnMaxAttempts::Pause => Verdict::Pause,
-                OnMaxAttempts::Kill => Verdict::Fail,
-            }
-        }
-        Wish { delay_ms: None, .. } => Verdict::Retry { at: now.after_ms(next_delay_ms(policy, counted)), counted: true },
+    match wish.behavior {
+        Behavior::Pause => return Verdict::Pause,
+        Behavior::Fail => return Verdict::Fail,
+        Behavior::Retry => {}
     }
+    let delay_ms = match wish.delay {
+        Delay::Handler(delay) => return Verdict::Retry { at: now.after_ms(delay), counted: false },
+        Delay::Peer(delay) => delay,
+        Delay::Policy => next_delay_ms(policy, counted),
+    };
+    if policy.max_attempts.is_some_and(|max| counted.saturating_add(1) >= max) {
+        return match policy.on_max {
+            OnMaxAttempts::Pause => Verdict::Pause,
+            OnMaxAttempts::Kill => Verdict::Fail,
+        };
+    }
+    Verdict::Retry { at: now.after_ms(delay_ms), counted: true }
 }
 
 /// Initial interval times factor to the power of the failures before, up to the largest interval.
@@ -76,9 +92,16 @@ mod tests {
 
     #[test]
     fn the_handlers_wish_comes_first_and_is_not_counted() {
-        let wish = |behavior, delay_ms| verdict(&policy(), 500, Wish { behavior, delay_ms }, NOW);
-        assert_eq!(wish(Behavior::Retry, Some(0)), Verdict::Retry { at: NOW, counted: false });
-        assert_eq!(wish(Behavior::Pause, Some(5)), Verdict::Pause);
-        assert_eq!(wish(Behavior::Fail, None), Verdict::Fail);
+        let wish = |behavior, delay| verdict(&policy(), 500, Wish { behavior, delay }, NOW);
+        assert_eq!(wish(Behavior::Retry, Delay::Handler(0)), Verdict::Retry { at: NOW, counted: false });
+        assert_eq!(wish(Behavior::Pause, Delay::Handler(5)), Verdict::Pause);
+        assert_eq!(wish(Behavior::Fail, Delay::Policy), Verdict::Fail);
+    }
+
+    #[test]
+    fn an_overloaded_peers_delay_is_taken_and_counted() {
+        let wish = |counted| verdict(&policy(), counted, Wish { delay: Delay::Peer(7), ..Wish::default() }, NOW);
+        assert_eq!(wish(0), Verdict::Retry { at: NOW.after_ms(7), counted: true });
+        assert_eq!(wish(69), Verdict::Pause);
     }
 }

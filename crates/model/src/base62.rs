@@ -9,12 +9,14 @@ pub(crate) const DIGITS_64: usize = 11;
 /// Digits of a 128-bit number.
 pub(crate) const DIGITS_128: usize = 22;
 
-pub(crate) fn encode_64(value: u64, out: &mut String) {
-    encode(u128::from(value.swap_bytes()), DIGITS_64, out);
+/// Fills `out`, which has [`DIGITS_64`] bytes.
+pub(crate) fn encode_64(value: u64, out: &mut [u8]) {
+    encode(u128::from(value.swap_bytes()), out);
 }
 
-pub(crate) fn encode_128(value: u128, out: &mut String) {
-    encode(value.swap_bytes(), DIGITS_128, out);
+/// Fills `out`, which has [`DIGITS_128`] bytes.
+pub(crate) fn encode_128(value: u128, out: &mut [u8]) {
+    encode(value.swap_bytes(), out);
 }
 
 pub(crate) fn decode_64(digits: &str) -> Option<u64> {
@@ -25,13 +27,18 @@ pub(crate) fn decode_128(digits: &str) -> Option<u128> {
     decode(digits, DIGITS_128).map(u128::swap_bytes)
 }
 
-fn encode(mut value: u128, digits: usize, out: &mut String) {
-    let mut buf = [b'0'; DIGITS_128];
-    for slot in buf[..digits].iter_mut().rev() {
-        *slot = ALPHABET[(value % 62) as usize];
-        value /= 62;
+/// Ten digits at a time: 62^10 fits 64 bits, and dividing 128 bits is what costs.
+fn encode(mut value: u128, out: &mut [u8]) {
+    const DIGITS: usize = 10;
+    const STEP: u128 = 62u128.pow(DIGITS as u32);
+    for slots in out.rchunks_mut(DIGITS) {
+        let mut low = (value % STEP) as u64;
+        value /= STEP;
+        for slot in slots.iter_mut().rev() {
+            *slot = ALPHABET[(low % 62) as usize];
+            low /= 62;
+        }
     }
-    out.extend(buf[..digits].iter().map(|&b| char::from(b)));
 }
 
 fn decode(text: &str, digits: usize) -> Option<u128> {

@@ -155,11 +155,12 @@ fn digest(parts: &[&str]) -> u128 {
 
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(38);
-        text.push_str("inv_1");
-        base62::encode_64(self.partition_key, &mut text);
-        base62::encode_128(self.unique, &mut text);
-        f.write_str(&text)
+        let mut digits = [0; base62::DIGITS_64 + base62::DIGITS_128];
+        let (key, unique) = digits.split_at_mut(base62::DIGITS_64);
+        base62::encode_64(self.partition_key, key);
+        base62::encode_128(self.unique, unique);
+        f.write_str("inv_1")?;
+        f.write_str(std::str::from_utf8(&digits).expect("base62 is ASCII"))
     }
 }
 
@@ -186,9 +187,10 @@ macro_rules! public_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut text = String::from($prefix);
-                base62::encode_128(self.0, &mut text);
-                f.write_str(&text)
+                let mut digits = [0; base62::DIGITS_128];
+                base62::encode_128(self.0, &mut digits);
+                f.write_str($prefix)?;
+                f.write_str(std::str::from_utf8(&digits).expect("base62 is ASCII"))
             }
         }
 

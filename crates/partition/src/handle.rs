@@ -95,17 +95,33 @@ struct OpenRequest<'a> {
     partition: PartitionId,
     id: RequestId,
     answer: oneshot::Receiver<Answer>,
+    is_answered: bool,
 }
 
 impl OpenRequest<'_> {
     async fn wait(mut self) -> Result<Answer, Stopped> {
-        (&mut self.answer).await.map_err(|_| self.shared.why(self.partition))
+        let answer = (&mut self.answer).await;
+        // Whoever answered has forgotten it, too.
+        self.is_answered = true;
+        answer.map_err(|_| self.shared.why(self.partition))
     }
 }
 
 impl Drop for OpenRequest<'_> {
     fn drop(&mut self) {
-        self.shared.requests.close(self.id.number);
+        if !self.is_answered {
+            self.shared.requests.close(self.id.number);
+        }
+    }
+}
+
+/// A submission that has been appended, and whose answer is to come. Whoever drops it does not affect the invocation.
+pub struct Submitted<'a>(OpenRequest<'a>);
+
+impl Submitted<'_> {
+    /// Waits until the invocation is accepted, or has completed where its result was asked for.
+    pub async fn answer(self) -> Result<Answer, Stopped> {
+        self.0.wait().await
     }
 }
 
@@ -132,14 +148,19 @@ impl Partitions {
         &self.0.env
     }
 
-    /// Submits an invocation and waits until it is accepted, or until it has completed where `awaits_result` says so.
-    /// Waits for room at the edge first. A caller that goes away does not affect the invocation.
-    pub async fn submit(&self, mut submission: Submission, awaits_result: bool) -> Result<Answer, Stopped> {
+    /// Completes while there is room for more at the edge: to be asked before anything of a submission is read.
+    pub async fn room(&self) {
+        self.0.gate.wait().await;
+    }
+
+    /// Submits an invocation once there is room at the edge. `awaits_result`: the answer is its result, and not only that it is
+    /// accepted.
+    pub async fn submit(&self, mut submission: Submission, awaits_result: bool) -> Result<Submitted<'_>, Stopped> {
         let partition = submission.id.partition(self.count());
         let request = self.open_request(partition)?;
         submission.request = Some(Request { id: request.id, awaits_result });
         self.append_source(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
-        request.wait().await
+        Ok(Submitted(request))
     }
 
     /// Appends an event that nobody waits for, once there is room at the edge; `durable` is called when it is durable.
@@ -309,7 +330,7 @@ impl Partitions {
 
     fn open_request(&self, partition: PartitionId) -> Result<OpenRequest<'_>, Stopped> {
         let (id, answer) = self.0.requests.open(partition);
-        let request = OpenRequest { shared: &self.0, partition, id, answer };
+        let request = OpenRequest { shared: &self.0, partition, id, answer, is_answered: false };
         self.0.expect_running(partition)?;
         Ok(request)
     }

@@ -16,7 +16,7 @@ mod wheel;
 mod worker;
 
 pub use answers::{Answer, Stopped};
-pub use handle::Partitions;
+pub use handle::{Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use start::{Recovering, StartError, Started};
 pub use surefoot_machine::{Mutant as MachineMutant, OperationAnswer};

@@ -15,10 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
-use surefoot_invoker::{Invoker, Output};
+use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::{Meta, Mutant};
-use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
+use surefoot_model::{Attempt, AttemptProgress, CatalogCell, Epoch, Event, InvocationId, Lsn, PartitionId};
 use surefoot_storage::{Engine, Store};
 use tokio::sync::oneshot;
 
@@ -240,12 +240,20 @@ impl Started {
 struct Reports(Arc<Shared>);
 
 impl Output for Reports {
-    fn progressed(&self, partition: PartitionId, progress: AttemptProgress) {
-        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], None);
+    fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room) {
+        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(Box::new(move |_| drop(room))));
     }
 
     fn ended(&self) {
-        // Either this sees who wants a slot, or they see the one that was freed before this call.
+        self.has_room();
+    }
+
+    fn lost(&self, partition: PartitionId, id: InvocationId, attempt: Attempt) {
+        self.0.mailboxes[self.0.index(partition)].push(Input::AttemptLost { partition, id, attempt });
+    }
+
+    fn has_room(&self) {
+        // Either this sees who wants a slot, or they see what was freed before this call.
         fence(Ordering::SeqCst);
         for (wants, mailbox) in self.0.wants_slot.iter().zip(&self.0.workers) {
             if wants.load(Ordering::Relaxed) && wants.swap(false, Ordering::Relaxed) {

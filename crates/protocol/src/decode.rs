@@ -118,6 +118,26 @@ pub fn command_name(raw: &Bytes) -> String {
     messages::Named::decode(raw.clone()).map(|c| c.name).unwrap_or_default()
 }
 
+/// Completion ids that a command of this type has taken, as stored: a call up to two, most commands none.
+pub fn completion_ids(ty: u16, raw: &Bytes) -> impl Iterator<Item = u32> + use<> {
+    let ids = match ty {
+        entry_type::CALL | entry_type::ONE_WAY_CALL => {
+            let call = messages::CallIds::decode(&raw[..]).unwrap_or_default();
+            [call.invocation_id_notification_idx, call.result_completion_id]
+        }
+        entry_type::GET_LAZY_STATE | entry_type::GET_LAZY_STATE_KEYS | entry_type::SLEEP | entry_type::RUN => {
+            [messages::Completable::decode(&raw[..]).unwrap_or_default().result_completion_id, 0]
+        }
+        _ => [0, 0],
+    };
+    ids.into_iter().filter(|id| *id != 0)
+}
+
+/// Bytes of the key that a command about one value of the state names.
+pub fn state_key_bytes(raw: &Bytes) -> usize {
+    messages::ClearState::decode(raw.clone()).map_or(0, |message| message.key.len())
+}
+
 fn command(ty: u16, raw: &Bytes) -> Result<Command, Violation> {
     let action = match ty {
         entry_type::OUTPUT => match parse::<messages::Output>(ty, raw)?.result {

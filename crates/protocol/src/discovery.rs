@@ -5,6 +5,7 @@
 //! protocol reference sections 2.3 to 2.9.
 
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use surefoot_model::catalog::{Handler, InputRule, OnMaxAttempts, Options, OutputRule, Service, ServiceKind, StreamMode};
 use surefoot_model::{DeploymentId, TargetKind};
@@ -16,6 +17,9 @@ pub const ACCEPT: &str = "application/vnd.restate.endpointmanifest.v1+json, \
      application/vnd.restate.endpointmanifest.v2+json, \
      application/vnd.restate.endpointmanifest.v3+json, \
      application/vnd.restate.endpointmanifest.v4+json";
+
+/// Bytes of a service's or handler's name. With a key (`KEY_BYTES_MAX` of `invoker`) they fit into one key of the tables.
+pub const NAME_BYTES_MAX: usize = 255;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +37,7 @@ pub enum Error {
     /// META0013: it is no manifest.
     #[error("bad discovery response: {0}")]
     Malformed(String),
-    /// META0012: no protocol version in common.
+    /// META0012: no protocol version in common, or no range of versions at all.
     #[error(
         "the endpoint speaks service protocol {min} to {max}, this server {server_min} to {server_max}: \
          use a version of the SDK that speaks one of them"
@@ -63,10 +67,8 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
         other => return Err(Error::Malformed(format!("protocolMode is {other:?}"))),
     };
     let (min, max) = (manifest.min_protocol_version, manifest.max_protocol_version);
-    if min < 1 || max < min {
-        return Err(Error::Malformed(format!("protocol versions {min} to {max} are no range")));
-    }
-    if negotiate(min, max).is_none() {
+    // What is no range has nothing in common with ours.
+    if min < 1 || max < min || negotiate(min, max).is_none() {
         return Err(Error::Versions { min, max, server_min: MIN_VERSION, server_max: MAX_VERSION });
     }
     let mut services: Vec<Service> = Vec::new();
@@ -82,8 +84,9 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
 fn service_of(json: ServiceJson) -> Result<Service, Error> {
     let name = json.name;
     if !is_service_name(&name) {
-        return Err(Error::Malformed(format!("'{name}' is no service name")));
+        return Err(Error::Malformed(format!("'{}' is no service name", shown(&name))));
     }
+    is_short(&name)?;
     let lower = name.to_lowercase();
     if lower.starts_with("restate") || lower == "openapi" {
         return Err(Error::ReservedName(name));
@@ -117,10 +120,11 @@ fn service_of(json: ServiceJson) -> Result<Service, Error> {
 }
 
 fn handler_of(service: &str, kind: ServiceKind, service_is_public: bool, json: HandlerJson) -> Result<Handler, Error> {
-    let at = format!("{service}/{}", json.name);
+    let at = format!("{service}/{}", shown(&json.name));
     if !is_handler_name(&json.name) {
         return Err(Error::Malformed(format!("'{at}' is no handler name")));
     }
+    is_short(&json.name)?;
     let target = target_of(kind, json.ty.as_deref()).ok_or_else(|| {
         Error::Invalid(format!(
             "handler '{at}' has type {:?}, which a {kind:?} cannot have",
@@ -173,6 +177,22 @@ fn target_of(kind: ServiceKind, ty: Option<&str>) -> Option<TargetKind> {
         (ServiceKind::Workflow, Some("WORKFLOW")) => TargetKind::WorkflowRun,
         _ => return None,
     })
+}
+
+fn is_short(name: &str) -> Result<(), Error> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let (shown, bytes) = (shown(name), name.len());
+    Err(Error::Invalid(format!("the name '{shown}' has {bytes} bytes, more than the {NAME_BYTES_MAX} that a name may have")))
+}
+
+/// A name as it stands in a message: long ones by their beginning.
+fn shown(name: &str) -> Cow<'_, str> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(format!("{}…", &name[..name.floor_char_boundary(32)]))
 }
 
 fn is_service_name(name: &str) -> bool {
@@ -342,6 +362,10 @@ mod tests {
         let old = manifest("")
             .replace(r#""minProtocolVersion":5,"maxProtocolVersion":7"#, r#""minProtocolVersion":2,"maxProtocolVersion":4"#);
         assert!(matches!(parse(V4, old.as_bytes()), Err(Error::Versions { min: 2, max: 4, .. })));
+        for range in [r#""minProtocolVersion":7,"maxProtocolVersion":5"#, r#""minProtocolVersion":0,"maxProtocolVersion":7"#] {
+            let body = manifest("").replace(r#""minProtocolVersion":5,"maxProtocolVersion":7"#, range);
+            assert!(matches!(parse(V4, body.as_bytes()), Err(Error::Versions { .. })), "{range}");
+        }
         assert_eq!(parse_one(r#"{"name":"RestateX","ty":"SERVICE","handlers":[]}"#), Err(Error::ReservedName("RestateX".into())));
         assert!(matches!(parse_one(r#"{"name":"a/b","ty":"SERVICE","handlers":[]}"#), Err(Error::Malformed(_))));
         assert!(matches!(
@@ -350,5 +374,17 @@ mod tests {
         ));
         let private = r#"{"name":"S","ty":"SERVICE","ingressPrivate":true,"handlers":[{"name":"h","ingressPrivate":false}]}"#;
         assert!(matches!(parse_one(private), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn names_have_a_bound() {
+        let parse = |service: &str, handler: &str| {
+            parse_one(&format!(r#"{{"name":"{service}","ty":"SERVICE","handlers":[{{"name":"{handler}"}}]}}"#))
+        };
+        let (longest, longer) = ("n".repeat(NAME_BYTES_MAX), "n".repeat(NAME_BYTES_MAX + 1));
+        assert!(parse(&longest, &longest).is_ok());
+        let says = format!("the name '{}…' has 256 bytes, more than the 255 that a name may have", "n".repeat(32));
+        assert_eq!(parse(&longer, "h"), Err(Error::Invalid(says.clone())));
+        assert_eq!(parse("S", &longer), Err(Error::Invalid(says)));
     }
 }

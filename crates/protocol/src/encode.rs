@@ -39,12 +39,13 @@ pub struct Start<'a> {
 pub struct Outgoing {
     chunks: Vec<Bytes>,
     tail: BytesMut,
+    largest: usize,
 }
 
 impl Outgoing {
     /// `bytes`: how much is expected.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { chunks: Vec::new(), tail: BytesMut::with_capacity(bytes) }
+        Self { chunks: Vec::new(), tail: BytesMut::with_capacity(bytes), largest: 0 }
     }
 
     pub fn start(&mut self, start: &Start<'_>, version: u8) {
@@ -71,6 +72,7 @@ impl Outgoing {
     pub fn entry(&mut self, entry: &Entry, version: u8) {
         match entry {
             Entry::Command { ty, raw } => {
+                self.largest = self.largest.max(raw.len());
                 frame::put_header(&mut self.tail, *ty, raw.len());
                 if raw.len() < BY_REFERENCE_BYTES {
                     self.tail.put_slice(raw);
@@ -113,6 +115,11 @@ impl Outgoing {
         std::mem::take(&mut self.chunks).into_iter().chain(tail)
     }
 
+    /// Payload bytes of the largest message written so far.
+    pub fn largest_message_bytes(&self) -> usize {
+        self.largest
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tail.is_empty() && self.chunks.is_empty()
     }
@@ -121,7 +128,9 @@ impl Outgoing {
         let at = self.tail.len();
         frame::put_header(&mut self.tail, ty, 0);
         body(&mut self.tail);
-        let len = u32::try_from(self.tail.len() - at - HEADER_BYTES).expect("messages are bounded far below 4 GiB");
+        let bytes = self.tail.len() - at - HEADER_BYTES;
+        self.largest = self.largest.max(bytes);
+        let len = u32::try_from(bytes).expect("messages are bounded far below 4 GiB");
         self.tail[at + 4..at + HEADER_BYTES].copy_from_slice(&len.to_be_bytes());
     }
 }

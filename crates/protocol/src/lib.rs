@@ -12,7 +12,9 @@ pub mod message_type;
 mod messages;
 mod version;
 
-pub use decode::{Behavior, Call, Command, HandlerError, Message, Violation, command_name, decode};
+pub use decode::{
+    Behavior, Call, Command, HandlerError, Message, Violation, command_name, completion_ids, decode, state_key_bytes,
+};
 pub use encode::{Outgoing, Start, encode_input};
 pub use frame::{Frame, FrameDecoder, HEADER_BYTES, TooLarge};
 pub use version::{MAX_VERSION, MIN_VERSION, content_type, is_supported, negotiate};

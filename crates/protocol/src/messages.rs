@@ -180,6 +180,15 @@ pub(crate) struct Call {
 }
 
 /// From `invoke_time` on, one tag above [`Call`]'s.
+/// What a call and a one-way call have in common: the completion ids they take.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct CallIds {
+    #[prost(uint32, tag = "10")]
+    pub(crate) invocation_id_notification_idx: u32,
+    #[prost(uint32, tag = "11")]
+    pub(crate) result_completion_id: u32,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct OneWayCall {
     #[prost(string, tag = "1")]

@@ -137,6 +137,7 @@ fn invoker_settings(config: &Config, partitions: u16) -> surefoot_invoker::Setti
         defaults: config.defaults(),
         attempts_max: bounded(invoker.attempts_max),
         replay_bytes_max: bounded(invoker.replay_bytes_max),
+        report_bytes_max: REPORT_BYTES_MAX,
         message_bytes_max: bounded(invoker.message_bytes_max),
         eager_state_bytes_max: bounded(invoker.eager_state_bytes_max),
         partitions,
@@ -165,13 +166,15 @@ fn partition_settings(config: &Config, mutants: Mutants) -> surefoot_partition::
 fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant) -> surefoot_kafka::Settings {
     surefoot_kafka::Settings {
         defaults: config.defaults(),
-        record_bytes_max: bounded(config.ingress.request_bytes_max),
+        record_bytes_max: bounded(config.request_bytes_max()),
         parked_max: config.kafka.parked_records_max,
         node: format!("{node_id:016x}"),
         mutant,
     }
 }
 
+/// Bytes that attempts may have reported before they are durable.
+const REPORT_BYTES_MAX: usize = 64 << 20;
 /// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
 const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.

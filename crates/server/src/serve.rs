@@ -105,7 +105,7 @@ impl Serving {
             },
         );
         let limits = Limits {
-            body_bytes_max: config.ingress.request_bytes_max,
+            body_bytes_max: config.request_bytes_max(),
             requests_max: config.ingress.requests_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
         };
         let summary = Summary {

@@ -147,6 +147,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Bytes of the largest call or Kafka record that is let in: no larger than what handlers can be sent.
+    pub fn request_bytes_max(&self) -> u64 {
+        self.ingress.request_bytes_max.min(self.worker.invoker.message_bytes_max)
+    }
+
     /// What holds where neither a handler nor its service sets an option.
     pub fn defaults(&self) -> Defaults {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

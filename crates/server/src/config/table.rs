@@ -146,7 +146,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "ingress.request-size-limit",
         kind: Kind::Size { field: |c| &mut c.ingress.request_bytes_max, min: 1 },
-        meaning: "Largest body of a call, and largest Kafka record. Larger calls are answered 413, larger Kafka records are parked.",
+        meaning: "Largest body of a call, and largest Kafka record; at most `worker.invoker.message-size-limit`. Larger calls are answered 413, larger Kafka records are parked.",
     },
     Setting {
         key: "ingress.concurrent-api-requests-limit",
@@ -181,7 +181,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.message-size-limit",
         kind: Kind::Size { field: |c| &mut c.worker.invoker.message_bytes_max, min: 1 },
-        meaning: "Largest message to or from a handler. A larger one fails the attempt.",
+        meaning: "Largest message to or from a handler. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
     },
     Setting {
         key: "worker.invoker.eager-state-size-limit",

@@ -1,0 +1,545 @@
+//! Attempts from outside: a scripted handler, a clock that stands until told, and what reaches handler and partition as a story.
+
+#![allow(clippy::unwrap_used, reason = "a script that fails to run says where")]
+
+mod wire;
+mod world;
+
+use bytes::Bytes;
+use expect_test::{Expect, expect};
+use std::time::Duration;
+use surefoot_invoker::{EagerState, ExchangeEvent, Settings, TransportError, submission::KEY_BYTES_MAX};
+use surefoot_model::catalog::StreamMode;
+use surefoot_model::{AttemptEnd, Entry, Resolution, Target, TargetKind, Timestamp, entry_type};
+use wire::Says;
+use world::{EPOCH_MS, World, command, completion, settings};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[track_caller]
+fn check(world: &World, expected: Expect) {
+    expected.assert_eq(&world.story());
+}
+
+/// An attempt whose response has begun and whose beginning is told.
+fn begun() -> World {
+    let mut world = World::new();
+    world.start(|_| ());
+    world.head();
+    world.story();
+    world
+}
+
+// Beginning and ending.
+
+#[test]
+fn a_start_carries_the_journal_and_the_state() {
+    let mut world = World::new();
+    world.start(|start| {
+        start.replay.push(command(entry_type::RUN, wire::completable(1)));
+        start.replay.push(Entry::Notification(completion(entry_type::RUN_COMPLETION, 1, Resolution::Value("x".into()))));
+        start.commands = 2;
+        start.state = EagerState { entries: vec![("a".into(), "1".into()), ("b".into(), "2".into())], complete: true };
+        start.retries_since_entry = 3;
+    });
+    check(
+        &world,
+        expect![[r#"
+            > Start, 3 known, 2 values, retry 3
+            > Input
+            > 0x0411
+            > 0x8011 #1"#]],
+    );
+    let headers = world.request().headers;
+    assert_eq!(world.request().path, "/invoke/Object/run");
+    assert_eq!(headers["content-type"], "application/vnd.restate.invocation.v6");
+    assert_eq!(headers["x-restate-service-key"], "k");
+    assert_eq!(headers["x-cluster"], "c");
+    assert!(headers["x-restate-invocation-id"].to_str().unwrap().starts_with("inv_1"));
+}
+
+#[test]
+fn keys_travel_percent_encoded_unless_they_are_long() {
+    let header = |key: &str| {
+        let mut world = World::new();
+        world.start(|start| start.target = Target::new(TargetKind::ObjectShared, "Object", key, "see"));
+        world.request().headers.get("x-restate-service-key").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(header("a b/ü").as_deref(), Some("a%20b%2F%C3%BC"));
+    assert_eq!(header("-_.!~*'()Z9").as_deref(), Some("-_.!~*'()Z9"));
+    assert_eq!(header(&"k".repeat(5_000)), None);
+    let mut world = World::new();
+    world.start(|start| start.target = Target::new(TargetKind::Service, "Plain", "", "go"));
+    check(
+        &world,
+        expect!["= failed (ours): no deployment serves 'Plain': register one that does (RT0011); again in 500 ms\n= slot 1 free"],
+    );
+}
+
+#[test]
+fn messages_that_come_together_are_one_event_and_the_slot_is_free_at_once() {
+    let mut world = begun();
+    world.writes(&[wire::set_state(b"a", b"1"), wire::output(b"out"), wire::end()]);
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = from 1: SetState Output completed
+            = slot 1 free"#]],
+    );
+    // The peer takes its time to end the response; nothing waits for it.
+    assert!(world.invoker.try_reserve() && world.invoker.try_reserve());
+    world.event(ExchangeEvent::End);
+    check(&world, expect![""]);
+}
+
+#[test]
+fn a_response_that_does_not_end_is_cut() {
+    let mut world = begun();
+    world.writes(&[wire::output(b""), wire::end()]);
+    world.story();
+    world.pass(4 * SECOND);
+    check(&world, expect![""]);
+    world.pass(SECOND);
+    check(&world, expect!["> reset"]);
+}
+
+#[test]
+fn messages_that_come_apart_are_events_that_count_on() {
+    let mut world = begun();
+    world.writes(&[wire::run(1)]);
+    world.writes(&[wire::proposes(1, b"x"), wire::sleep(5, 2)]);
+    world.writes(&[wire::output(b"")]);
+    world.writes(&[wire::end()]);
+    check(
+        &world,
+        expect![[r#"
+            = from 1: Run
+            = from 2: proposed #1 Sleep
+            = from 3: Output
+            > half-close
+            = completed
+            = slot 1 free"#]],
+    );
+}
+
+#[test]
+fn an_output_of_an_earlier_attempt_counts_and_none_is_a_violation() {
+    let mut world = World::new();
+    world.start(|start| start.replay.push(command(entry_type::OUTPUT, wire::input(b"out"))));
+    world.head();
+    world.writes(&[wire::end()]);
+    assert_eq!(world.report().end, Some(AttemptEnd::Completed));
+    let mut world = begun();
+    world.writes(&[wire::end()]);
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = failed: the handler ended without an output (RT0012); again in 500 ms
+            > reset
+            = slot 1 free"#]],
+    );
+}
+
+#[test]
+fn live_notifications_move_what_a_suspension_has_seen() {
+    let mut world = begun();
+    world.writes(&[wire::sleep(9, 1), wire::sleep(9, 2)]);
+    world.notify(3, completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void));
+    world.writes(&[wire::suspends(&[2])]);
+    check(
+        &world,
+        expect![[r#"
+            = from 1: Sleep Sleep
+            > 0x800c #1
+            > half-close
+            = suspended on #2 after entry 3
+            = slot 1 free"#]],
+    );
+}
+
+#[test]
+fn notifications_that_come_while_the_stream_opens_follow_the_replay() {
+    let mut world = World::new();
+    let mut live = None;
+    world.start(|start| {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        start.live = receiver;
+        let notification = completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void);
+        sender.send(surefoot_invoker::Live { index: 1, notification }).unwrap();
+        live = Some(sender);
+    });
+    check(
+        &world,
+        expect![[r#"
+            > Start, 1 known, 0 values, retry 0
+            > Input
+            > 0x800c #1"#]],
+    );
+    drop(live);
+    world.run();
+    check(
+        &world,
+        expect![[r#"
+            > reset
+            = slot 1 free"#]],
+    );
+}
+
+#[test]
+fn an_aborted_attempt_resets_its_stream_and_reports_nothing() {
+    let mut world = begun();
+    world.abort();
+    check(&world, expect!["> reset\n= slot 1 free"]);
+    assert_eq!(world.reports(), 0);
+}
+
+#[test]
+fn a_request_response_deployment_gets_its_request_whole() {
+    let mut world = World::with(settings(), StreamMode::RequestResponse);
+    world.start(|_| ());
+    world.notify(1, completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void));
+    world.head();
+    world.writes(&[wire::suspends(&[1])]);
+    check(
+        &world,
+        expect![[r#"
+            > Start, 1 known, 0 values, retry 0
+            > Input
+            > half-close
+            = suspended on #1 after entry 0
+            = slot 1 free"#]],
+    );
+}
+
+// Timeouts.
+
+#[test]
+fn silence_asks_for_a_suspension_and_more_of_it_aborts() {
+    let mut world = begun();
+    world.pass(59 * SECOND);
+    world.writes(&[wire::run(1)]);
+    world.pass(59 * SECOND);
+    check(&world, expect!["= from 1: Run"]);
+    world.pass(SECOND);
+    check(&world, expect!["> half-close"]);
+    // A run that goes on may still bring its result; what comes for the handler waits in the journal.
+    world.notify(2, completion(entry_type::SLEEP_COMPLETION, 7, Resolution::Void));
+    world.pass(599 * SECOND);
+    world.writes(&[wire::proposes(1, b"x")]);
+    check(&world, expect!["= from 2: proposed #1"]);
+    world.pass(600 * SECOND);
+    check(
+        &world,
+        expect![[r#"
+            = failed: the handler did not suspend within 600000 ms of being asked to (RT0001); again in 500 ms
+            > reset
+            = slot 1 free"#]],
+    );
+}
+
+// Failures.
+
+/// The end of an attempt whose response has this head.
+fn after_head(status: u16, headers: &[(&'static str, &str)]) -> String {
+    let mut world = World::new();
+    world.start(|_| ());
+    world.head_with(status, headers);
+    let story = world.story();
+    let line = story.lines().find(|line| line.starts_with("= failed")).expect("the attempt fails");
+    line.to_owned()
+}
+
+#[test]
+fn responses_that_are_none_fail_the_attempt_and_say_why() {
+    let told = [
+        after_head(200, &[("content-type", "text/html")]),
+        after_head(200, &[]),
+        after_head(404, &[]),
+        after_head(413, &[]),
+        after_head(415, &[]),
+        after_head(502, &[]),
+        after_head(503, &[]),
+    ];
+    expect![[r#"
+        = failed: the response has content type text/html instead of application/vnd.restate.invocation.v6 (RT0012); again in 500 ms
+        = failed: the response has content type none instead of application/vnd.restate.invocation.v6 (RT0012); again in 500 ms
+        = failed: unexpected status 404 Not Found from the deployment (RT0012); again in 500 ms
+        = failed: a proxy refused the size of the request: 413 Payload Too Large (RT0019); again in 500 ms
+        = failed (ours): the deployment does not speak protocol version 6 any more: register it again (RT0015); again in 500 ms
+        = failed: the deployment cannot be reached: 502 Bad Gateway (RT0010); again in 500 ms
+        = failed: the deployment is overloaded: 503 Service Unavailable (RT0023); again in 500 ms"#]]
+    .assert_eq(&told.join("\n"));
+}
+
+#[test]
+fn retry_after_in_seconds_or_as_a_date_replaces_the_delay_and_counts() {
+    let delay = |value| after_head(429, &[("retry-after", value)]).rsplit_once("; ").unwrap().1.to_owned();
+    assert_eq!(delay("7"), "again in 7000 ms");
+    assert_eq!(delay("0"), "again in 0 ms");
+    assert_eq!(delay("Tue, 14 Nov 2023 22:13:50 GMT"), "again in 30000 ms");
+    assert_eq!(delay("Tue, 14 Nov 2023 22:13:10 GMT"), "again in 0 ms");
+    assert_eq!(delay("soon"), "again in 500 ms");
+}
+
+#[test]
+fn streams_that_break_or_end_early_are_tried_again() {
+    let mut world = World::new();
+    world.refuse(TransportError::Connect { address: "http://handlers/".into(), message: "refused".into() });
+    world.start(|start| start.attempts_counted = 2);
+    check(&world, expect!["= failed: cannot connect to http://handlers/: refused (RT0010); again in 2000 ms\n= slot 1 free"]);
+    world.start(|_| ());
+    world.head();
+    world.writes(&[wire::set_state(b"a", b"1")]);
+    world.story();
+    world.event(ExchangeEvent::End);
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = failed: the handler's response ended before the invocation did; again in 500 ms
+            = slot 2 free"#]],
+    );
+}
+
+#[test]
+fn the_handlers_word_on_its_failure_is_kept() {
+    let told = |says: Says<'_>| {
+        let mut world = begun();
+        world.writes(&[wire::set_state(b"a", b"1"), wire::fails(says)]);
+        world.story().lines().nth(1).unwrap().to_owned()
+    };
+    let says = Says { message: "no", ..Says::default() };
+    let stories = [
+        told(says),
+        told(Says { delay_ms: Some(70), ..says }),
+        told(Says { behavior: 1, ..says }),
+        told(Says { behavior: 2, ..says }),
+    ];
+    expect![[r#"
+        = from 1: SetState failed: no; again in 500 ms
+        = from 1: SetState failed: no; again in 70 ms, not counted
+        = from 1: SetState failed: no; pause
+        = from 1: SetState failed: no; for good"#]]
+    .assert_eq(&stories.join("\n"));
+}
+
+#[test]
+fn a_long_failure_is_cut() {
+    let mut world = begun();
+    let (message, stacktrace) = ("ü".repeat(10_000), "s".repeat(100_000));
+    world.writes(&[wire::fails(Says { message: &message, stacktrace: &stacktrace, ..Says::default() })]);
+    let Some(AttemptEnd::Failed { error, .. }) = world.report().end else { panic!("it failed") };
+    assert!(error.message.starts_with("üü") && error.message.ends_with("… (11808 bytes more)"), "{}", error.message.len());
+    assert!(error.stacktrace.unwrap().ends_with("s… (34464 bytes more)"));
+}
+
+// What commands may not do.
+
+/// Why an attempt fails after these frames.
+fn refused(frames: &[Bytes]) -> String {
+    let mut world = begun();
+    world.writes(frames);
+    let Some(AttemptEnd::Failed { error, .. }) = world.report().end else { panic!("it failed: {}", world.story()) };
+    error.message
+}
+
+#[test]
+fn no_command_names_a_state_key_that_no_table_holds() {
+    let long = vec![b'k'; KEY_BYTES_MAX + 1];
+    let says = "a state key of 12001 bytes is longer than the 12000 it may have (RT0017)";
+    assert_eq!(refused(&[wire::set_state(&long, b"")]), says);
+    assert_eq!(refused(&[wire::clear_state(&long)]), says);
+    assert_eq!(refused(&[wire::lazy_state(&long, 1)]), says);
+    assert_eq!(refused(&[wire::eager_state(&long)]), says);
+    let mut world = begun();
+    world.writes(&[wire::lazy_state(&long[1..], 1)]);
+    check(&world, expect!["= from 1: 0x0402"]);
+}
+
+#[test]
+fn a_completion_id_is_used_once() {
+    let says = "completion id 1 is used by two commands (RT0012)";
+    assert_eq!(refused(&[wire::sleep(1, 1), wire::sleep(2, 1)]), says);
+    assert_eq!(refused(&[wire::run(2), wire::run(1), wire::lazy_state(b"a", 1)]), says);
+    assert_eq!(refused(&[wire::call("Object", "k", "run", (1, 1))]), says);
+    for (ty, raw) in [
+        (entry_type::RUN, wire::completable(1)),
+        (entry_type::SLEEP, wire::completable(1)),
+        (entry_type::CALL, wire::call("Object", "k", "run", (1, 2)).slice(8..)),
+        (entry_type::CALL, wire::call("Object", "k", "run", (2, 1)).slice(8..)),
+    ] {
+        let mut world = World::new();
+        world.start(|start| {
+            start.replay.push(command(ty, raw.clone()));
+            start.commands = 2;
+        });
+        world.head();
+        world.writes(&[wire::sleep(5, 1)]);
+        let Some(AttemptEnd::Failed { error, .. }) = world.report().end else { panic!("it failed") };
+        assert_eq!((error.message.as_str(), error.command.unwrap().0), (says, 2), "a command of type {ty:#06x} took it");
+    }
+}
+
+#[test]
+fn a_call_that_cannot_be_says_what_would_help() {
+    let call = |service, key| refused(&[wire::call(service, key, "run", (1, 2))]);
+    assert_eq!(call("Nope", "k"), "cannot call Nope/run: service not found; register a deployment that serves it (RT0018)");
+    assert_eq!(call("Object", ""), "a call of Object/run needs a key (RT0018)");
+    assert_eq!(
+        call("Object", &"k".repeat(KEY_BYTES_MAX + 1)),
+        "cannot call Object/run: the key has 12001 bytes, more than the 12000 that a key may have (RT0018)"
+    );
+}
+
+// Sizes.
+
+#[test]
+fn a_message_beyond_the_limit_is_refused_from_its_header() {
+    let header = wire::header(entry_type::OUTPUT, (4 << 20) + 1);
+    let says = "a message of type 0x0401 has 4194305 bytes; the limit is 4194304 (RT0003)";
+    assert_eq!(refused(&[header.into()]), says);
+}
+
+#[test]
+fn a_message_beyond_the_limit_is_not_sent() {
+    let large = Bytes::from(vec![0; (5 << 20) + 1]);
+    let mut world = World::new();
+    world.start(|start| start.replay.push(command(entry_type::SET_STATE, large.clone())));
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = failed (ours): a message of 5242881 bytes to the handler is larger than the limit of 4194304 (RT0003); again in 500 ms
+            > reset
+            = room for replays
+            = slot 1 free"#]],
+    );
+    let mut world = begun();
+    world.notify(1, completion(entry_type::RUN_COMPLETION, 1, Resolution::Value(large)));
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = failed (ours): a message of 5242893 bytes to the handler is larger than the limit of 4194304 (RT0003); again in 500 ms
+            > reset
+            = slot 1 free"#]],
+    );
+}
+
+#[test]
+fn state_beyond_the_limit_is_cut_and_marked_partial() {
+    let mut world = World::with(Settings { message_bytes_max: 100, ..settings() }, StreamMode::Bidirectional);
+    let value = |name: &str| (name.into(), Bytes::from(vec![0; 30]));
+    world.start(|start| start.state = EagerState { entries: vec![value("a"), value("b"), value("c")], complete: true });
+    check(&world, expect!["> Start, 1 known, 2 values, partial, retry 0\n> Input"]);
+}
+
+// Bounds.
+
+#[test]
+fn a_replay_takes_its_room_before_it_runs_and_gives_it_back_once_it_is_read() {
+    let mut world = World::new();
+    let large = |start: &mut surefoot_invoker::AttemptStart| {
+        start.replay = vec![command(entry_type::INPUT, wire::input(&[0; 1_000]))];
+    };
+    world.start(large);
+    assert!(!world.invoker.try_reserve(), "one replay has all the room");
+    world.head();
+    assert!(!world.invoker.try_reserve(), "a head may come before anything is read");
+    world.story();
+    world.writes(&[wire::run(1)]);
+    check(&world, expect!["= room for replays\n= from 1: Run"]);
+    assert!(world.invoker.try_reserve(), "the handler has the replay");
+    assert!(!world.invoker.try_reserve(), "two slots are taken");
+    world.invoker.release();
+    // An end gives back what is left.
+    world.start(large);
+    assert!(!world.invoker.try_reserve());
+    world.story();
+    world.abort();
+    check(
+        &world,
+        expect![[r#"
+        > reset
+        = room for replays
+        = slot 2 free"#]],
+    );
+    assert!(world.invoker.try_reserve());
+}
+
+#[test]
+fn a_panic_frees_slot_and_room_and_fails_the_attempt() {
+    let mut world = World::new();
+    world.start(|start| start.replay = vec![command(entry_type::INPUT, wire::input(&[0; 1_000]))]);
+    world.story();
+    world.trap();
+    check(
+        &world,
+        expect![[r#"
+            > reset
+            = failed (ours): the server failed while it ran the attempt; see its log; again in 500 ms
+            = room for replays
+            = slot 1 free"#]],
+    );
+    assert!(world.invoker.try_reserve() && world.invoker.try_reserve());
+}
+
+#[test]
+fn an_event_is_reported_before_it_grows_beyond_its_bound() {
+    let mut world = World::with(Settings { report_bytes_max: 1 << 30, ..settings() }, StreamMode::Bidirectional);
+    world.start(|_| ());
+    world.head();
+    world.story();
+    let value = vec![0; 400 << 10];
+    let frames: Vec<Bytes> = (0..7).map(|_| wire::set_state(b"a", &value)).collect();
+    world.writes(&frames);
+    check(
+        &world,
+        expect![[r#"
+            = from 1: SetState SetState SetState
+            = from 4: SetState SetState SetState
+            = from 7: SetState"#]],
+    );
+}
+
+#[test]
+fn a_handler_that_outruns_the_log_waits_and_still_hears_what_comes() {
+    let mut world = begun();
+    let value = vec![0; 1_500];
+    world.writes(&[wire::set_state(b"a", &value)]);
+    world.writes(&[wire::set_state(b"b", &value)]);
+    // The third does not fit beside the two, and nothing is read behind it.
+    world.writes(&[wire::set_state(b"c", &value)]);
+    world.writes(&[wire::run(1)]);
+    world.notify(3, completion(entry_type::SLEEP_COMPLETION, 9, Resolution::Void));
+    check(&world, expect!["= from 1: SetState\n= from 2: SetState"]);
+    assert_eq!(world.unread(), 1);
+    // However long it takes, the handler is not to blame.
+    world.pass(700 * SECOND);
+    check(&world, expect![""]);
+    world.sync();
+    check(&world, expect!["= from 3: SetState\n> 0x800c #9\n= from 4: Run"]);
+}
+
+#[test]
+fn an_attempt_that_waits_for_the_log_can_be_aborted() {
+    let mut world = begun();
+    let value = vec![0; 9_000];
+    world.writes(&[wire::set_state(b"a", &value)]);
+    world.writes(&[wire::set_state(b"b", &value), wire::output(b""), wire::end()]);
+    check(&world, expect!["= from 1: SetState\n> half-close"]);
+    world.abort();
+    check(&world, expect!["> reset\n= slot 1 free"]);
+    world.sync();
+    assert_eq!(world.reports(), 1);
+}
+
+#[test]
+fn time_since_the_last_entry_is_measured_by_the_wall_clock() {
+    // A clock that went back since makes it none, not a huge one.
+    let mut world = World::new();
+    world.start(|start| start.last_entry_at = Timestamp(EPOCH_MS + 5_000));
+    check(&world, expect!["> Start, 1 known, 0 values, retry 0\n> Input"]);
+}

@@ -1,0 +1,525 @@
+//! A world for one invoker: a clock that stands until told, a handler that is the test, and everything that happens as a story.
+//!
+//! Lines that begin with `>` went to the handler, those with `=` to the partition.
+
+use crate::wire;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use surefoot_env::sim::SimDisk;
+use surefoot_env::{BoxFuture, Clock, Env, Ids, Steps, Tasks, Wake};
+use surefoot_invoker::{
+    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, OpenRequest, Output,
+    Room, Settings, Transport, TransportError,
+};
+use surefoot_model::catalog::{
+    Catalog, Defaults, Deployment, Handler, HttpVersion, InputRule, Options, OutputRule, Service, ServiceKind, StreamMode,
+};
+use surefoot_model::{
+    Attempt, AttemptEnd, AttemptProgress, CatalogCell, DeploymentId, Entry, InvocationId, Item, Notification, NotificationId,
+    PartitionId, Resolution, Target, TargetKind, Timestamp, Verdict, entry_type,
+};
+use tokio::sync::mpsc;
+
+/// Unix time at which every test begins: 2023-11-14, 22:13:20.
+pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
+pub(crate) const DEPLOYMENT: DeploymentId = DeploymentId(1);
+
+pub(crate) type Events = Arc<Mutex<Wire>>;
+
+/// The handler's end of one exchange.
+#[derive(Default)]
+pub(crate) struct Wire {
+    events: VecDeque<ExchangeEvent>,
+    waker: Option<Waker>,
+    /// The server's task dies when it next reads.
+    is_trap: bool,
+}
+
+#[derive(Default)]
+struct Seen {
+    story: Vec<String>,
+    reports: Vec<AttemptProgress>,
+    /// Rooms of reports that are not durable yet.
+    rooms: Vec<Room>,
+    requests: Vec<OpenRequest>,
+    wires: Vec<Events>,
+    /// What the next opening meets.
+    refusal: Option<TransportError>,
+}
+
+type Shared = Arc<Mutex<Seen>>;
+
+pub(crate) struct World {
+    time: Arc<Time>,
+    queue: Arc<Queue>,
+    tasks: Vec<(Arc<Flag>, BoxFuture)>,
+    seen: Shared,
+    pub(crate) invoker: Arc<Invoker>,
+    /// The partition's end of the newest attempt; dropped to abort it.
+    live: Option<mpsc::UnboundedSender<Live>>,
+    attempts: u64,
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        defaults: Defaults::default(),
+        attempts_max: 2,
+        replay_bytes_max: 1_000,
+        report_bytes_max: 4_000,
+        message_bytes_max: 4 << 20,
+        eager_state_bytes_max: 1 << 20,
+        partitions: 4,
+        additional_headers: vec![("x-cluster".to_owned(), "c".to_owned())],
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(settings(), StreamMode::Bidirectional)
+    }
+
+    pub(crate) fn with(settings: Settings, mode: StreamMode) -> Self {
+        let (time, queue, seen) = (Arc::new(Time::default()), Arc::new(Queue::default()), Shared::default());
+        let env =
+            Env { clock: time.clone(), tasks: queue.clone(), ids: Arc::new(Numbers::default()), disk: Arc::new(SimDisk::new()) };
+        let catalog = CatalogCell::default();
+        catalog.publish(Arc::new(registered(mode)));
+        let output = Arc::new(Partition(seen.clone()));
+        let invoker = Invoker::new(env, settings, catalog, Arc::new(Network(seen.clone())), output);
+        Self { time, queue, tasks: Vec::new(), seen, invoker, live: None, attempts: 0 }
+    }
+
+    /// Starts an attempt on `Object/k/run` with nothing but its input, as `change` has it.
+    pub(crate) fn start(&mut self, change: impl FnOnce(&mut AttemptStart)) {
+        assert!(self.invoker.try_reserve(), "a slot is free");
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.live = Some(sender);
+        self.attempts += 1;
+        let mut start = AttemptStart {
+            partition: PartitionId(0),
+            id: InvocationId { partition_key: 1, unique: 1 },
+            attempt: Attempt(self.attempts),
+            target: Target::new(TargetKind::ObjectExclusive, "Object", "k", "run"),
+            random_seed: 1,
+            pin: None,
+            commands: 1,
+            replay: vec![command(entry_type::INPUT, wire::input(b"in"))],
+            state: EagerState { entries: Vec::new(), complete: true },
+            retries_since_entry: 0,
+            last_entry_at: Timestamp(EPOCH_MS),
+            attempts_counted: 0,
+            live: receiver,
+        };
+        change(&mut start);
+        self.invoker.start(start);
+        self.run();
+    }
+
+    /// Lets everything happen that can happen now.
+    pub(crate) fn run(&mut self) {
+        loop {
+            let new = self.queue.0.lock().unwrap().drain(..).collect::<Vec<_>>();
+            self.tasks.extend(new.into_iter().map(|task| (Arc::new(Flag(AtomicBool::new(true))), task)));
+            let mut has_run = false;
+            let mut at = 0;
+            while at < self.tasks.len() {
+                let (flag, task) = &mut self.tasks[at];
+                if !flag.0.swap(false, Ordering::Relaxed) {
+                    at += 1;
+                    continue;
+                }
+                has_run = true;
+                let waker = Waker::from(flag.clone());
+                // As a runtime has it: a task that panics is gone, the others run on.
+                match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(&waker)))) {
+                    Ok(Poll::Pending) => at += 1,
+                    Ok(Poll::Ready(())) | Err(_) => drop(self.tasks.remove(at)),
+                }
+            }
+            if !has_run {
+                return;
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, duration: Duration) {
+        let end = self.time.monotonic() + duration;
+        while self.time.wake_next(end) {
+            self.run();
+        }
+    }
+
+    /// The response of the newest exchange begins as it should.
+    pub(crate) fn head(&mut self) {
+        self.head_with(200, &[("content-type", "application/vnd.restate.invocation.v6")]);
+    }
+
+    pub(crate) fn head_with(&mut self, status: u16, headers: &[(&'static str, &str)]) {
+        let header = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::try_from(*value).expect("a header's value"))
+        };
+        let headers = HeaderMap::from_iter(headers.iter().map(header));
+        self.event(ExchangeEvent::Head(StatusCode::from_u16(status).unwrap(), headers));
+    }
+
+    /// The handler writes these frames, which arrive together.
+    pub(crate) fn writes(&mut self, frames: &[Bytes]) {
+        self.event(ExchangeEvent::Chunk(frames.concat().into()));
+    }
+
+    pub(crate) fn event(&mut self, event: ExchangeEvent) {
+        let events = self.wire();
+        let mut wire = events.lock().unwrap();
+        wire.events.push_back(event);
+        if let Some(waker) = wire.waker.take() {
+            waker.wake();
+        }
+        drop(wire);
+        self.run();
+    }
+
+    /// The attempt's task panics the next time it reads.
+    pub(crate) fn trap(&mut self) {
+        self.wire().lock().unwrap().is_trap = true;
+        self.head();
+    }
+
+    /// Chunks that the server has not read.
+    pub(crate) fn unread(&self) -> usize {
+        self.wire().lock().unwrap().events.len()
+    }
+
+    pub(crate) fn refuse(&self, error: TransportError) {
+        self.seen.lock().unwrap().refusal = Some(error);
+    }
+
+    /// A notification is durable, as entry `index`.
+    pub(crate) fn notify(&mut self, index: u32, notification: Notification) {
+        self.live.as_ref().expect("an attempt runs").send(Live { index, notification }).expect("the attempt listens");
+        self.run();
+    }
+
+    pub(crate) fn abort(&mut self) {
+        self.live = None;
+        self.run();
+    }
+
+    /// All that was reported is durable.
+    pub(crate) fn sync(&mut self) {
+        let rooms = std::mem::take(&mut self.seen.lock().unwrap().rooms);
+        drop(rooms);
+        self.run();
+    }
+
+    /// What happened since this was last asked.
+    pub(crate) fn story(&self) -> String {
+        let lines = std::mem::take(&mut self.seen.lock().unwrap().story);
+        lines.join("\n")
+    }
+
+    /// The newest report.
+    pub(crate) fn report(&self) -> AttemptProgress {
+        self.seen.lock().unwrap().reports.last().expect("something was reported").clone()
+    }
+
+    pub(crate) fn reports(&self) -> usize {
+        self.seen.lock().unwrap().reports.len()
+    }
+
+    pub(crate) fn request(&self) -> OpenRequest {
+        self.seen.lock().unwrap().requests.last().expect("a stream was asked for").clone()
+    }
+
+    fn wire(&self) -> Events {
+        self.seen.lock().unwrap().wires.last().expect("a stream is open").clone()
+    }
+}
+
+pub(crate) fn command(ty: u16, raw: Bytes) -> Entry {
+    Entry::Command { ty, raw }
+}
+
+pub(crate) fn completion(ty: u16, id: u32, result: Resolution) -> Notification {
+    Notification { ty, id: NotificationId::Completion(id), result }
+}
+
+fn registered(mode: StreamMode) -> Catalog {
+    let handler = |name: &str, target| Handler {
+        name: name.into(),
+        target,
+        public: None,
+        input: InputRule::default(),
+        output: OutputRule::default(),
+        options: Options::default(),
+        documentation: None,
+        metadata: BTreeMap::new(),
+    };
+    let service = Service {
+        name: "Object".into(),
+        kind: ServiceKind::VirtualObject,
+        revision: 1,
+        deployment: DEPLOYMENT,
+        public: true,
+        handlers: [("run", TargetKind::ObjectExclusive), ("see", TargetKind::ObjectShared)]
+            .map(|(name, target)| (name.into(), handler(name, target)))
+            .into(),
+        options: Options::default(),
+        documentation: None,
+        metadata: BTreeMap::new(),
+    };
+    let deployment = Deployment {
+        id: DEPLOYMENT,
+        uri: "http://handlers/".to_owned(),
+        http: HttpVersion::Http2,
+        mode,
+        additional_headers: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+        created_at: Timestamp(0),
+        min_protocol: 5,
+        max_protocol: 6,
+        sdk_version: None,
+        services: vec![service.clone()],
+    };
+    Catalog {
+        deployments: [(DEPLOYMENT, Arc::new(deployment))].into(),
+        services: [("Object".into(), Arc::new(service))].into(),
+        ..Catalog::default()
+    }
+}
+
+/// The partition: what attempts report.
+struct Partition(Shared);
+
+impl Output for Partition {
+    fn progressed(&self, _: PartitionId, progress: AttemptProgress, room: Room) {
+        let mut seen = self.0.lock().unwrap();
+        seen.story.push(format!("= {}", told(&progress)));
+        seen.reports.push(progress);
+        seen.rooms.push(room);
+    }
+
+    fn ended(&self, _: PartitionId, _: InvocationId, attempt: Attempt) {
+        self.0.lock().unwrap().story.push(format!("= slot {} free", attempt.0));
+    }
+
+    fn has_room(&self) {
+        self.0.lock().unwrap().story.push("= room for replays".to_owned());
+    }
+}
+
+fn told(progress: &AttemptProgress) -> String {
+    let mut words: Vec<String> = progress.items.iter().map(item).collect();
+    if !words.is_empty() {
+        words.insert(0, format!("from {}:", progress.first_command));
+    }
+    match &progress.end {
+        None => {}
+        Some(AttemptEnd::Completed) => words.push("completed".to_owned()),
+        Some(AttemptEnd::Suspended { awaiting, last_delivered }) => {
+            let ids: Vec<String> = awaiting.iter().map(name_of).collect();
+            words.push(format!("suspended on {} after entry {last_delivered}", ids.join(" ")));
+        }
+        Some(AttemptEnd::Failed { error, verdict, by_handler }) => {
+            let verdict = match verdict {
+                Verdict::Retry { at, counted } => {
+                    let counted = if *counted { "" } else { ", not counted" };
+                    format!("again in {} ms{counted}", at.0 - error.at.0)
+                }
+                Verdict::Pause => "pause".to_owned(),
+                Verdict::Fail => "for good".to_owned(),
+            };
+            let whose = if *by_handler { "" } else { " (ours)" };
+            words.push(format!("failed{whose}: {}; {verdict}", error.message));
+        }
+    }
+    words.join(" ")
+}
+
+fn item(item: &Item) -> String {
+    match item {
+        Item::Command { ty, .. } => match *ty {
+            entry_type::OUTPUT => "Output".to_owned(),
+            entry_type::SET_STATE => "SetState".to_owned(),
+            entry_type::RUN => "Run".to_owned(),
+            entry_type::SLEEP => "Sleep".to_owned(),
+            ty => format!("{ty:#06x}"),
+        },
+        Item::RunProposed { completion, .. } => format!("proposed #{completion}"),
+    }
+}
+
+fn name_of(id: &NotificationId) -> String {
+    match id {
+        NotificationId::Completion(id) => format!("#{id}"),
+        NotificationId::Signal(index) => format!("signal {index}"),
+        NotificationId::NamedSignal(name) => format!("signal {name}"),
+    }
+}
+
+/// The network: what is sent is told, what comes back is the test's.
+struct Network(Shared);
+
+impl Transport for Network {
+    fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
+        let mut seen = self.0.lock().unwrap();
+        seen.requests.push(request);
+        let opened = match seen.refusal.take() {
+            Some(error) => Err(error),
+            None => {
+                let wire = Events::default();
+                seen.wires.push(wire.clone());
+                let sent = BytesMut::new();
+                Ok(Box::new(Connection { seen: self.0.clone(), wire, sent, has_ended: false }) as Box<dyn Exchange>)
+            }
+        };
+        Box::pin(async { opened })
+    }
+
+    fn discover(&self, _: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>> {
+        unreachable!("attempts discover nothing")
+    }
+}
+
+struct Connection {
+    seen: Shared,
+    wire: Events,
+    /// The beginning of a frame whose rest has not been sent.
+    sent: BytesMut,
+    has_ended: bool,
+}
+
+impl Exchange for Connection {
+    fn send(&mut self, bytes: Bytes) {
+        self.sent.extend_from_slice(&bytes);
+        let mut seen = self.seen.lock().unwrap();
+        while let Some(line) = wire::told(&mut self.sent) {
+            seen.story.push(format!("> {line}"));
+        }
+    }
+
+    fn half_close(&mut self) {
+        self.seen.lock().unwrap().story.push("> half-close".to_owned());
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<ExchangeEvent> {
+        let mut wire = self.wire.lock().unwrap();
+        let is_trap = std::mem::take(&mut wire.is_trap);
+        let event = wire.events.pop_front();
+        if event.is_none() {
+            wire.waker = Some(cx.waker().clone());
+        }
+        drop(wire);
+        assert!(!is_trap, "a panic on purpose");
+        match event {
+            Some(event) => {
+                self.has_ended |= matches!(event, ExchangeEvent::End | ExchangeEvent::Error(_));
+                Poll::Ready(event)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.seen.lock().unwrap().story.push("> reset".to_owned());
+        }
+    }
+}
+
+#[derive(Default)]
+struct Time(Mutex<Timers>);
+
+#[derive(Default)]
+struct Timers {
+    now: Duration,
+    due: Vec<(Duration, Waker)>,
+}
+
+impl Time {
+    /// Goes on to the next timer that is due by `end` and wakes it; to the end if there is none.
+    fn wake_next(&self, end: Duration) -> bool {
+        let mut timers = self.0.lock().unwrap();
+        let next = timers.due.iter().map(|(due, _)| *due).min().filter(|due| *due <= end);
+        timers.now = next.unwrap_or(end).max(timers.now);
+        let now = timers.now;
+        let (due, later) = timers.due.drain(..).partition(|(due, _)| *due <= now);
+        timers.due = later;
+        drop(timers);
+        let due: Vec<(Duration, Waker)> = due;
+        due.into_iter().for_each(|(_, waker)| waker.wake());
+        next.is_some()
+    }
+}
+
+impl Clock for Time {
+    fn now_ms(&self) -> u64 {
+        EPOCH_MS + self.monotonic().as_millis() as u64
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.lock().unwrap().now
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        let due = self.monotonic() + duration;
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let waker = Waker::from(Arc::new(Alarm(Mutex::new(Some(sender)))));
+        self.0.lock().unwrap().due.push((due, waker));
+        Box::pin(async move {
+            // The alarm speaks, or its world is gone.
+            let _ = receiver.await;
+        })
+    }
+}
+
+struct Alarm(Mutex<Option<tokio::sync::oneshot::Sender<()>>>);
+
+impl std::task::Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        if let Some(sender) = self.0.lock().unwrap().take() {
+            // The sleeper may have been dropped.
+            let _ = sender.send(());
+        }
+    }
+}
+
+/// Tasks that were started and not polled yet.
+#[derive(Default)]
+struct Queue(Mutex<Vec<BoxFuture>>);
+
+impl Tasks for Queue {
+    fn spawn(&self, future: BoxFuture) {
+        self.0.lock().unwrap().push(future);
+    }
+
+    fn drive(&self, _: &'static str, _: Wake, _: Box<dyn Steps>) {
+        unreachable!("the invoker drives nothing")
+    }
+}
+
+/// Set when its task can go on.
+struct Flag(AtomicBool);
+
+impl std::task::Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Numbers(AtomicU64);
+
+impl Ids for Numbers {
+    fn random_u64(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
