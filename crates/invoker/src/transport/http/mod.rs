@@ -14,6 +14,8 @@ mod connect;
 mod http1;
 mod http2;
 mod pool;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use super::{DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError};
