@@ -22,7 +22,7 @@ pub struct NewDeployment {
     pub arn: Option<String>,
     pub additional_headers: Option<BTreeMap<String, String>>,
     pub metadata: Option<BTreeMap<String, String>>,
-    /// Speak HTTP/1.1, request and response.
+    /// Speak HTTP/1.1, request and response. Without it, http:// means HTTP/2, and behind https:// the endpoint chooses.
     pub use_http_11: Option<bool>,
     /// Allow a service to change its type.
     pub breaking: Option<bool>,
@@ -165,6 +165,7 @@ impl Admin {
 #[derive(Clone, Debug, PartialEq)]
 struct Endpoint {
     uri: String,
+    /// To be asked for; discovery says what is spoken.
     http: HttpVersion,
     additional_headers: BTreeMap<String, String>,
     metadata: BTreeMap<String, String>,
@@ -341,6 +342,15 @@ mod tests {
     fn what_this_server_cannot_reach_is_refused() {
         let arn = NewDeployment { arn: Some("arn:aws:lambda:…".into()), ..NewDeployment::default() };
         assert_eq!(Endpoint::of(&arn).unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn an_endpoint_that_chose_http11_runs_request_and_response() {
+        let endpoint = Endpoint::of(&request("https://h")).unwrap();
+        assert_eq!(endpoint.http, HttpVersion::Http2);
+        let discovered = Discovered { http: HttpVersion::Http11, ..discovered(vec![]) };
+        let deployment = planned(&Catalog::default(), endpoint, discovered, DeploymentId(1), Timestamp(0), false).unwrap();
+        assert_eq!((deployment.http, deployment.mode), (HttpVersion::Http11, StreamMode::RequestResponse));
     }
 
     #[test]

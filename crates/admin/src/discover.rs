@@ -22,7 +22,7 @@ const SERVER: HeaderName = HeaderName::from_static("x-restate-server");
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Discovered {
     pub(crate) manifest: Manifest,
-    /// The version that was spoken.
+    /// The version that was spoken: asked for, or chosen by the endpoint.
     pub(crate) http: HttpVersion,
     /// Name and version of the SDK, such as `restate-sdk-typescript/1.17.2`.
     pub(crate) sdk_version: Option<String>,
@@ -183,6 +183,13 @@ mod tests {
         let (result, waited) = discovered(vec![refused()]).await;
         let error = result.unwrap_err();
         assert_eq!((error.code(), error.status().as_u16(), waited), (Some("META0003"), 500, 700));
+    }
+
+    #[tokio::test]
+    async fn the_version_that_the_endpoint_chose_is_kept() {
+        let answer = DiscoverResponse { http: HttpVersion::Http11, ..answered(200, V4, EMPTY).unwrap() };
+        let (result, _) = discovered(vec![Ok(answer)]).await;
+        assert_eq!(result.unwrap().http, HttpVersion::Http11);
     }
 
     #[tokio::test]

@@ -56,6 +56,7 @@ pub struct OpenRequest {
 pub struct DiscoverRequest {
     /// The endpoint's address, with its path where it has one.
     pub uri: String,
+    /// The version to speak. HTTP/2 is an offer where TLS lets the endpoint choose: the response says what it took.
     pub http: HttpVersion,
     pub headers: HeaderMap,
 }
