@@ -288,7 +288,7 @@ impl Worker {
                 }
                 Ok(Err(error)) => self.stop_partition(at, error),
                 Err(panic) => {
-                    self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic)))
+                    self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&*panic)))
                 }
             }
             effects.clear();
