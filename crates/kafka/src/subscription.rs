@@ -141,7 +141,10 @@ impl Task {
         let reset = self.reset.clone()?;
         let mutant = self.settings.mutant;
         let topic = match source.topic().await {
-            Ok(topic) if mutant == Mutant::IgnoreTopicId => TopicInfo { id: 0, ..topic },
+            Ok(topic) if mutant == Mutant::IgnoreTopicId => {
+                let known = self.subscription()?.topic_id;
+                TopicInfo { id: if known == 0 { topic.id } else { known }, ..topic }
+            }
             Ok(topic) => topic,
             Err(error) => {
                 if error.kind == ErrorKind::TopicMissing {

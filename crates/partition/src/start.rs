@@ -106,7 +106,7 @@ impl Recovering {
             }
             Ok(Err(ApplyError::NewerVersion(message))) => return Err(StartError::Partition { partition, message }),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&panic)),
+            Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&*panic)),
         };
         recovered.stop(stopped)
     }

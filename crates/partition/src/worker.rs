@@ -332,7 +332,7 @@ impl Worker {
                 return Some(done);
             }
             Ok(Err(error)) => error,
-            Err(panic) => format!("broken invariant: {}", panic_message(&panic)),
+            Err(panic) => format!("broken invariant: {}", panic_message(&*panic)),
         };
         self.stopped(partition, error);
         None

@@ -203,7 +203,7 @@ impl Broker {
         while !self.lock().is_calm {
             let (pause, what) = {
                 let rng = &mut self.lock().rng;
-                (Duration::from_millis(20 + rng.below(900)), rng.below(10))
+                (Duration::from_millis(20 + rng.below(600)), rng.below(10))
             };
             self.executor.sleep(pause).await;
             match what {
@@ -360,7 +360,11 @@ impl Broker {
 
     pub(crate) fn next(&self, id: u64) -> Next {
         let state = &mut *self.lock();
-        let latency = if state.rng.below(3) == 0 { state.rng.below(15) } else { 0 };
+        let latency = match state.rng.below(8) {
+            0 => state.rng.below(300),
+            1 | 2 => state.rng.below(15),
+            _ => 0,
+        };
         let has_records = !state.fetchable(id).is_empty();
         let Some(member) = state.members.get_mut(&id) else { return Next::Nothing(Arc::default()) };
         match member.events.pop_front() {

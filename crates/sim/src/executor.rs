@@ -82,6 +82,20 @@ impl Executor {
         drop(doomed);
     }
 
+    /// Drops all tasks, of every life: they hold what holds them.
+    pub(crate) fn end(&self) {
+        loop {
+            let (tasks, timers) = {
+                let state = &mut *self.lock();
+                state.ready.clear();
+                (std::mem::take(&mut state.tasks), std::mem::take(&mut state.timers))
+            };
+            if tasks.is_empty() && timers.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Polls until `until` holds, `polls` polls are over, or nothing can happen any more.
     pub(crate) fn run(&self, mut polls: u64, until: impl Fn() -> bool) -> Ran {
         loop {
@@ -219,11 +233,13 @@ pub(crate) struct Life {
     life: u64,
     /// Identity has a stream of numbers of its own, so that scheduling does not shift it.
     ids: Mutex<Rng>,
+    /// The stepper that is slow in this life, as a disk can be at one thing, and how much slower it is than others.
+    slow: (&'static str, u64),
 }
 
 impl Life {
-    pub(crate) fn new(executor: Executor, life: u64, seed: u64) -> Arc<Self> {
-        Arc::new(Self { executor, life, ids: Mutex::new(Rng::new(seed ^ life.rotate_left(40))) })
+    pub(crate) fn new(executor: Executor, life: u64, seed: u64, slow: (&'static str, u64)) -> Arc<Self> {
+        Arc::new(Self { executor, life, ids: Mutex::new(Rng::new(seed ^ life.rotate_left(40))), slow })
     }
 }
 
@@ -252,8 +268,9 @@ impl Tasks for Life {
         self.executor.spawn(self.life, future);
     }
 
-    fn drive(&self, _name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) {
+    fn drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) {
         let executor = self.executor.clone();
+        let slowness = if name == self.slow.0 { self.slow.1 } else { 1 };
         self.executor.spawn(
             self.life,
             Box::pin(async move {
@@ -265,7 +282,7 @@ impl Tasks for Life {
                                 let rng = &mut executor.lock().rng;
                                 if rng.below(8) == 0 { rng.below(8_000) } else { rng.below(300) }
                             };
-                            executor.sleep(Duration::from_micros(micros)).await;
+                            executor.sleep(Duration::from_micros(micros * slowness)).await;
                         }
                         Step::Idle => wake.woken().await,
                         Step::IdleFor(limit) => woken_or_over(&wake, executor.sleep(limit)).await,

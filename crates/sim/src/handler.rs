@@ -160,15 +160,8 @@ impl Context {
     async fn add(&mut self, input: &str) -> Result<String, Stop> {
         let op: u64 = input.parse().unwrap_or(0);
         let first = self.step("first").await?;
-        if op.is_multiple_of(3) {
-            self.sleep(Duration::from_millis(50 + op % 7 * 900)).await?;
-        }
-        if op.is_multiple_of(4) {
-            let answer = self.call("Echo", "", "echo", input).await?;
-            if answer != input {
-                self.handlers.finding(format!("op {op}: echo answered '{answer}'"));
-            }
-        }
+        let nap = Duration::from_millis(50 + op % 7 * 900);
+        self.nap_and_call(op.is_multiple_of(3).then_some(nap), op.is_multiple_of(2), input).await?;
         let before = self.get("ops").await?;
         if op.is_multiple_of(5) {
             self.send("Sink", &format!("s{}", op % 3), "add", input).await?;
@@ -182,18 +175,32 @@ impl Context {
         Ok(after)
     }
 
+    /// Sleeps and calls at the same time, where it is to do both.
+    async fn nap_and_call(&mut self, nap: Option<Duration>, calls: bool, input: &str) -> Result<(), Stop> {
+        let nap = match nap {
+            Some(nap) => Some(self.begin_sleep(nap).await?),
+            None => None,
+        };
+        if calls {
+            let answer = self.call("Echo", "", "echo", input).await?;
+            if answer != input {
+                self.handlers.finding(format!("{}: {input} was echoed as '{answer}'", self.id));
+            }
+        }
+        match nap {
+            Some((id, due)) => self.end_sleep(id, due).await,
+            None => Ok(()),
+        }
+    }
+
     /// What a Kafka record leads to: its number is kept in the order of arrival, after work that differs from one to the next.
     async fn note(&mut self, input: &str) -> Result<String, Stop> {
         let number: u64 = input.parse().unwrap_or(0);
         if number.is_multiple_of(2) {
             self.step("note").await?;
         }
-        if number.is_multiple_of(5) {
-            self.sleep(Duration::from_millis(20 + number % 3 * 300)).await?;
-        }
-        if number.is_multiple_of(7) {
-            self.call("Echo", "", "echo", input).await?;
-        }
+        let nap = Duration::from_millis(20 + number % 4 * 40);
+        self.nap_and_call(number.is_multiple_of(3).then_some(nap), number % 5 < 2, input).await?;
         self.append("ops", input).await?;
         Ok(String::new())
     }
@@ -289,6 +296,9 @@ impl Context {
 
     /// Waits for a completion; suspends when it cannot come any more.
     async fn completion(&mut self, id: u32) -> Result<Bytes, Stop> {
+        if !self.notifications.contains_key(&id) {
+            self.stumble().await?;
+        }
         loop {
             if let Some(result) = self.notifications.get(&id) {
                 return Ok(result.clone());
@@ -330,11 +340,15 @@ impl Context {
         Ok(wire::bytes(&result, 5).and_then(|v| wire::bytes(&v, 1)).unwrap_or_default())
     }
 
-    async fn sleep(&mut self, duration: Duration) -> Result<(), Stop> {
+    /// The completion to wait for, and when it is due.
+    async fn begin_sleep(&mut self, duration: Duration) -> Result<(u32, u64), Stop> {
         let id = self.next_completion();
         let until = self.executor.now_ms() + duration.as_millis() as u64;
         let sent = self.write(0x040C, Message::default().number(1, until).number(11, u64::from(id))).await?;
-        let due = wire::number(&sent.payload, 1).unwrap_or(0);
+        Ok((id, wire::number(&sent.payload, 1).unwrap_or(0)))
+    }
+
+    async fn end_sleep(&mut self, id: u32, due: u64) -> Result<(), Stop> {
         self.completion(id).await?;
         if self.executor.now_ms() < due {
             self.handlers.finding(format!("{}: woken {} ms early", self.id, due - self.executor.now_ms()));

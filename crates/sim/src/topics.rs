@@ -93,8 +93,8 @@ async fn produce(world: World, mut rng: Rng) {
 
 async fn produce_one(world: &World, rng: &mut Rng) {
     // In bursts.
-    if rng.below(3) == 0 {
-        world.sleep_ms(rng.below(500)).await;
+    if rng.below(5) == 0 {
+        world.sleep_ms(rng.below(800)).await;
     }
     let topic = if rng.below(3) == 0 { NOTES } else { ORDERS };
     let key = KEYS[rng.below(3) as usize];

@@ -127,6 +127,7 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         model: Arc::default(),
         door: Arc::default(),
     };
+    let _ending = Ending(world.executor.clone());
     clients::start(&world, seed);
     topics::start(&world, seed);
     operators::start(&world, seed);
@@ -137,7 +138,8 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         } else if rng.below(2) == 0 {
             world.disk.crash_at(1 + rng.below(300));
         }
-        world.start_life(life, seed, &engine, memory(&mut rng));
+        let slow = ("checkpointer", if rng.below(3) == 0 { 200 } else { 1 });
+        world.start_life(life, seed, &engine, config(&mut rng), slow);
         let polls = if is_last { POLLS_LIMIT } else { rng.below(POLLS_MAX) };
         let ran = world.executor.run(polls, || {
             let model = world.model();
@@ -166,9 +168,27 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
     unreachable!("the last life returns")
 }
 
-/// Plenty, or so little that the edges wait for checkpoints.
-fn memory(rng: &mut Rng) -> u64 {
-    if rng.below(2) == 0 { 64 << 20 } else { 16 << 10 }
+/// Whatever a run comes to, nothing of its world stays.
+struct Ending(Executor);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Plenty of everything, or so little that the edges wait for checkpoints, or attempts for a slot.
+fn config(rng: &mut Rng) -> Config {
+    let mut config = Config { checkpoint_interval: Duration::from_millis(400), memory_bytes: 64 << 20, ..Config::default() };
+    match rng.below(4) {
+        0 => config.memory_bytes = 4 << 10,
+        1 => config.memory_bytes = 1 << 10,
+        _ => {}
+    }
+    if rng.below(2) == 0 {
+        config.worker.invoker.attempts_max = 2;
+    }
+    config
 }
 
 impl World {
@@ -222,10 +242,9 @@ impl World {
         answer.await.ok()
     }
 
-    fn start_life(&self, life: u64, seed: u64, engine: &MemEngine, memory_bytes: u64) {
-        let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5);
+    fn start_life(&self, life: u64, seed: u64, engine: &MemEngine, config: Config, slow: (&'static str, u64)) {
+        let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5, slow);
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
-        let config = Config { checkpoint_interval: Duration::from_millis(400), memory_bytes, ..Config::default() };
         let dead = self.disk.clone();
         let seams = Seams {
             engine: Arc::new(engine.clone()),

@@ -1,7 +1,9 @@
 //! Seeds: fixed ones on every run, others by `SUREFOOT_SIM_SEEDS=first..end`. A failing seed prints the command that repeats it.
+//! `SUREFOOT_SIM_MUTANTS=K7` tries those variants only whose name has this in it.
 
+use surefoot_kafka::Mutant as KafkaMutant;
 use surefoot_log::local::Mutant as LogMutant;
-use surefoot_partition::Mutant as PartitionMutant;
+use surefoot_partition::{MachineMutant, Mutant as PartitionMutant};
 use surefoot_sim::{Mutants, Scenario, run};
 use surefoot_storage::Mutant as StorageMutant;
 
@@ -57,7 +59,9 @@ fn the_same_seed_gives_the_same_trace() {
 fn every_mutant_is_caught() {
     let log = |log| Mutants { log, ..Mutants::default() };
     let storage = |storage| Mutants { storage, ..Mutants::default() };
+    let machine = |machine| Mutants { machine, ..Mutants::default() };
     let partition = |partition| Mutants { partition, ..Mutants::default() };
+    let kafka = |kafka| Mutants { kafka, ..Mutants::default() };
     let mutants = [
         ("L6 skip the sync", log(LogMutant::SkipSync)),
         ("L6 publish before the sync", log(LogMutant::PublishBeforeSync)),
@@ -69,10 +73,27 @@ fn every_mutant_is_caught() {
         ("O1 forget the outbox at a restart", partition(PartitionMutant::ForgetOutbox)),
         ("T2 forget timers at a restart", partition(PartitionMutant::ForgetTimers)),
         ("T2 fire early", partition(PartitionMutant::FireEarly)),
+        ("M4 count attempts anew", machine(MachineMutant::RestartAttempts)),
+        ("M4 take stale messages", machine(MachineMutant::TakeStaleMessages)),
+        ("M5 forget what was not delivered", machine(MachineMutant::ForgetUndelivered)),
+        ("M5 show a notification twice", partition(PartitionMutant::ShowTwice)),
+        ("M5 show less than there is", partition(PartitionMutant::ShowLess)),
+        ("O1 take messages again", machine(MachineMutant::ForgetInbound)),
+        ("K1 take Kafka records again", machine(MachineMutant::ForgetStreams)),
+        ("K1 ignore the topic's id", kafka(KafkaMutant::IgnoreTopicId)),
+        ("K2 overtake", kafka(KafkaMutant::Overtake)),
+        ("K3 route by assignment", kafka(KafkaMutant::RouteByAssignment)),
+        ("K4 resolve again", kafka(KafkaMutant::ResolveAgain)),
+        ("K5 the position leads", kafka(KafkaMutant::PositionLeads)),
+        ("K5 commits lead", kafka(KafkaMutant::CommitLeads)),
+        ("K6 park again", machine(MachineMutant::ParkAgain)),
+        ("K7 fetch before the epoch is open", kafka(KafkaMutant::FetchBeforeOpen)),
+        ("K7 take what is revoked", kafka(KafkaMutant::TakeRevoked)),
     ];
+    let wanted = std::env::var("SUREFOOT_SIM_MUTANTS").unwrap_or_default();
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for (name, mutants) in mutants {
+    for (name, mutants) in mutants.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let scenario = Scenario { mutants, ..Scenario::default() };
         match MUTANT_SEEDS.into_iter().find_map(|seed| outcome(seed, scenario).err().map(|finding| (seed, finding))) {
             Some((seed, finding)) => println!("{name}: seed {seed}: {}", finding.chars().take(120).collect::<String>()),
