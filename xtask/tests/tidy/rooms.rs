@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sim",
         &["server", "model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin"],
     ),
+    ("demo", &["server", "client", "examples/rust"]),
     ("bench", &["client", "sdk-tests"]),
     ("sdk-tests", &["client"]),
     ("examples/rust", &[]),
@@ -40,13 +41,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Outside crates that only these rooms may name.
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("fjall", &["storage"]),
-    ("rdkafka", &["kafka", "bench", "sdk-tests"]),
+    ("rdkafka", &["kafka", "demo", "bench", "sdk-tests"]),
     ("datafusion", &["query"]),
     ("arrow", &["query"]),
     ("prost", &["protocol"]),
-    ("axum", &["admin", "sdk-tests"]),
+    ("axum", &["admin", "demo", "sdk-tests"]),
     ("getrandom", &["env"]),
-    ("anyhow", &["cli", "bench", "sdk-tests", "xtask", "examples/rust"]),
+    ("anyhow", &["cli", "demo", "bench", "sdk-tests", "xtask", "examples/rust"]),
 ];
 
 /// Outside crates that a room may never name, because of what the room is.
