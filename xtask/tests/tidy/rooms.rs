@@ -169,6 +169,34 @@ fn outside_crates_stay_in_their_rooms() {
 }
 
 #[test]
+fn the_demo_is_built_without_tls_and_sql() {
+    let slow = ["openssl-sys", "rustls", "zstd-sys", "datafusion", "arrow"];
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "tree",
+            "--package",
+            "surefoot-demo",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "--offline",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains("rdkafka-sys"), "the demo's dependencies were not found");
+    let found = names.into_iter().filter(|name| slow.contains(name)).map(str::to_owned);
+    expect_none("a newcomer would wait for these while the demo is built:", found.collect());
+}
+
+#[test]
 fn every_package_takes_the_workspace_lints() {
     let without = packages().into_iter().filter(|package| {
         let manifest = std::fs::read_to_string(root().join(&package.dir).join("Cargo.toml")).unwrap();
