@@ -5,7 +5,7 @@
 //! and the ledger, which outlived every kill. Does not own: asking them.
 
 use crate::ledger::{Execution, Step};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// What the witnesses say.
 #[derive(Debug, Default)]
@@ -103,6 +103,8 @@ fn judge_feed(sent: &[String], places: &HashMap<&str, usize>, feed: &[String], v
 /// Judges the steps that ran for a key: one event at a time, in order, and none again after a later one. A step that ran again
 /// before any later one is no fault: its process died before the result was durable.
 fn judge_steps(sent: &[String], places: &HashMap<&str, usize>, steps: &[&Execution], verdict: &mut Verdict) {
+    let is_last = |execution: &&&Execution| execution.step == Step::Update;
+    let ending: HashSet<&str> = steps.iter().filter(is_last).map(|execution| execution.event.as_str()).collect();
     let mut reached: Vec<Option<Step>> = vec![None; sent.len()];
     // The latest event that has begun.
     let mut newest = 0;
@@ -114,8 +116,11 @@ fn judge_steps(sent: &[String], places: &HashMap<&str, usize>, steps: &[&Executi
         };
         match reached[n] {
             None => {
-                // One that never ran is lost, and puts nothing out of order.
-                let others_ended = reached[..n].iter().all(|step| matches!(step, None | Some(Step::Update)));
+                // One that never ends is lost, and puts nothing else out of order.
+                let others_ended = sent[..n]
+                    .iter()
+                    .zip(&reached)
+                    .all(|(event, step)| matches!(step, None | Some(Step::Update)) || !ending.contains(event.as_str()));
                 if n < newest || !others_ended || execution.step != Step::Create {
                     verdict.add(Fault::Disordered, event);
                 }
@@ -180,6 +185,7 @@ mod tests {
         check("a c", STEPS, &[(Fault::Lost, &["b"])]);
         check(FEED, "ac al au bc bl bu cc cl", &[(Fault::Lost, &["c"])]);
         check("a c", "ac al au cc cl cu", &[(Fault::Lost, &["b"])]);
+        check("b c", "ac al bc bl bu cc cl cu", &[(Fault::Lost, &["a"])]);
         check("", "", &[(Fault::Lost, &["a", "b", "c"])]);
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
     /// Events to send in a second
-    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: u64,
     /// Times to kill -9 something: the server, the handlers, both at once, in turn
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(0..=50))]
@@ -110,7 +110,7 @@ async fn run_in(directory: &Path, options: &Options, events: Events, screen: &Sc
     let ledger = Ledger::start(slow).await?;
     let broker = Broker::start()?;
     screen.line(&format!(
-        "  broker     {}, a mock in this process; it takes a killed server for alive for some 2 s",
+        "  broker     {}, a mock in this process; it takes a killed server for alive for 2 or 3 s",
         broker.address()
     ));
     let handlers = Handlers::start(directory, ledger.address(), POLL_INTERVAL).await?;
@@ -140,6 +140,7 @@ async fn run_in(directory: &Path, options: &Options, events: Events, screen: &Sc
     let evidence = Evidence { sent: events.by_key(), feeds, executions: ledger.executions() };
     let figures = Figures {
         events,
+        rate: options.rate,
         sent: &sent,
         invocations: &invocations,
         steps: evidence.executions.len(),
@@ -217,28 +218,29 @@ impl Stage<'_> {
     /// Sends all events, kills meanwhile, and returns what the server has committed once all have ended, or nothing moves any more.
     async fn play(&mut self, broker: &Broker, options: &Options) -> Result<Vec<Invocation>> {
         let sending = broker.send(self.progress.events, options.rate, self.progress.sent);
-        tokio::try_join!(sending, self.kill_on_the_way(options.kills))?;
+        tokio::try_join!(sending, self.kill_on_the_way(broker, options.kills))?;
         self.committed().await
     }
 
     /// Kills after equal shares of the events.
-    async fn kill_on_the_way(&mut self, kills: u64) -> Result<()> {
+    async fn kill_on_the_way(&mut self, broker: &Broker, kills: u64) -> Result<()> {
         let all = self.progress.events.count();
         let kills = usize::try_from(kills).context("count on this machine")?;
         for (n, kill) in Kill::TURNS.into_iter().cycle().take(kills).enumerate() {
             if !self.reach(all * (n + 1) / (kills + 1)).await? {
                 return Ok(());
             }
-            self.kill(kill).await?;
+            self.kill(kill, broker).await?;
         }
         self.reach(all).await.map(drop)
     }
 
-    async fn kill(&mut self, kill: Kill) -> Result<()> {
+    async fn kill(&mut self, kill: Kill, broker: &Broker) -> Result<()> {
         let (sent, under_way) = (self.progress.sent.count(), self.progress.under_way());
         let killed = Instant::now();
         self.progress.phase.set("kill -9");
         if kill.hits_server() {
+            broker.refuse_next_join()?;
             self.server.kill()?;
             self.server_kills += 1;
         }

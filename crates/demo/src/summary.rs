@@ -28,6 +28,8 @@ const FAULTS: [(Fault, &str); 5] = [
 /// What a run came to.
 pub(crate) struct Figures<'a> {
     pub(crate) events: Events,
+    /// Events that were sent in a second.
+    pub(crate) rate: u64,
     pub(crate) sent: &'a Sent,
     /// As the server has committed them.
     pub(crate) invocations: &'a [Invocation],
@@ -56,7 +58,7 @@ impl Figures<'_> {
         row("events in", grouped(self.sent.acknowledged()), &format!("for {keys} keys, acknowledged by the broker"));
         row("invocations done", grouped(self.succeeded()), "as the server has committed");
         row("attempts", grouped(self.attempts()), "likewise; a kill cuts off those that run, and they start anew");
-        let kills = format!("processes: {} times the server, {} times the handlers", self.server_kills, self.handlers_kills);
+        let kills = format!("processes: the server {}, the handlers {}", times(self.server_kills), times(self.handlers_kills));
         row("killed with -9", grouped(self.server_kills + self.handlers_kills), &kills);
         for (fault, name) in FAULTS {
             let count = self.verdict.count(fault);
@@ -71,7 +73,7 @@ impl Figures<'_> {
             &format!("{again} of them again, killed before their result was durable: no fault"),
         );
         if let Some(pace) = self.pace() {
-            let best = format!("events a second, kills included; {} in the best second", grouped(pace.best_second));
+            let best = format!("events a second, sent at {}; {} in the best second", self.rate, grouped(pace.best_second));
             row("throughput", grouped(pace.per_second), &best);
             let [p50, p99, slowest] = [pace.p50, pace.p99, pace.slowest].map(millis);
             row("event to completion", p50, &format!("p50; p99 {p99}, slowest {slowest}"));
@@ -192,6 +194,13 @@ pub(crate) fn millis(time: Duration) -> String {
         format!("{} ms", grouped(usize::try_from(ms).unwrap_or(usize::MAX)))
     } else {
         format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
+fn times(count: usize) -> String {
+    match count {
+        1 => "once".to_owned(),
+        count => format!("{} times", grouped(count)),
     }
 }
 
