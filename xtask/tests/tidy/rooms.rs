@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sim",
         &["server", "model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin"],
     ),
+    ("demo", &["server", "client", "examples/rust"]),
     ("bench", &["client", "sdk-tests"]),
     ("sdk-tests", &["client"]),
     ("examples/rust", &[]),
@@ -40,13 +41,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Outside crates that only these rooms may name.
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("fjall", &["storage"]),
-    ("rdkafka", &["kafka", "bench", "sdk-tests"]),
+    ("rdkafka", &["kafka", "demo", "bench", "sdk-tests"]),
     ("datafusion", &["query"]),
     ("arrow", &["query"]),
     ("prost", &["protocol"]),
-    ("axum", &["admin", "sdk-tests"]),
+    ("axum", &["admin", "demo", "sdk-tests"]),
     ("getrandom", &["env"]),
-    ("anyhow", &["cli", "bench", "sdk-tests", "xtask", "examples/rust"]),
+    ("anyhow", &["cli", "demo", "bench", "sdk-tests", "xtask", "examples/rust"]),
 ];
 
 /// Outside crates that a room may never name, because of what the room is.
@@ -165,6 +166,34 @@ fn outside_crates_stay_in_their_rooms() {
         }
     }
     expect_none("outside crates:", faults);
+}
+
+#[test]
+fn the_demo_is_built_without_tls_and_sql() {
+    let slow = ["openssl-sys", "rustls", "zstd-sys", "datafusion", "arrow"];
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "tree",
+            "--package",
+            "surefoot-demo",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "--offline",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains("rdkafka-sys"), "the demo's dependencies were not found");
+    let found = names.into_iter().filter(|name| slow.contains(name)).map(str::to_owned);
+    expect_none("a newcomer would wait for these while the demo is built:", found.collect());
 }
 
 #[test]
