@@ -93,9 +93,6 @@ pub trait Output: Send + Sync {
     /// The attempt is over, whatever became of it, and its slot is free.
     fn ended(&self);
 
-    /// The attempt's task panicked: it will report nothing more.
-    fn lost(&self, partition: PartitionId, id: InvocationId, attempt: Attempt);
-
     /// Replays in flight are below their bound again: attempts that were refused a slot may ask again.
     fn has_room(&self);
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
-use surefoot_model::{Attempt, CatalogCell, InvocationId, PartitionId, Pin, Target};
+use surefoot_model::{CatalogCell, Pin, Target};
 use tokio::sync::Semaphore;
 
 /// WARN lines about failing invocations per second of this node.
@@ -92,7 +92,7 @@ impl Invoker {
     /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
     pub fn start(self: &Arc<Self>, start: AttemptStart) {
         self.metrics.started.increment(1);
-        let slot = Slot { invoker: self.clone(), partition: start.partition, id: start.id, attempt: start.attempt };
+        let slot = Slot { invoker: self.clone() };
         let replay = ReplayBytes::new(self.clone(), &start);
         self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, slot, replay)));
     }
@@ -161,17 +161,11 @@ fn take(count: &AtomicUsize, max: usize) -> bool {
 /// The slot of a running attempt, given back when dropped: at the attempt's end, or when its task dies.
 pub(crate) struct Slot {
     invoker: Arc<Invoker>,
-    partition: PartitionId,
-    id: InvocationId,
-    attempt: Attempt,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.invoker.release();
-        if std::thread::panicking() {
-            self.invoker.output.lost(self.partition, self.id, self.attempt);
-        }
         self.invoker.output.ended();
     }
 }

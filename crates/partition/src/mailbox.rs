@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::Wake;
 use surefoot_log::{Entry, Sink};
-use surefoot_model::{Attempt, InvocationId, Lsn, PartitionId};
+use surefoot_model::{Lsn, PartitionId};
 use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
@@ -17,12 +17,6 @@ pub(crate) enum Input {
     /// Entries that became durable, in log order.
     Durable(Vec<Entry>),
     Query(Query),
-    /// The task of an attempt panicked.
-    AttemptLost {
-        partition: PartitionId,
-        id: InvocationId,
-        attempt: Attempt,
-    },
     /// A slot, or room for a replay, became free, and this worker wanted one.
     SlotFreed,
     /// Messages to `to` are durable there up to this sequence number.

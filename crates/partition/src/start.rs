@@ -18,7 +18,7 @@ use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::{Meta, Mutant};
-use surefoot_model::{Attempt, AttemptProgress, CatalogCell, Epoch, Event, InvocationId, Lsn, PartitionId};
+use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
 use surefoot_storage::{Engine, Store};
 use tokio::sync::oneshot;
 
@@ -246,10 +246,6 @@ impl Output for Reports {
 
     fn ended(&self) {
         self.has_room();
-    }
-
-    fn lost(&self, partition: PartitionId, id: InvocationId, attempt: Attempt) {
-        self.0.mailboxes[self.0.index(partition)].push(Input::AttemptLost { partition, id, attempt });
     }
 
     fn has_room(&self) {

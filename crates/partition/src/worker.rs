@@ -46,8 +46,6 @@ const ENTRY_COST: usize = 2 << 10;
 const PENDING_MAX: usize = 4_096;
 /// Running invocations read at a time from there.
 const BACKLOG_PAGE: usize = 256;
-/// An attempt whose task panicked, which is our mistake and may happen again, starts anew after this long, in milliseconds.
-const LOST_DELAY_MS: u64 = 10_000;
 /// Bytes of log that make the partition that holds the oldest segment take a checkpoint before its time (rule C5).
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// The log's size is looked at this often, in milliseconds.
@@ -122,8 +120,6 @@ pub(crate) struct Worker {
     effects: Vec<Effect>,
     /// Attempts that wait for a slot, in the order in which they were asked for.
     pending: VecDeque<(PartitionId, InvocationId, Attempt)>,
-    /// Attempts whose task panicked, and when each starts anew, by the monotonic clock in milliseconds.
-    lost: VecDeque<(u64, PartitionId, InvocationId, Attempt)>,
     /// Whose backlog is looked at next.
     backlog_turn: usize,
     next_log_look_ms: u64,
@@ -253,7 +249,6 @@ impl Worker {
             inputs: VecDeque::new(),
             effects: Vec::new(),
             pending: VecDeque::new(),
-            lost: VecDeque::new(),
             backlog_turn: 0,
             next_log_look_ms: 0,
             stopping: None,
@@ -264,10 +259,6 @@ impl Worker {
         match input {
             Input::Durable(entries) => self.durable(entries),
             Input::Query(query) => self.query(query),
-            Input::AttemptLost { partition, id, attempt } => {
-                tracing::error!(%partition, invocation = %id, "an attempt panicked; it starts anew in {} ms", LOST_DELAY_MS);
-                self.lost.push_back((self.monotonic_ms() + LOST_DELAY_MS, partition, id, attempt));
-            }
             // `start_pending` follows every batch of inputs.
             Input::SlotFreed => {}
             Input::OutboxDurable { from, to, up_to } => {
@@ -561,12 +552,6 @@ impl Worker {
     fn turn(&mut self) -> Duration {
         let (now, monotonic_ms) = (self.now(), self.monotonic_ms());
         let holder = self.oldest_holder(monotonic_ms);
-        while let Some((_, of, id, attempt)) = self.lost.pop_front_if(|(due_ms, ..)| *due_ms <= monotonic_ms) {
-            if let Some(partition) = self.at(of) {
-                forget_attempt(partition, id, attempt);
-                self.pending.push_back((of, id, attempt));
-            }
-        }
         let mut idle = CLOCK_REREAD;
         for at in 0..self.partitions.len() {
             let due = self.guard(at, |worker, partition| {

@@ -212,6 +212,7 @@ async fn a_peer_that_greets_and_leaves_is_an_error_and_no_endless_loop() {
         }
     };
     tokio::select! {
+        biased;
         opened = try_open(&transport, &deployment) => {
             let error = match opened {
                 Err(error) => error,
