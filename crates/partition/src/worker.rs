@@ -11,6 +11,7 @@ use crate::housekeeping::Housekeeping;
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{self, PartitionHealth, Query};
 use crate::wheel::Wheel;
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -287,9 +288,7 @@ impl Worker {
                     self.notify_applied(at);
                 }
                 Ok(Err(error)) => self.stop_partition(at, error),
-                Err(panic) => {
-                    self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&*panic)))
-                }
+                Err(panic) => self.stop_partition(at, format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(panic))),
             }
             effects.clear();
             self.effects = effects;
@@ -642,7 +641,8 @@ pub(crate) fn apply_entry(
     Ok(record.event)
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said. Takes the box: a reference to one is something of any type, too, and has no message.
+fn panic_message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "panic".to_owned())
 }
@@ -716,4 +716,18 @@ fn eager_state(reader: &Reader<'_>, target: &Target, limit: usize) -> Result<Eag
         }
     }
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The health of a partition that had stopped said no more than "panic".
+    #[test]
+    fn a_broken_invariant_is_told_in_its_own_words() {
+        for panics in [|| panic!("a plain reason"), || assert_eq!(1 + 1, 3, "a {} reason", "plain")] {
+            let panic = catch_unwind(panics).unwrap_err();
+            assert!(panic_message(panic).contains("a plain reason"));
+        }
+    }
 }
