@@ -9,6 +9,7 @@ use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::mailbox::{Input, Mailbox};
 use crate::worker::{Partition, Settings, Worker, apply_entry};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output};
@@ -123,6 +124,7 @@ impl Recovering {
             stopped: Mutex::default(),
             edge: edge_permits(),
             catalog_edit: Arc::default(),
+            is_stopping: AtomicBool::new(false),
             gate: Gate::new(workers, settings.memory_bytes_max),
             env: env.clone(),
         });
