@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) edge: Arc<Semaphore>,
     pub(crate) gate: Gate,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
+    /// The node stops: nothing is appended any more.
+    pub(crate) is_stopping: AtomicBool,
 }
 
 impl Shared {
@@ -83,6 +85,9 @@ impl Shared {
     }
 
     pub(crate) fn append(&self, partition: PartitionId, events: impl IntoIterator<Item = Event>, durable: Option<Durable>) {
+        if self.is_stopping.load(Ordering::Acquire) {
+            return; // as if it came a moment later, to a process that is gone
+        }
         let at = Timestamp(self.env.clock.now_ms());
         let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect();
         self.log.append(partition, self.epochs[self.index(partition)], payloads, durable);
@@ -309,7 +314,18 @@ impl Partitions {
     }
 
     /// Ends every attempt, takes a last checkpoint and stops the workers; what is asked after that is answered with [`Stopped`].
+    /// The checkpoint covers the whole log, so that whatever starts next has nothing to apply (rule M7).
     pub async fn stop(&self) {
+        self.0.is_stopping.store(true, Ordering::Release);
+        // Whatever was appended before is with its worker once an append of nothing is through.
+        let (done, wait) = oneshot::channel();
+        let through = Box::new(move |_| {
+            // Whoever asked may not wait any more.
+            let _ = done.send(());
+        });
+        self.0.log.append(PartitionId::CATALOG, self.0.epochs[self.0.index(PartitionId::CATALOG)], Vec::new(), Some(through));
+        // A log that is gone has told.
+        let _ = wait.await;
         let mut waits = Vec::new();
         for mailbox in &self.0.workers {
             let (done, wait) = oneshot::channel();

@@ -106,7 +106,7 @@ impl Recovering {
             }
             Ok(Err(ApplyError::NewerVersion(message))) => return Err(StartError::Partition { partition, message }),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(&*panic)),
+            Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(panic)),
         };
         recovered.stop(stopped)
     }
@@ -168,6 +168,7 @@ impl Recovering {
             wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
             edge: edge_permits(),
             catalog_edit: Arc::default(),
+            is_stopping: AtomicBool::new(false),
             gate: Gate::new(boxes.clone(), settings.memory_bytes_max),
             env: env.clone(),
         });

@@ -12,6 +12,7 @@ use crate::housekeeping::{Housekeeping, Looks};
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{self, PartitionHealth, Query};
 use crate::wheel::Wheel;
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -323,7 +324,7 @@ impl Worker {
                 return Some(done);
             }
             Ok(Err(error)) => error,
-            Err(panic) => format!("broken invariant: {}", panic_message(&*panic)),
+            Err(panic) => format!("broken invariant: {}", panic_message(panic)),
         };
         self.stopped(partition, error);
         None
@@ -757,7 +758,8 @@ pub(crate) fn apply_entry(
     Ok(record.event)
 }
 
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said. Takes the box: a reference to one is something of any type, too, and has no message.
+pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "panic".to_owned())
 }
@@ -824,4 +826,18 @@ fn eager_state(reader: &Reader<'_>, target: &Target, limit: usize) -> Result<Eag
         }
     }
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The health of a partition that had stopped said no more than "panic".
+    #[test]
+    fn a_broken_invariant_is_told_in_its_own_words() {
+        for panics in [|| panic!("a plain reason"), || assert_eq!(1 + 1, 3, "a {} reason", "plain")] {
+            let panic = catch_unwind(panics).unwrap_err();
+            assert!(panic_message(panic).contains("a plain reason"));
+        }
+    }
 }

@@ -13,8 +13,10 @@ use crate::transport::SimTransport;
 use crate::{clients, operators, topics};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_admin::{Admin, Readiness};
@@ -39,7 +41,7 @@ pub struct Scenario {
     pub keys: u64,
     /// Kafka records that are produced while everything else happens.
     pub records: u64,
-    /// Lives of the node; every one but the last ends in a power failure or a kill.
+    /// Lives of the node; the last one ends well, others may, and most end in a power failure or a kill.
     pub lives: u64,
     /// Chance per point of failure that a handler fails, in thousandths.
     pub fail_per_mille: u64,
@@ -98,6 +100,10 @@ pub(crate) struct Model {
 struct Door {
     open: Mutex<Option<Open>>,
     opened: Notify,
+    /// Asks the node that is up to stop.
+    stop: Notify,
+    /// Whether the last life has come to a clean stop.
+    has_stopped: AtomicBool,
 }
 
 /// A node that is up.
@@ -152,6 +158,9 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
                 Ran::Until if left == 0 => world.finish(life - 1),
                 _ => Err(format!("the work never ended: {ran:?}, {left} tasks left")),
             };
+        }
+        if ran == Ran::Polls && rng.below(4) == 0 {
+            world.stop_life(rng.below(3) == 0);
         }
         // Dead before its tasks are dropped: destructors run, and must not reach the disk.
         world.disk.die();
@@ -268,8 +277,22 @@ impl World {
         );
     }
 
+    /// Asks the node to stop, and waits until it has, or kills it while it does.
+    fn stop_life(&self, is_killed: bool) {
+        if lock(&self.door.open).take().is_none() {
+            return; // it still starts
+        }
+        self.door.stop.notify_waiters();
+        let polls = if is_killed { 100 } else { POLLS_LIMIT };
+        self.executor.run(polls, || self.disk.is_dead() || self.door.has_stopped.load(Ordering::Relaxed));
+    }
+
     /// What goes on around a node that is up.
     async fn live(self, life: u64, config: &Config, node: Node) {
+        let has_stopped = self.door.has_stopped.swap(false, Ordering::Relaxed);
+        if has_stopped && node.recovered.records > 0 {
+            self.finding(format!("{} records to apply after a clean stop", node.recovered.records));
+        }
         if node.partitions.catalog().load().deployments.is_empty() {
             let cluster = KafkaCluster { name: topics::CLUSTER.into(), properties: BTreeMap::new(), created_at: Timestamp(0) };
             for event in [CatalogEvent::KafkaClusterStored(cluster), CatalogEvent::DeploymentRegistered(deployment())] {
@@ -288,14 +311,23 @@ impl World {
         let (partitions, transport) = (node.partitions.clone(), node.transport.clone());
         let admin = Admin::new(partitions, transport, sources, Readiness::default(), Arc::new(String::new), settings);
         let open = Open { life, ingress: node.ingress.clone(), partitions: node.partitions.clone(), admin };
+        let mut stop = pin!(self.door.stop.notified());
         *lock(&self.door.open) = Some(open);
         self.door.opened.notify_waiters();
-        loop {
-            for stopped in node.partitions.stopped() {
-                self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
+        let look = || self.executor.sleep(Duration::from_millis(500));
+        let mut next_look = look();
+        poll_fn(|cx| {
+            while next_look.as_mut().poll(cx).is_ready() {
+                next_look = look();
+                for stopped in node.partitions.stopped() {
+                    self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
+                }
             }
-            self.sleep_ms(500).await;
-        }
+            stop.as_mut().poll(cx)
+        })
+        .await;
+        node.stop().await;
+        self.door.has_stopped.store(true, Ordering::Relaxed);
     }
 
     fn check(&self) -> Result<(), String> {

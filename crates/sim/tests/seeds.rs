@@ -55,6 +55,14 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// What was under way at a clean stop was logged after the last checkpoint, for the next version to apply under its own rules.
+#[test]
+fn a_clean_stop_leaves_nothing_to_apply() {
+    for seed in [0, 21, 145, 174] {
+        outcome(seed, Scenario::default()).unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
+    }
+}
+
 #[test]
 fn every_mutant_is_caught() {
     let log = |log| Mutants { log, ..Mutants::default() };
