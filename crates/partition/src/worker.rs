@@ -26,7 +26,8 @@ use surefoot_machine::{
 };
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    Attempt, Catalog, Entry, Event, InvocationId, Lsn, PartitionId, Progress, RULES, Record, Target, Timestamp, encoding,
+    Attempt, Catalog, Entry, Event, Invocation, InvocationId, Lsn, PartitionId, Progress, RULES, Record, Target, Timestamp,
+    encoding,
 };
 use surefoot_storage::{Reader, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -535,11 +536,12 @@ impl Worker {
     /// False: the attempt was killed, paused or voided while it waited, or runs already.
     fn start_attempt(&mut self, partition: &mut Partition, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
         let runs = partition.attempts.get(&id).is_some_and(|running| running.attempt == attempt);
-        if !partition.leads || runs || !is_current(&partition.store.read(), id, attempt)? {
+        if !partition.leads || runs {
             return Ok(false);
         }
+        let Some(invocation) = current(&partition.store.read(), id, attempt)? else { return Ok(false) };
         let (notifications, receiver) = mpsc::unbounded_channel();
-        let mut start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver)?;
+        let mut start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, invocation, receiver)?;
         self.settings.mutant.misread(&mut start.replay, &notifications);
         partition.attempts.insert(id, Live { attempt, notifications });
         self.invoker.start(start);
@@ -612,10 +614,13 @@ impl Worker {
             if outgoing.sent >= outgoing.wanted {
                 continue;
             }
-            let first = OutboxKey { to, sequence: outgoing.sent + 1 };
+            let keys = (outgoing.sent + 1..=outgoing.wanted).map(|sequence| OutboxKey { to, sequence });
             let end = OutboxKey { to, sequence: outgoing.wanted + 1 };
-            let rows = partition.store.read().scan::<Outbox>(&first, Some(&end), (outgoing.wanted - outgoing.sent) as usize)?;
-            let events = rows.into_iter().map(|(key, message)| Event::MessageArrived { from, sequence: key.sequence, message });
+            let rows = partition.store.read().known::<Outbox, _>(keys, end).collect::<Result<Vec<_>, _>>()?;
+            let arrived = |(key, message): (OutboxKey, Option<_>)| {
+                message.map(|message| Event::MessageArrived { from, sequence: key.sequence, message })
+            };
+            let events = rows.into_iter().filter_map(arrived);
             let (mailbox, up_to) = (self.mailbox.clone(), outgoing.wanted);
             let durable = Box::new(move |_| mailbox.push(Input::OutboxDurable { from, to, up_to }));
             shared.append(to, events, Some(durable));
@@ -762,11 +767,11 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     text.unwrap_or_else(|| "panic".to_owned())
 }
 
-/// Whether an attempt that was asked for is still the newest of a running invocation.
-fn is_current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
-    let invocation = reader.get::<Invocations>(&id)?;
-    let active = invocation.as_ref().and_then(|i| i.active());
-    Ok(active.is_some_and(|a| a.attempt == attempt && a.progress == Progress::Running))
+/// The row of a running invocation, if the attempt that was asked for is still its newest.
+fn current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<Option<Invocation>, StateError> {
+    let is_current =
+        |invocation: &Invocation| invocation.active().is_some_and(|a| a.attempt == attempt && a.progress == Progress::Running);
+    Ok(reader.get::<Invocations>(&id)?.filter(is_current))
 }
 
 /// Everything an attempt starts with, of one instant (rule M5): what comes into the journal from now on it gets live.
@@ -775,17 +780,16 @@ fn read_attempt(
     invoker: &Invoker,
     partition: PartitionId,
     id: InvocationId,
+    invocation: Invocation,
     receiver: mpsc::UnboundedReceiver<Notified>,
 ) -> Result<AttemptStart, StateError> {
     let broken = |message: &str| StateError { table: "invocations", message: format!("{id} {message}") };
-    let invocation = reader.get::<Invocations>(&id)?.ok_or_else(|| broken("has no row"))?;
     let active = invocation.active().ok_or_else(|| broken("is not active"))?;
     let epoch = reader.get::<Meta>(&())?.unwrap_or_default().epoch;
-    let (from, to) = (JournalKey { id, index: 0 }, JournalKey { id, index: active.journal_len });
-    let rows = reader.scan::<Journal>(&from, Some(&to), active.journal_len as usize)?;
-    let replay: Vec<Entry> = rows.into_iter().map(|(_, entry)| entry).collect();
-    if replay.len() != active.journal_len as usize {
-        return Err(broken("has a journal with gaps"));
+    let mut replay: Vec<Entry> = Vec::with_capacity(active.journal_len as usize);
+    let keys = (0..active.journal_len).map(|index| JournalKey { id, index });
+    for row in reader.known::<Journal, _>(keys, JournalKey { id, index: active.journal_len }) {
+        replay.push(row?.1.ok_or_else(|| broken("has a journal with gaps"))?);
     }
     Ok(AttemptStart {
         partition,
@@ -812,16 +816,18 @@ fn eager_state(reader: &Reader<'_>, target: &Target, limit: usize) -> Result<Eag
     let object = target.object_key();
     let mut state = EagerState { entries: Vec::new(), complete: true };
     let mut bytes = 0;
-    for name in reader.get::<StateNames>(&object)?.unwrap_or_default() {
-        let key = StateKey { object: object.clone(), name };
-        if let Some(value) = reader.get::<StateValues>(&key)? {
-            bytes += key.name.len() + value.bytes.len();
-            if bytes > limit {
-                state.complete = false;
-                break;
-            }
-            state.entries.push((key.name, value.bytes));
+    let names = reader.get::<StateNames>(&object)?.unwrap_or_default();
+    let Some(last) = names.last() else { return Ok(state) };
+    let to = StateKey { object: object.clone(), name: format!("{last}\0").into() };
+    let keys = names.into_iter().map(|name| StateKey { object: object.clone(), name });
+    for row in reader.known::<StateValues, _>(keys, to) {
+        let (key, Some(value)) = row? else { continue };
+        bytes += key.name.len() + value.bytes.len();
+        if bytes > limit {
+            state.complete = false;
+            break;
         }
+        state.entries.push((key.name, value.bytes));
     }
     Ok(state)
 }

@@ -18,4 +18,5 @@ pub use checkpoint::{Checkpoint, Checkpointed};
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;
 pub use engine::{Batch, Engine, RawEntry, View};
+pub use scan::Known;
 pub use store::{Error, Mutant, Reader, Store, Txn};

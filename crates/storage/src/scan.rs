@@ -1,7 +1,10 @@
 //! Layers in memory and the engine's view, read as one.
 //!
-//! Owns: point reads and ordered scans across layers, newest first, a deletion hiding what lies below; and what an entry that
-//! does not decode is called. Does not own: which layers there are (`store`).
+//! Owns: point reads, reads of known keys and ordered scans across layers, newest first, a deletion hiding what lies below; and
+//! what an entry that does not decode is called. Does not own: which layers there are (`store`).
+//!
+//! A scan has to ask the engine even where all entries lie in memory, since it cannot know; that costs far more than they do.
+//! Whoever knows the keys (a journal's indexes, a queue's numbers, names that a row lists) reads them as [`Known`].
 
 use crate::engine::{RawEntry, View};
 use crate::keys;
@@ -28,14 +31,20 @@ pub(crate) type Typed<T> = (<T as Table>::Key, <T as Table>::Value);
 /// The slots of one table that lie above the layers: those of the record being applied.
 type Above<'a, T> = &'a [(<T as Table>::Key, Slot<<T as Table>::Value>)];
 
-impl Layers<'_> {
+impl<'a> Layers<'a> {
     pub(crate) fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
-        if let Some(slot) = self.active.get::<T>(key) {
-            return Ok(slot.value.clone());
+        match self.slot::<T>(key) {
+            Some(slot) => Ok(slot.value.clone()),
+            None => self.stored::<T>(key),
         }
-        if let Some(slot) = self.frozen.and_then(|frozen| frozen.get::<T>(key)) {
-            return Ok(slot.value.clone());
-        }
+    }
+
+    /// What memory says about an entry; `None` where it says nothing.
+    fn slot<T: Table>(&self, key: &T::Key) -> Option<&'a Slot<T::Value>> {
+        self.active.get::<T>(key).or_else(|| self.frozen.and_then(|frozen| frozen.get::<T>(key)))
+    }
+
+    fn stored<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         match self.view.get(&keys::entry::<T>(self.partition, key)).map_err(|e| unreadable::<T>(&e))? {
             Some(bytes) => decode::<T>(key, &bytes).map(Some),
             None => Ok(None),
@@ -86,6 +95,51 @@ impl Layers<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+/// Entries of ascending keys that the caller knows, one by one: `None` for one that is not there. The engine is asked for those
+/// that memory does not know, the first few one at a time, then all that follow in one go.
+pub struct Known<'a, T: Table, K> {
+    layers: Layers<'a>,
+    keys: K,
+    to: T::Key,
+    engine_reads: usize,
+    stored: Option<Stored<'a, T>>,
+}
+
+/// A range of the engine costs about as much as so many of its entries one at a time.
+const POINT_READS_MAX: usize = 4;
+
+impl<'a, T: Table, K> Known<'a, T, K> {
+    /// `to` is greater than every key.
+    pub(crate) fn new(layers: Layers<'a>, keys: K, to: T::Key) -> Self {
+        Self { layers, keys, to, engine_reads: 0, stored: None }
+    }
+
+    fn stored(&mut self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
+        self.engine_reads += 1;
+        if self.engine_reads <= POINT_READS_MAX {
+            return self.layers.stored::<T>(key);
+        }
+        let stored = self.stored.get_or_insert_with(|| Stored::new(&self.layers, key, Some(&self.to), CHUNK));
+        while stored.peek()?.is_some_and(|at| at < key) {
+            stored.next = None;
+        }
+        if stored.peek()? == Some(key) { Ok(stored.next()?.map(|(_, value)| value)) } else { Ok(None) }
+    }
+}
+
+impl<T: Table, K: Iterator<Item = T::Key>> Iterator for Known<'_, T, K> {
+    type Item = Result<(T::Key, Option<T::Value>), StateError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = self.keys.next()?;
+        let value = match self.layers.slot::<T>(&key) {
+            Some(slot) => Ok(slot.value.clone()),
+            None => self.stored(&key),
+        };
+        Some(value.map(|value| (key, value)))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::checkpoint::{Checkpoint, Checkpointed};
 use crate::engine::{Engine, View};
 use crate::keys;
 use crate::layer::{Layer, Overlay};
-use crate::scan::{Layers, Typed};
+use crate::scan::{Known, Layers, Typed};
 use std::io;
 use std::sync::Arc;
 use surefoot_machine::{State, StateError, Table};
@@ -251,10 +251,16 @@ pub struct Reader<'a> {
     layers: Layers<'a>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     /// One entry. **Errors** where it cannot be read or decoded; the partition stops.
     pub fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         self.layers.get::<T>(key)
+    }
+
+    /// The entries of ascending keys, all below `to`, in that order: for keys that are known, whose entries may well all lie in
+    /// memory. **Errors** as for [`Reader::get`].
+    pub fn known<T: Table, K: IntoIterator<Item = T::Key>>(&self, keys: K, to: T::Key) -> Known<'a, T, K::IntoIter> {
+        Known::new(self.layers, keys.into_iter(), to)
     }
 
     /// At most `limit` entries with `from <= key < to`, in key order. **Errors** as for [`Reader::get`].

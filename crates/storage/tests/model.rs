@@ -173,6 +173,11 @@ impl World {
         let key = value_key(&mut self.random);
         let found = reader.get::<StateValues>(&key).map_err(|e| e.to_string())?;
         same(&found, &tables.values.get(&key).cloned(), "get")?;
+        let (from, to) = (self.random.below(60) as u16, self.random.below(700) as u16);
+        let keys = (from..to).step_by(25).map(PartitionId);
+        let found = reader.known::<Inbound, _>(keys.clone(), PartitionId(to)).collect::<Result<Vec<_>, _>>();
+        let expected_known = keys.map(|key| (key, tables.numbers.get(&key).copied())).collect();
+        same(&found.map_err(|e| e.to_string())?, &expected_known, "known keys")?;
         let (from, limit) = (value_key(&mut self.random), self.random.below(9) as usize);
         let found = reader.scan::<StateValues>(&from, None, limit).map_err(|e| e.to_string())?;
         same(&found, &expected(&tables.values, &from, None, limit), "scan")
