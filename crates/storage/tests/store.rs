@@ -329,9 +329,9 @@ impl View for AskedView {
         self.view.get(key)
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> io::Result<Vec<RawEntry>> {
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
         self.counts[1].fetch_add(1, Ordering::Relaxed);
-        self.view.scan(from, to, limit)
+        self.view.scan(from, to, limit, bytes_max)
     }
 }
 
