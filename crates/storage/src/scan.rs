@@ -38,7 +38,7 @@ impl<'a> Layers<'a> {
     pub(crate) fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         match self.slot::<T>(key) {
             Some(slot) => Ok(slot.value.clone()),
-            None => self.stored::<T>(key),
+            None => Ok(self.stored::<T>(key)?.map(|(value, _)| value)),
         }
     }
 
@@ -51,9 +51,10 @@ impl<'a> Layers<'a> {
         self.active.into_iter().chain(self.below.iter().rev().map(|layer| &**layer))
     }
 
-    fn stored<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
+    /// What the engine has, and its bytes.
+    fn stored<T: Table>(&self, key: &T::Key) -> Result<Option<(T::Value, usize)>, StateError> {
         match self.view.get(&keys::entry::<T>(self.partition, key)).map_err(|e| unreadable::<T>(&e))? {
-            Some(bytes) => decode::<T>(key, &bytes).map(Some),
+            Some(bytes) => Ok(Some((decode::<T>(key, &bytes)?, bytes.len()))),
             None => Ok(None),
         }
     }
@@ -128,6 +129,7 @@ pub struct Known<'a, T: Table, K> {
     to: T::Key,
     engine_reads: usize,
     engine_reads_max: usize,
+    engine_bytes: usize,
     stored: Option<Stored<'a, T>>,
 }
 
@@ -137,7 +139,7 @@ const POINT_READS_MAX: usize = 4;
 impl<'a, T: Table, K> Known<'a, T, K> {
     /// `to` is greater than every key.
     pub(crate) fn new(layers: Layers<'a>, keys: K, to: T::Key) -> Self {
-        Self { layers, keys, to, engine_reads: 0, engine_reads_max: usize::MAX, stored: None }
+        Self { layers, keys, to, engine_reads: 0, engine_reads_max: usize::MAX, engine_bytes: 0, stored: None }
     }
 
     /// Ends before the engine would be asked once more.
@@ -145,16 +147,28 @@ impl<'a, T: Table, K> Known<'a, T, K> {
         Self { engine_reads_max, ..self }
     }
 
+    /// Bytes of what the engine gave so far.
+    pub fn engine_bytes(&self) -> usize {
+        self.engine_bytes
+    }
+
     fn stored(&mut self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         self.engine_reads += 1;
         if self.engine_reads <= POINT_READS_MAX {
-            return self.layers.stored::<T>(key);
+            let found = self.layers.stored::<T>(key)?;
+            self.engine_bytes += found.as_ref().map_or(0, |(_, bytes)| *bytes);
+            return Ok(found.map(|(value, _)| value));
         }
         let stored = self.stored.get_or_insert_with(|| Stored::new(&self.layers, key, Some(&self.to), CHUNK));
         while stored.peek()?.is_some_and(|at| at < key) {
             stored.next = None;
         }
-        if stored.peek()? == Some(key) { Ok(stored.next()?.map(|((_, value), _)| value)) } else { Ok(None) }
+        if stored.peek()? != Some(key) {
+            return Ok(None);
+        }
+        let found = stored.next()?;
+        self.engine_bytes += found.as_ref().map_or(0, |(_, bytes)| *bytes);
+        Ok(found.map(|((_, value), _)| value))
     }
 }
 
