@@ -13,7 +13,7 @@ mod tasks;
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, File, OsDisk};
 pub use ids::{Ids, OsIds};
-pub use tasks::{BoxFuture, OsTasks, Step, Steps, Tasks, Wake};
+pub use tasks::{BoxFuture, OsTasks, Step, Steps, Tasks, Wake, yield_now};
 
 use std::sync::Arc;
 

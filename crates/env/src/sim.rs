@@ -2,7 +2,8 @@
 //!
 //! Owns: page cache beside durable image, unsynced names, power loss, crash points. Does not own: scheduling, or what runs on it.
 //! The model: an unsynced write survives per 512-byte sector, a sector holding all that had been written to it up to one of its
-//! writes; an unsynced change of a name survives or not; nothing that was synced is ever lost.
+//! writes; an unsynced change of a name survives or not; nothing that was synced is ever lost. A sync that fails takes what it was
+//! to make durable for clean, as kernels do: readers still see it, a later sync has nothing to do, and a power loss takes it.
 
 use crate::{Disk, File};
 use std::collections::BTreeMap;
@@ -171,8 +172,8 @@ impl SimDisk {
         for change in &world.unsynced_names {
             change.apply(&mut world.names);
         }
-        for contents in world.files.values_mut().filter(|c| !c.unsynced.is_empty()) {
-            contents.cache.clone_from(&contents.durable);
+        // The write in which the machine died is in the cache, too.
+        for contents in world.files.values_mut() {
             for (offset, bytes) in &contents.unsynced {
                 put(&mut contents.cache, *offset, bytes);
             }
@@ -479,8 +480,13 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|world, id| {
-            died(world.operation()?)?;
+            let done = world.operation().and_then(died);
+            let is_dead = world.dead;
             let contents = world.files.get_mut(&id).expect("an open file of this life has contents");
+            if done.is_err() && !is_dead {
+                contents.unsynced.clear();
+            }
+            done?;
             for (offset, bytes) in std::mem::take(&mut contents.unsynced) {
                 put(&mut contents.durable, offset, &bytes);
             }
@@ -530,6 +536,30 @@ mod tests {
         assert_eq!(lost.list(dir).unwrap(), [dir.join("a")]);
         disk.lose_power(&mut |_| true);
         assert_eq!(disk.list(dir).unwrap(), [dir.join("b")]);
+    }
+
+    #[test]
+    fn a_sync_that_failed_leaves_clean_pages_that_are_not_on_the_disk() {
+        let (disk, path) = (SimDisk::new(), Path::new("/a"));
+        let file = disk.create(path).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        file.write_at(0, b"old").unwrap();
+        file.sync_data().unwrap();
+        file.write_at(0, b"new").unwrap();
+        disk.fail_at(disk.operations() + 1);
+        assert!(file.sync_data().is_err());
+        disk.process_kill();
+        let file = disk.open(path).unwrap();
+        assert_eq!(disk.bytes_of(path).unwrap(), b"new", "the cache has it");
+        file.sync_data().unwrap();
+        let rewritten = disk.fork();
+        disk.lose_power(&mut |_| true);
+        assert_eq!(disk.bytes_of(path).unwrap(), b"old", "there was nothing left to sync");
+        let file = rewritten.open(path).unwrap();
+        file.write_at(0, b"new").unwrap();
+        file.sync_data().unwrap();
+        rewritten.lose_power(&mut |_| false);
+        assert_eq!(rewritten.bytes_of(path).unwrap(), b"new");
     }
 
     #[test]

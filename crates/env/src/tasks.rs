@@ -8,7 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -57,6 +57,19 @@ impl Wake {
     pub async fn woken(&self) {
         self.0.notified().await;
     }
+}
+
+/// Lets other tasks have their turn. For work that is cut into pieces and has nothing to wait for.
+pub async fn yield_now() {
+    let mut has_yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Futures go to a tokio runtime, steppers to a thread each.

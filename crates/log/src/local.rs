@@ -75,10 +75,12 @@ pub enum Mutant {
     TrimEarly,
     /// Recovery does not sync what it keeps (L3).
     RecoverWithoutSync,
+    /// Recovery does not write again what a failed sync may have left in memory only (L3, L4).
+    RecoverWithoutRewrite,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::None,
         Self::SkipSync,
         Self::PublishBeforeSync,
@@ -87,6 +89,7 @@ impl Mutant {
         Self::SkipDirSync,
         Self::TrimEarly,
         Self::RecoverWithoutSync,
+        Self::RecoverWithoutRewrite,
     ];
 }
 
@@ -163,6 +166,8 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, replay: &mut Repl
         segments: Mutex::new(segments),
         writer_wake: Wake::new(),
         filler_wake: Wake::new(),
+        writer_ended: Wake::new(),
+        filler_ended: Wake::new(),
         closed: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         // Rounded so that padding never exceeds the bound.
@@ -216,11 +221,19 @@ impl LocalLog {
         routes.of.insert(partition, at);
     }
 
-    /// Ends both steppers once all that was appended before is durable. What is appended after is dropped.
+    /// Ends both steppers once all that was appended before is durable. What is appended after is dropped, and its callback with
+    /// it. To be awaited with [`LocalLog::ended`].
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.writer_wake.wake();
         self.shared.filler_wake.wake();
+    }
+
+    /// Completes once both steppers have ended: nothing is written, synced or made known any more, and another process may open
+    /// the directory. For one caller, once.
+    pub async fn ended(&self) {
+        self.shared.writer_ended.woken().await;
+        self.shared.filler_ended.woken().await;
     }
 }
 
@@ -230,9 +243,12 @@ impl Log for LocalLog {
             return;
         }
         let mut inbox = self.shared.inbox.lock().expect(UNPOISONED);
+        if inbox.has_ended {
+            return;
+        }
         // The writer takes all there is, so whoever found the queue empty has woken it for everyone after.
-        let wake = inbox.is_empty();
-        inbox.push_back(Queued { partition, epoch, payloads, durable });
+        let wake = inbox.queue.is_empty();
+        inbox.queue.push_back(Queued { partition, epoch, payloads, durable });
         drop(inbox);
         if wake {
             self.shared.writer_wake.wake();
@@ -250,6 +266,14 @@ impl Log for LocalLog {
     }
 }
 
+/// What waits for the writer.
+#[derive(Default)]
+struct Inbox {
+    queue: VecDeque<Queued>,
+    /// Nobody takes from it any more.
+    has_ended: bool,
+}
+
 struct Queued {
     partition: PartitionId,
     epoch: Epoch,
@@ -261,11 +285,13 @@ const UNPOISONED: &str = "no holder of this lock panics";
 
 /// What handle, writer and filler have in common.
 struct Shared {
-    inbox: Mutex<VecDeque<Queued>>,
+    inbox: Mutex<Inbox>,
     routes: Mutex<Routes>,
     segments: Mutex<Segments>,
     writer_wake: Wake,
     filler_wake: Wake,
+    writer_ended: Wake,
+    filler_ended: Wake,
     closed: AtomicBool,
     failed: AtomicBool,
     batch_bytes_max: usize,
@@ -307,8 +333,18 @@ impl Shared {
 
     /// Swaps the queue with `empty`, whose room is used again; false if nothing was queued.
     fn take_queued(&self, empty: &mut VecDeque<Queued>) -> bool {
-        std::mem::swap(&mut *self.inbox.lock().expect(UNPOISONED), empty);
+        std::mem::swap(&mut self.inbox.lock().expect(UNPOISONED).queue, empty);
         !empty.is_empty()
+    }
+
+    /// The writer has ended: callbacks of what came too late are dropped, so that whoever waits for one learns it.
+    fn end_inbox(&self) {
+        let mut inbox = self.inbox.lock().expect(UNPOISONED);
+        inbox.has_ended = true;
+        let late = std::mem::take(&mut inbox.queue);
+        drop(inbox);
+        drop(late);
+        self.writer_ended.wake();
     }
 
     /// Hands durable entries to their sinks, one call each, then calls back. Leaves both empty.
@@ -341,9 +377,7 @@ impl Shared {
 
     /// The writer goes on in `current`.
     fn turn(&self, closed: Option<Closed>, current: &Segment) {
-        let mut segments = self.segments();
-        segments.closed.extend(closed);
-        (segments.current_end, segments.current_capacity) = (current.end, current.capacity);
+        self.segments().turned(closed, current.end, current.capacity);
     }
 
     /// The current segment now ends at `end`. True if the filler should look.

@@ -1,31 +1,36 @@
 //! The handle through which the edges reach the partitions.
 //!
 //! Owns: routing to the partition of an id, admission at the outer edges (rule O3), and waiting for answers. Cheap to clone.
-//! Does not own: tables; questions travel to the worker that owns them.
+//! Does not own: tables; a worker lends a view of its own, and it is read here.
 
 use crate::answers::{Answer, Requests, Stopped};
 use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
-    IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, ParkedInfo, ParkedPage, PartitionHealth, Query,
-    SourceInfo,
+    self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
+    ParkedRows, PartitionHealth, SourceInfo,
 };
+use crate::views::Lent;
 use bytes::Bytes;
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
-use surefoot_env::{Env, Wake};
+use surefoot_env::{Env, Wake, yield_now};
 use surefoot_log::{Durable, Log};
-use surefoot_machine::OperationAnswer;
+use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Operation, ParkedRecord, PartitionId, Record, Request, RequestId, Submission,
-    SubscriptionId, Timestamp, encoding,
+    CatalogCell, Epoch, Event, InvocationId, Operation, PartitionId, Record, Request, RequestId, Submission, SubscriptionId,
+    Timestamp, encoding,
 };
+use surefoot_storage::Reader;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot};
 
 /// Bytes that the outer edges may have appended and not yet durable.
 const EDGE_BYTES_MAX: usize = 64 << 20;
+
+/// Steps of a listing on one view; then it takes a fresh one, so that none is held for long.
+const VIEW_STEPS_MAX: u32 = 64;
 
 #[derive(Clone)]
 pub struct Partitions(Arc<Shared>);
@@ -72,6 +77,22 @@ impl Shared {
         // Before its open requests are closed, so that one that is opened meanwhile sees it.
         self.is_stopped[self.index(partition)].store(true, Ordering::SeqCst);
         self.requests.close_partition(partition);
+    }
+
+    /// A reader of a view met what it could not read: the partition stops (rule C5).
+    pub(crate) fn unreadable(&self, partition: PartitionId, error: String) {
+        self.mailboxes[self.index(partition)].push(Input::Unreadable { partition, error });
+    }
+
+    /// To be called after a slot was freed: wakes the workers that want one.
+    pub(crate) fn slot_freed(&self) {
+        // Either this sees who wants a slot, or they see the one that was freed before this call.
+        fence(Ordering::SeqCst);
+        for (wants, mailbox) in self.wants_slot.iter().zip(&self.workers) {
+            if wants.load(Ordering::Relaxed) && wants.swap(false, Ordering::Relaxed) {
+                mailbox.push(Input::SlotFreed);
+            }
+        }
     }
 
     /// Fails for a partition that will not answer.
@@ -202,30 +223,41 @@ impl Partitions {
 
     /// One invocation, as of now.
     pub async fn invocation(&self, id: InvocationId) -> Result<Option<Box<InvocationInfo>>, Stopped> {
-        self.ask(id.partition(self.count()), |reply| Query::Invocation { id, reply }).await
+        let view = self.view(id.partition(self.count())).await?;
+        self.read(&view, |reader| query::invocation(reader, id))
     }
 
-    /// One page of invocations in the order of their ids. One key's are found without looking at any other's.
+    /// One page of invocations in the order of their ids. One key's are found without looking at any other's. A page that holds
+    /// much ends before its limit.
     pub async fn list(&self, filter: ListFilter) -> Result<InvocationPage, Stopped> {
         let limit = filter.limit.clamp(1, LIST_MAX);
         let mut page = InvocationPage::default();
+        let mut bytes = 0;
         let mut range = IdRange::of(&filter);
         let (first, last) =
             (range.from.partition(self.count()).0, range.to.map_or(self.count() - 1, |id| id.partition(self.count()).0));
         for partition in (first..=last.min(self.count() - 1)).map(PartitionId) {
-            loop {
-                let (filter, room) = (filter.clone(), limit - page.invocations.len());
-                let asked = self.ask(partition, |reply| Query::List { partition, filter, range, limit: room, reply }).await;
-                // The others' are shown: an operator needs them most when one has stopped.
-                let Some(step): Option<ListStep> = unless_stopped(asked)? else { break };
+            // The others' are shown: an operator needs them most when one has stopped.
+            let Some(mut view) = unless_stopped(self.view(partition).await)? else { continue };
+            for steps in 1.. {
+                let room = limit - page.invocations.len();
+                let step = self.read(&view, |reader| query::list(reader, &filter, range, room));
+                let Some(step): Option<ListStep> = unless_stopped(step)? else { break };
                 page.invocations.extend(step.found);
-                if page.invocations.len() >= limit {
+                bytes += step.bytes;
+                if page.invocations.len() >= limit || bytes >= PAGE_BYTES_MAX {
                     page.next = page.invocations.last().map(|i| i.id);
                     return Ok(page);
                 }
-                match step.next {
-                    Some(id) => range.from = id,
-                    None => break,
+                let Some(next) = step.next else { break };
+                range.from = next;
+                yield_now().await;
+                if steps % VIEW_STEPS_MAX == 0 {
+                    drop(view);
+                    view = match unless_stopped(self.view(partition).await)? {
+                        Some(view) => view,
+                        None => break,
+                    };
                 }
             }
         }
@@ -246,12 +278,18 @@ impl Partitions {
     pub async fn sources(&self) -> Result<BTreeSet<SubscriptionId>, Stopped> {
         let mut all = BTreeSet::new();
         for partition in (0..self.count()).map(PartitionId) {
+            let view = self.view(partition).await?;
             let mut from = SubscriptionId(0);
             loop {
-                let found: Vec<SubscriptionId> = self.ask(partition, |reply| Query::Sources { partition, from, reply }).await?;
-                let Some(last) = found.last() else { break };
-                from = SubscriptionId(last.0.saturating_add(1));
+                let (found, is_last) = self.read(&view, |reader| query::sources(reader, from))?;
+                if let Some(last) = found.last() {
+                    from = SubscriptionId(last.0.saturating_add(1));
+                }
                 all.extend(found);
+                if is_last {
+                    break;
+                }
+                yield_now().await;
             }
         }
         Ok(all)
@@ -261,33 +299,57 @@ impl Partitions {
     pub async fn source(&self, subscription: SubscriptionId) -> Result<SourceInfo, Stopped> {
         let mut info = SourceInfo::default();
         for partition in (0..self.count()).map(PartitionId) {
-            let asked = self.ask(partition, |reply| Query::Source { partition, subscription, reply }).await;
-            info.parked += unless_stopped(asked)?.unwrap_or(0);
+            let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
+            let parked = self.read(&view, |reader| query::parked_count(reader, subscription));
+            info.parked += unless_stopped(parked)?.unwrap_or(0);
         }
         Ok(info)
     }
 
-    /// One page of a subscription's parked Kafka records, by number.
+    /// One page of a subscription's parked Kafka records, by number. A page that holds much ends before its limit.
     pub async fn parked(&self, subscription: SubscriptionId, after: Option<u64>, limit: usize) -> Result<ParkedPage, Stopped> {
         let limit = limit.clamp(1, LIST_MAX);
         let count = u64::from(self.count());
-        let mut all = Vec::new();
+        // Numbers are dealt out to the partitions in turn: row r of partition p is number r * count + p. So the page is chosen by
+        // numbers and sizes first, and only what is on it is read as a whole.
+        let (mut views, mut all, mut is_whole) = (BTreeMap::new(), Vec::new(), true);
         for partition in (0..self.count()).map(PartitionId) {
-            // Numbers are dealt out to the partitions in turn: row r of partition p is number r * count + p.
             let offset = u64::from(partition.0);
             let after_row = after.map_or(0, |n| n.saturating_sub(offset) / count);
-            let asked: Result<Vec<(u64, ParkedRecord)>, _> = self
-                .ask(partition, |reply| Query::Parked { partition, subscription, after: after_row, limit: limit + 1, reply })
-                .await;
-            let rows = unless_stopped(asked)?.unwrap_or_default();
-            all.extend(rows.into_iter().map(|(row, record)| ParkedInfo { number: row * count + offset, record }));
+            let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
+            let mut found = ParkedRows::default();
+            // More than a page's worth of one partition cannot be on it.
+            while !found.is_last && found.rows.len() <= limit && found.bytes < PAGE_BYTES_MAX {
+                let read = self.read(&view, |reader| query::parked_rows(reader, subscription, after_row, &mut found));
+                if unless_stopped(read)?.is_none() {
+                    break;
+                }
+                yield_now().await;
+            }
+            is_whole &= found.is_last;
+            let numbered = found.rows.into_iter().map(|(row, bytes)| (row * count + offset, bytes));
+            all.extend(numbered.filter(|(number, _)| after.is_none_or(|n| *number > n)));
+            views.insert(offset, view);
         }
-        all.sort_by_key(|p| p.number);
-        all.retain(|p| after.is_none_or(|n| p.number > n));
-        let more = all.len() > limit;
-        all.truncate(limit);
-        let next = if more { all.last().map(|p| p.number) } else { None };
-        Ok(ParkedPage { parked: all, next })
+        all.sort_unstable();
+        let mut page = ParkedPage::default();
+        let mut bytes = 0;
+        let total = all.len();
+        for (number, its_bytes) in all.into_iter().take(limit) {
+            if bytes > 0 && bytes + its_bytes > PAGE_BYTES_MAX {
+                break;
+            }
+            bytes += its_bytes;
+            let record = self.read(&views[&(number % count)], |reader| query::parked(reader, subscription, number / count));
+            if let Some(record) = unless_stopped(record)? {
+                page.parked.push(ParkedInfo { number, record });
+            }
+            yield_now().await;
+        }
+        if page.parked.len() < total || !is_whole {
+            page.next = page.parked.last().map(|p| p.number);
+        }
+        Ok(page)
     }
 
     /// Discards one parked Kafka record.
@@ -371,10 +433,19 @@ impl Partitions {
         Ok(())
     }
 
-    async fn ask<T>(&self, partition: PartitionId, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Stopped> {
-        let (sender, receiver) = oneshot::channel();
-        self.0.mailboxes[self.0.index(partition)].push(Input::Query(query(sender)));
+    /// A partition's tables as they are now, to be read here. To be dropped soon.
+    async fn view(&self, partition: PartitionId) -> Result<Lent, Stopped> {
+        let (reply, receiver) = oneshot::channel();
+        self.0.mailboxes[self.0.index(partition)].push(Input::View { partition, reply });
         receiver.await.map_err(|_| self.0.why(partition))
+    }
+
+    /// Reads a bounded piece of a view. A partition whose tables are unreadable stops.
+    fn read<T>(&self, view: &Lent, read: impl FnOnce(&Reader<'_>) -> Result<T, StateError>) -> Result<T, Stopped> {
+        view.read(read).map_err(|error| {
+            self.0.unreadable(view.partition(), error);
+            Stopped::Partition(view.partition())
+        })
     }
 }
 

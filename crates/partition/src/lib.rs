@@ -11,7 +11,9 @@ mod handle;
 mod housekeeping;
 mod mailbox;
 mod query;
+mod replay;
 mod start;
+mod views;
 mod wheel;
 mod worker;
 

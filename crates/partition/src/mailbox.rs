@@ -3,7 +3,7 @@
 //! Owns: the closed list of inputs, and how many bytes of durable entries wait. The queue is unbounded by design, for a bounded
 //! one would close a cycle between log and worker: the outer edges look at those bytes before they append (`gate`, rule O3).
 
-use crate::query::Query;
+use crate::views::Lent;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,30 +16,20 @@ use tokio::sync::oneshot;
 pub(crate) enum Input {
     /// Entries that became durable, in log order.
     Durable(Vec<Entry>),
-    Query(Query),
+    /// Lend a view of a partition as it is now (rule C4).
+    View { partition: PartitionId, reply: oneshot::Sender<Lent> },
+    /// A reader of a view met what cannot be read.
+    Unreadable { partition: PartitionId, error: String },
     /// A slot, or room for a replay, became free, and this worker wanted one.
     SlotFreed,
     /// Messages to `to` are durable there up to this sequence number.
-    OutboxDurable {
-        from: PartitionId,
-        to: PartitionId,
-        up_to: u64,
-    },
+    OutboxDurable { from: PartitionId, to: PartitionId, up_to: u64 },
     /// Say when this LSN has been applied.
-    NotifyApplied {
-        partition: PartitionId,
-        lsn: Lsn,
-        done: oneshot::Sender<()>,
-    },
+    NotifyApplied { partition: PartitionId, lsn: Lsn, done: oneshot::Sender<()> },
     /// The checkpointer wrote a partition's frozen layer, or could not.
-    Checkpointed {
-        partition: PartitionId,
-        result: Result<Checkpointed, String>,
-    },
+    Checkpointed { partition: PartitionId, result: Result<Checkpointed, String> },
     /// Take a last checkpoint of everything and stop.
-    Stop {
-        done: oneshot::Sender<()>,
-    },
+    Stop { done: oneshot::Sender<()> },
 }
 
 /// The sending half; cheap to clone.
@@ -66,6 +56,11 @@ impl Mailbox {
         if was_empty {
             self.wake.wake();
         }
+    }
+
+    /// What wakes its worker.
+    pub(crate) fn wake(&self) -> Wake {
+        self.wake.clone()
     }
 
     /// Takes everything that is there, in order, into an empty `into`.

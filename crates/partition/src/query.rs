@@ -1,14 +1,14 @@
-//! Questions about a partition's state, answered by its worker between two batches, so that each sees one LSN (rule C4).
+//! Questions about a partition's state, answered from a published view where they are asked (rule C4).
 //!
-//! Owns: the closed list of questions and the shape of answers. Does not own: HTTP shapes (`admin`).
+//! Owns: the questions, cut into pieces that are bounded in rows and in bytes, and the shape of answers. Does not own: views and
+//! the way through all partitions (`handle`), or HTTP shapes (`admin`).
 
 use surefoot_machine::{Invocations, Parked, ParkedKey, Sources, StateError};
 use surefoot_model::{
     AttemptError, Failure, Invocation, InvocationId, Origin, Outcome, ParkedRecord, PartitionId, Pin, Progress, Stage, Status,
     SubscriptionId, Target, Text, Timestamp, key_hash,
 };
-use surefoot_storage::Reader;
-use tokio::sync::oneshot;
+use surefoot_storage::{Limit, Reader};
 
 /// What operators see of an invocation.
 #[derive(Clone, Debug)]
@@ -84,41 +84,6 @@ pub struct PartitionHealth {
     pub error: String,
 }
 
-pub(crate) enum Query {
-    Invocation {
-        id: InvocationId,
-        reply: oneshot::Sender<Option<Box<InvocationInfo>>>,
-    },
-    /// One bounded step of a listing within one partition.
-    List {
-        partition: PartitionId,
-        filter: ListFilter,
-        range: IdRange,
-        limit: usize,
-        reply: oneshot::Sender<ListStep>,
-    },
-    Parked {
-        partition: PartitionId,
-        subscription: SubscriptionId,
-        /// Only rows with greater numbers.
-        after: u64,
-        limit: usize,
-        reply: oneshot::Sender<Vec<(u64, ParkedRecord)>>,
-    },
-    /// Subscriptions that one partition has recorded, at most a step's worth from this one on.
-    Sources {
-        partition: PartitionId,
-        from: SubscriptionId,
-        reply: oneshot::Sender<Vec<SubscriptionId>>,
-    },
-    /// Parked Kafka records in one partition.
-    Source {
-        partition: PartitionId,
-        subscription: SubscriptionId,
-        reply: oneshot::Sender<u64>,
-    },
-}
-
 /// Ids to look at: `from` included, `to` excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdRange {
@@ -127,9 +92,11 @@ pub(crate) struct IdRange {
 }
 
 /// What one step of a listing found, and where to go on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ListStep {
     pub(crate) found: Vec<InvocationInfo>,
+    /// About how many bytes that is.
+    pub(crate) bytes: usize,
     /// Where the partition's next step begins; absent when it has been seen whole.
     pub(crate) next: Option<InvocationId>,
 }
@@ -159,58 +126,90 @@ pub(crate) fn next_id(id: InvocationId) -> InvocationId {
     }
 }
 
-impl Query {
-    /// The partition that knows.
-    pub(crate) fn partition(&self, count: u16) -> PartitionId {
-        match self {
-            Self::Invocation { id, .. } => id.partition(count),
-            Self::List { partition, .. }
-            | Self::Parked { partition, .. }
-            | Self::Sources { partition, .. }
-            | Self::Source { partition, .. } => *partition,
-        }
-    }
+/// Rows and bytes looked at before others have their turn: about a millisecond.
+const STEP: Limit = Limit { rows: 256, bytes: 512 << 10 };
+
+/// Bytes of what a page holds, beyond which it ends before its limit in rows; one that is larger has a page of its own.
+pub(crate) const PAGE_BYTES_MAX: usize = 8 << 20;
+
+pub(crate) fn invocation(reader: &Reader<'_>, id: InvocationId) -> Result<Option<Box<InvocationInfo>>, StateError> {
+    Ok(reader.get::<Invocations>(&id)?.map(|invocation| Box::new(info(id, invocation))))
 }
 
-/// Rows looked at per step of a listing: about a millisecond of the worker's time.
-const STEP_ROWS: usize = 512;
-
-/// Answers from what `reader` shows. Whoever asked may have gone: an answer that nobody takes is dropped.
-pub(crate) fn answer(query: Query, reader: &Reader<'_>) -> Result<(), StateError> {
-    match query {
-        Query::Invocation { id, reply } => {
-            let info = reader.get::<Invocations>(&id)?.map(|invocation| Box::new(info(id, invocation)));
-            let _ = reply.send(info);
-        }
-        Query::List { filter, range, limit, reply, .. } => {
-            let rows = reader.scan::<Invocations>(&range.from, range.to.as_ref(), STEP_ROWS)?;
-            let mut step = ListStep { found: Vec::new(), next: None };
-            if rows.len() == STEP_ROWS {
-                step.next = rows.last().map(|(id, _)| next_id(*id));
+/// One piece of a listing within one partition: at most `limit` matches, of [`PAGE_BYTES_MAX`] or little more.
+pub(crate) fn list(reader: &Reader<'_>, filter: &ListFilter, range: IdRange, limit: usize) -> Result<ListStep, StateError> {
+    let piece = reader.scan_within::<Invocations>(&range.from, range.to.as_ref(), STEP)?;
+    let next = piece.rows.last().map(|(id, _)| next_id(*id)).filter(|_| !piece.is_last);
+    let mut step = ListStep { found: Vec::new(), bytes: 0, next };
+    for (id, invocation) in piece.rows {
+        if matches(filter, &invocation) {
+            let info = info(id, invocation);
+            step.bytes += info_bytes(&info);
+            step.found.push(info);
+            if step.found.len() == limit || step.bytes >= PAGE_BYTES_MAX {
+                step.next = Some(next_id(id));
+                break;
             }
-            for (id, invocation) in rows {
-                if step.found.len() < limit && matches(&filter, &invocation) {
-                    step.found.push(info(id, invocation));
-                }
-            }
-            let _ = reply.send(step);
-        }
-        Query::Parked { subscription, after, limit, reply, .. } => {
-            let from = ParkedKey { subscription, number: after.saturating_add(1) };
-            let to = ParkedKey { subscription, number: u64::MAX };
-            let rows = reader.scan::<Parked>(&from, Some(&to), limit)?;
-            let _ = reply.send(rows.into_iter().map(|(key, record)| (key.number, record)).collect());
-        }
-        Query::Sources { from, reply, .. } => {
-            let rows = reader.scan::<Sources>(&from, None, STEP_ROWS)?;
-            let _ = reply.send(rows.into_iter().map(|(id, _)| id).collect());
-        }
-        Query::Source { subscription, reply, .. } => {
-            let parked = reader.get::<Sources>(&subscription)?.map_or(0, |row| u64::from(row.parked));
-            let _ = reply.send(parked);
         }
     }
+    Ok(step)
+}
+
+/// Parked Kafka records of one subscription in one partition: how many there are, and the row that the next piece begins behind.
+#[derive(Debug, Default)]
+pub(crate) struct ParkedRows {
+    /// Row numbers, ascending, with the bytes of each.
+    pub(crate) rows: Vec<(u64, usize)>,
+    pub(crate) bytes: usize,
+    /// There is nothing behind them.
+    pub(crate) is_last: bool,
+}
+
+/// Adds the rows of one piece, without what is in them.
+pub(crate) fn parked_rows(
+    reader: &Reader<'_>,
+    subscription: SubscriptionId,
+    after: u64,
+    found: &mut ParkedRows,
+) -> Result<(), StateError> {
+    let after = found.rows.last().map_or(after, |(row, _)| *row);
+    let from = ParkedKey { subscription, number: after.saturating_add(1) };
+    let to = ParkedKey { subscription, number: u64::MAX };
+    let piece = reader.scan_within::<Parked>(&from, Some(&to), STEP)?;
+    found.is_last = piece.is_last;
+    for (key, record) in piece.rows {
+        let bytes = parked_bytes(&record);
+        found.rows.push((key.number, bytes));
+        found.bytes += bytes;
+    }
     Ok(())
+}
+
+pub(crate) fn parked(reader: &Reader<'_>, subscription: SubscriptionId, number: u64) -> Result<ParkedRecord, StateError> {
+    let gone = || StateError { table: "parked", message: format!("row {number} was listed and has gone from the same view") };
+    reader.get::<Parked>(&ParkedKey { subscription, number })?.ok_or_else(gone)
+}
+
+/// Subscriptions that are recorded, from one on: one piece, and whether it is the last.
+pub(crate) fn sources(reader: &Reader<'_>, from: SubscriptionId) -> Result<(Vec<SubscriptionId>, bool), StateError> {
+    let piece = reader.scan_within::<Sources>(&from, None, STEP)?;
+    Ok((piece.rows.into_iter().map(|(id, _)| id).collect(), piece.is_last))
+}
+
+pub(crate) fn parked_count(reader: &Reader<'_>, subscription: SubscriptionId) -> Result<u64, StateError> {
+    Ok(reader.get::<Sources>(&subscription)?.map_or(0, |row| u64::from(row.parked)))
+}
+
+/// About what an answer takes in memory beyond a fixed size: what users can make long.
+fn info_bytes(info: &InvocationInfo) -> usize {
+    let error = info.last_error.as_ref().map_or(0, |e| e.message.len() + e.stacktrace.as_ref().map_or(0, String::len));
+    let failure = info.failure.as_ref().map_or(0, |f| f.message.len() + f.stacktrace.as_ref().map_or(0, String::len));
+    size_of::<InvocationInfo>() + info.target.key.len() + error + failure
+}
+
+fn parked_bytes(record: &ParkedRecord) -> usize {
+    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    size_of::<ParkedRecord>() + record.key.len() + record.value.len() + record.reason.len() + headers
 }
 
 fn matches(filter: &ListFilter, invocation: &Invocation) -> bool {

@@ -8,11 +8,11 @@ use crate::checkpointer::{Checkpointer, Checkpoints};
 use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
-use crate::mailbox::{Input, Mailbox};
+use crate::mailbox::Mailbox;
 use crate::query::PartitionHealth;
 use crate::worker::{ApplyError, Partition, Settings, Worker, apply_entry, panic_message};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use surefoot_env::{Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
@@ -246,17 +246,11 @@ impl Output for Reports {
     }
 
     fn ended(&self) {
-        self.has_room();
+        self.0.slot_freed();
     }
 
     fn has_room(&self) {
-        // Either this sees who wants a slot, or they see what was freed before this call.
-        fence(Ordering::SeqCst);
-        for (wants, mailbox) in self.0.wants_slot.iter().zip(&self.0.workers) {
-            if wants.load(Ordering::Relaxed) && wants.swap(false, Ordering::Relaxed) {
-                mailbox.push(Input::SlotFreed);
-            }
-        }
+        self.0.slot_freed();
     }
 }
 

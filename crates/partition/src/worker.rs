@@ -10,7 +10,9 @@ use crate::checkpointer::Checkpoints;
 use crate::handle::Shared;
 use crate::housekeeping::{Housekeeping, Looks};
 use crate::mailbox::{Input, Mailbox};
-use crate::query::{self, PartitionHealth, Query};
+use crate::query::{self, PartitionHealth};
+use crate::replay::{Load, ON_WORKER, Replay};
+use crate::views::Lent;
 use crate::wheel::Wheel;
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,12 +24,12 @@ use surefoot_env::{Step, Steps};
 use surefoot_invoker::{AttemptStart, EagerState, Invoker, Live as Notified};
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{
-    Effect, Invocations, Journal, JournalKey, Meta, Mutant as MachineMutant, Outbox, OutboxKey, Outboxes, Running, StateError,
-    StateKey, StateNames, StateValues, apply_broken, catalog,
+    Effect, Invocations, Meta, Mutant as MachineMutant, Outbox, OutboxKey, Outboxes, Running, StateError, apply_broken, catalog,
 };
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    Attempt, Catalog, Entry, Event, InvocationId, Lsn, PartitionId, Progress, RULES, Record, Target, Timestamp, encoding,
+    Active, Attempt, Catalog, Entry, Event, Invocation, InvocationId, Lsn, PartitionId, Progress, RULES, Record, Stage,
+    Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +53,8 @@ const BACKLOG_PAGE: usize = 256;
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// The log's size is looked at this often, in milliseconds.
 const LOG_LOOK_MS: u64 = 1_000;
+/// Attempts whose replay is being read from views.
+const LOADS_MAX: usize = 16;
 /// Waiting clients of one invocation beyond which those that have gone are sorted out.
 const WAITERS_SWEEP: usize = 16;
 
@@ -124,6 +128,8 @@ pub(crate) struct Worker {
     /// Whose backlog is looked at next.
     backlog_turn: usize,
     next_log_look_ms: u64,
+    /// One more holder per replay that is being read from a view.
+    loads: Arc<()>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -143,6 +149,8 @@ pub(crate) struct Partition {
     /// Messages to carry to other partitions, up to this sequence number.
     to_send: BTreeMap<PartitionId, Outgoing>,
     notify: Vec<(Lsn, oneshot::Sender<()>)>,
+    /// Who wants a view.
+    viewers: Vec<oneshot::Sender<Lent>>,
     pub(crate) housekeeping: Housekeeping,
     /// The published catalog; of the catalog's partition only.
     catalog: Option<Arc<Catalog>>,
@@ -189,6 +197,7 @@ impl Partition {
             waiters: BTreeMap::new(),
             to_send: BTreeMap::new(),
             notify: Vec::new(),
+            viewers: Vec::new(),
             housekeeping,
             catalog: None,
             led: Some(led),
@@ -252,6 +261,7 @@ impl Worker {
             pending: VecDeque::new(),
             backlog_turn: 0,
             next_log_look_ms: 0,
+            loads: Arc::default(),
             stopping: None,
         }
     }
@@ -259,7 +269,16 @@ impl Worker {
     fn input(&mut self, input: Input) {
         match input {
             Input::Durable(entries) => self.durable(entries),
-            Input::Query(query) => self.query(query),
+            // `turn` follows every batch of inputs. Of one that has stopped, who asks learns it from the reply that never comes.
+            Input::View { partition, reply } => {
+                if let Some(partition) = self.at(partition) {
+                    partition.viewers.push(reply);
+                }
+            }
+            Input::Unreadable { partition, error } => {
+                let at = self.position(partition);
+                self.guard(at, |_, _| Err::<(), _>(error));
+            }
             // `start_pending` follows every batch of inputs.
             Input::SlotFreed => {}
             Input::OutboxDurable { from, to, up_to } => {
@@ -486,10 +505,14 @@ impl Worker {
             }
             self.pending.pop_front();
             let at = self.position(partition);
-            let is_started = self
+            let done = self
                 .guard(at, |worker, partition| worker.start_attempt(partition, id, attempt).map_err(|error| error.to_string()));
-            if is_started != Some(true) {
+            if !matches!(done, Some(Started::Yes)) {
                 self.invoker.release();
+            }
+            if matches!(done, Some(Started::Later)) {
+                self.pending.push_front((partition, id, attempt));
+                return;
             }
         }
     }
@@ -533,18 +556,45 @@ impl Worker {
         }
     }
 
-    /// False: the attempt was killed, paused or voided while it waited, or runs already.
-    fn start_attempt(&mut self, partition: &mut Partition, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
+    fn start_attempt(&mut self, partition: &mut Partition, id: InvocationId, attempt: Attempt) -> Result<Started, StateError> {
         let runs = partition.attempts.get(&id).is_some_and(|running| running.attempt == attempt);
-        if !partition.leads || runs || !is_current(&partition.store.read(), id, attempt)? {
-            return Ok(false);
+        if !partition.leads || runs {
+            return Ok(Started::No);
         }
-        let (notifications, receiver) = mpsc::unbounded_channel();
-        let mut start = read_attempt(&partition.store.read(), &self.invoker, partition.id, id, receiver)?;
-        self.settings.mutant.misread(&mut start.replay, &notifications);
+        let reader = partition.store.read();
+        let Some((invocation, active)) = current(&reader, id, attempt)? else { return Ok(Started::No) };
+        let state_bytes = self.invoker.eager_state_bytes(&invocation.target, active.pin);
+        let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
+        let mut replay = Replay::new(id, active.journal_len, object);
+        let (notifications, live) = mpsc::unbounded_channel();
+        // Everything of one instant (rule M5): what comes into the journal from now on it gets live.
+        let mut start = AttemptStart {
+            partition: partition.id,
+            id,
+            attempt,
+            random_seed: invocation.random_seed,
+            pin: active.pin,
+            commands: active.commands,
+            replay: Vec::new(),
+            state: EagerState::default(),
+            retries_since_entry: active.retries_since_entry,
+            last_entry_at: active.last_entry_at,
+            attempts_counted: active.attempts_counted(reader.get::<Meta>(&())?.unwrap_or_default().epoch),
+            target: invocation.target,
+            live,
+        };
+        if replay.step(&reader, ON_WORKER)? {
+            replay.hand_over(&mut start);
+            self.settings.mutant.misread(&mut start.replay, &notifications);
+            self.invoker.start(start);
+        } else {
+            let view = (Arc::strong_count(&self.loads) <= LOADS_MAX).then(|| partition.store.publish()).flatten();
+            let Some(view) = view else { return Ok(Started::Later) };
+            let load = Load { replay, start, turn: self.loads.clone(), view: Lent::new(view, self.mailbox.wake()) };
+            self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
+        }
         partition.attempts.insert(id, Live { attempt, notifications });
-        self.invoker.start(start);
-        Ok(true)
+        Ok(Started::Yes)
     }
 
     // What is due.
@@ -559,6 +609,7 @@ impl Worker {
                 if holder == Some(partition.id) {
                     partition.housekeeping.hurry();
                 }
+                worker.lend(partition);
                 let due = worker.partition_turn(partition, now, monotonic_ms).map_err(|error| error.to_string());
                 worker.checkpoint_if_due(partition, monotonic_ms);
                 due
@@ -594,6 +645,15 @@ impl Worker {
         retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
     }
 
+    /// Gives a view to those who want one. When views hold all that may be held, they wait for the end of one, which wakes.
+    fn lend(&self, partition: &mut Partition) {
+        while let Some(reply) = partition.viewers.pop() {
+            let Some(view) = partition.store.publish() else { return partition.viewers.push(reply) };
+            // Whoever asked may have gone.
+            let _ = reply.send(Lent::new(view, self.mailbox.wake()));
+        }
+    }
+
     fn fire_timers(&self, partition: &mut Partition, now: Timestamp) -> Result<Option<Timestamp>, StateError> {
         let reader = partition.store.read();
         let now = if self.settings.mutant == Mutant::FireEarly { now.after_ms(1_000) } else { now };
@@ -613,10 +673,13 @@ impl Worker {
             if outgoing.sent >= outgoing.wanted {
                 continue;
             }
-            let first = OutboxKey { to, sequence: outgoing.sent + 1 };
+            let keys = (outgoing.sent + 1..=outgoing.wanted).map(|sequence| OutboxKey { to, sequence });
             let end = OutboxKey { to, sequence: outgoing.wanted + 1 };
-            let rows = partition.store.read().scan::<Outbox>(&first, Some(&end), (outgoing.wanted - outgoing.sent) as usize)?;
-            let events = rows.into_iter().map(|(key, message)| Event::MessageArrived { from, sequence: key.sequence, message });
+            let rows = partition.store.read().known::<Outbox, _>(keys, end).collect::<Result<Vec<_>, _>>()?;
+            let arrived = |(key, message): (OutboxKey, Option<_>)| {
+                message.map(|message| Event::MessageArrived { from, sequence: key.sequence, message })
+            };
+            let events = rows.into_iter().filter_map(arrived);
             let (mailbox, up_to) = (self.mailbox.clone(), outgoing.wanted);
             let durable = Box::new(move |_| mailbox.push(Input::OutboxDurable { from, to, up_to }));
             shared.append(to, events, Some(durable));
@@ -689,16 +752,8 @@ impl Worker {
 
     /// Whether every partition has been checkpointed once more since the stop.
     fn has_stopped(&self) -> bool {
-        let has_ended = |p: &Box<Partition>| p.housekeeping.has_ended(p.store.applied() == p.store.checkpointed_lsn());
-        self.partitions.iter().flatten().all(has_ended)
-    }
-
-    // Questions.
-
-    /// Of a partition that has stopped, who asks learns it from the reply that never comes.
-    fn query(&mut self, query: Query) {
-        let at = self.position(query.partition(self.shared.count()));
-        self.guard(at, |_, partition| query::answer(query, &partition.store.read()).map_err(|error| error.to_string()));
+        let has_ended = |p: &Partition| p.housekeeping.has_ended(p.store.applied() == p.store.checkpointed_lsn());
+        self.partitions.iter().flatten().all(|partition| has_ended(partition))
     }
 }
 
@@ -764,68 +819,23 @@ pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     text.unwrap_or_else(|| "panic".to_owned())
 }
 
-/// Whether an attempt that was asked for is still the newest of a running invocation.
-fn is_current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<bool, StateError> {
-    let invocation = reader.get::<Invocations>(&id)?;
-    let active = invocation.as_ref().and_then(|i| i.active());
-    Ok(active.is_some_and(|a| a.attempt == attempt && a.progress == Progress::Running))
+enum Started {
+    Yes,
+    /// Killed, paused or voided while it waited; or it runs already.
+    No,
+    /// Its replay has to be read from a view, and there is none to be had now. The end of another wakes.
+    Later,
 }
 
-/// Everything an attempt starts with, of one instant (rule M5): what comes into the journal from now on it gets live.
-fn read_attempt(
-    reader: &Reader<'_>,
-    invoker: &Invoker,
-    partition: PartitionId,
-    id: InvocationId,
-    receiver: mpsc::UnboundedReceiver<Notified>,
-) -> Result<AttemptStart, StateError> {
-    let broken = |message: &str| StateError { table: "invocations", message: format!("{id} {message}") };
-    let invocation = reader.get::<Invocations>(&id)?.ok_or_else(|| broken("has no row"))?;
-    let active = invocation.active().ok_or_else(|| broken("is not active"))?;
-    let epoch = reader.get::<Meta>(&())?.unwrap_or_default().epoch;
-    let (from, to) = (JournalKey { id, index: 0 }, JournalKey { id, index: active.journal_len });
-    let rows = reader.scan::<Journal>(&from, Some(&to), active.journal_len as usize)?;
-    let replay: Vec<Entry> = rows.into_iter().map(|(_, entry)| entry).collect();
-    if replay.len() != active.journal_len as usize {
-        return Err(broken("has a journal with gaps"));
-    }
-    Ok(AttemptStart {
-        partition,
-        id,
-        attempt: active.attempt,
-        random_seed: invocation.random_seed,
-        pin: active.pin,
-        commands: active.commands,
-        replay,
-        state: eager_state(reader, &invocation.target, invoker.eager_state_bytes(&invocation.target, active.pin))?,
-        retries_since_entry: active.retries_since_entry,
-        last_entry_at: active.last_entry_at,
-        attempts_counted: active.attempts_counted(epoch),
-        target: invocation.target,
-        live: receiver,
-    })
-}
-
-/// The key's values in the order of their names, as far as they fit.
-fn eager_state(reader: &Reader<'_>, target: &Target, limit: usize) -> Result<EagerState, StateError> {
-    if limit == 0 {
-        return Ok(EagerState::default());
-    }
-    let object = target.object_key();
-    let mut state = EagerState { entries: Vec::new(), complete: true };
-    let mut bytes = 0;
-    for name in reader.get::<StateNames>(&object)?.unwrap_or_default() {
-        let key = StateKey { object: object.clone(), name };
-        if let Some(value) = reader.get::<StateValues>(&key)? {
-            bytes += key.name.len() + value.bytes.len();
-            if bytes > limit {
-                state.complete = false;
-                break;
-            }
-            state.entries.push((key.name, value.bytes));
+/// A running invocation, if the attempt that was asked for is still its newest.
+fn current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<Option<(Invocation, Active)>, StateError> {
+    let Some(mut invocation) = reader.get::<Invocations>(&id)? else { return Ok(None) };
+    match std::mem::replace(&mut invocation.stage, Stage::Scheduled) {
+        Stage::Active(active) if active.attempt == attempt && active.progress == Progress::Running => {
+            Ok(Some((invocation, *active)))
         }
+        _ => Ok(None),
     }
-    Ok(state)
 }
 
 #[cfg(test)]

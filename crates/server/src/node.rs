@@ -128,6 +128,8 @@ impl Node {
         self.sources.stop().await;
         self.partitions.stop().await;
         self.log.close();
+        // Until then it may make records durable, and known: who opens the directory next has to read them.
+        self.log.ended().await;
     }
 }
 

@@ -77,6 +77,7 @@ fn every_mutant_is_caught() {
         ("C1 split the checkpoint", storage(StorageMutant::SplitCheckpoint)),
         ("C2 trim before the engine has flushed", storage(StorageMutant::SkipFlush)),
         ("C3 vanish across layers", storage(StorageMutant::VanishAcrossLayers)),
+        ("C4 forget what was sealed for a view", storage(StorageMutant::ForgetSealed)),
         ("C2 trim when the checkpoint begins", partition(PartitionMutant::TrimAtFreeze)),
         ("O1 forget the outbox at a restart", partition(PartitionMutant::ForgetOutbox)),
         ("T2 forget timers at a restart", partition(PartitionMutant::ForgetTimers)),

@@ -1,14 +1,15 @@
-//! Writing a frozen layer to the engine, on a thread of its own.
+//! Writing frozen layers to the engine, on a thread of its own.
 //!
-//! Owns: one atomic batch of the layer's entries and the applied LSN (rule C1), its commit and its flush, cut into steps of at
+//! Owns: one atomic batch of the layers' entries and the applied LSN (rule C1), its commit and its flush, cut into steps of at
 //! most one blocking operation. Does not own: when to take a checkpoint, and what follows (`partition`, [`crate::Store`]).
 
 use crate::codec;
 use crate::engine::{Batch, Engine, View};
 use crate::keys;
-use crate::layer::Layer;
+use crate::layer::{Layer, Merged};
 use crate::store::Mutant;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 use surefoot_machine::{Family, Table, TableSet, Visit};
 use surefoot_model::{Lsn, PartitionId, encoding};
@@ -17,7 +18,8 @@ use surefoot_model::{Lsn, PartitionId, encoding};
 pub struct Checkpoint {
     engine: Arc<dyn Engine>,
     partition: PartitionId,
-    layer: Arc<Layer>,
+    /// Oldest first.
+    layers: Vec<Arc<Layer>>,
     applied: Lsn,
     mutant: Mutant,
     next: Next,
@@ -44,8 +46,14 @@ pub struct Checkpointed {
 }
 
 impl Checkpoint {
-    pub(crate) fn new(engine: Arc<dyn Engine>, partition: PartitionId, layer: Arc<Layer>, applied: Lsn, mutant: Mutant) -> Self {
-        Self { engine, partition, layer, applied, mutant, next: Next::Encode, operations: 0, bytes: 0 }
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        partition: PartitionId,
+        layers: Vec<Arc<Layer>>,
+        applied: Lsn,
+        mutant: Mutant,
+    ) -> Self {
+        Self { engine, partition, layers, applied, mutant, next: Next::Encode, operations: 0, bytes: 0 }
     }
 
     pub fn partition(&self) -> PartitionId {
@@ -102,7 +110,8 @@ impl Checkpoint {
 impl Checkpoint {
     fn encode(&self) -> io::Result<Vec<Batch>> {
         // At rest an entry takes about a quarter of what it takes in memory.
-        let mut batch = Batch::with_capacity(self.layer.slots + 1, self.layer.bytes / 4);
+        let (slots, bytes) = self.layers.iter().fold((1, 0), |(slots, bytes), l| (slots + l.slots, bytes + l.bytes));
+        let mut batch = Batch::with_capacity(slots, bytes / 4);
         batch.put(
             |key| key.extend_from_slice(&keys::applied(self.partition)),
             |value| encoding::encode_into(&self.applied, value),
@@ -111,7 +120,7 @@ impl Checkpoint {
         if self.mutant == Mutant::SplitCheckpoint {
             batches.push(std::mem::take(&mut batch));
         }
-        let mut encode = Encode { partition: self.partition, layer: &self.layer, batch, longest_key: 0 };
+        let mut encode = Encode { partition: self.partition, layers: &self.layers, batch, longest_key: 0 };
         TableSet::<Tables>::default().visit(&mut encode);
         if encode.longest_key > keys::KEY_BYTES_MAX {
             let message = format!("a key of {} bytes; at most {} can be stored", encode.longest_key, keys::KEY_BYTES_MAX);
@@ -122,7 +131,7 @@ impl Checkpoint {
     }
 }
 
-/// Visits the tables of a layer that is shared, and so cannot be visited itself.
+/// Visits the tables of layers that are shared, and so cannot be visited themselves.
 struct Tables;
 
 impl Family for Tables {
@@ -131,7 +140,7 @@ impl Family for Tables {
 
 struct Encode<'a> {
     partition: PartitionId,
-    layer: &'a Layer,
+    layers: &'a [Arc<Layer>],
     batch: Batch,
     longest_key: usize,
 }
@@ -140,17 +149,18 @@ impl Visit<Tables> for Encode<'_> {
     fn visit<T: Table>(&mut self, (): &mut ()) {
         let write_key = codec::of::<T>().write_key;
         let prefix = keys::prefix(self.partition, T::TAG);
-        for (key, slot) in &T::of(&self.layer.tables).0 {
+        let newest_first = self.layers.iter().rev().map(|layer| &**layer);
+        for slot in Merged::<T>::new(newest_first, Bound::Unbounded, Bound::Unbounded) {
             let longest = &mut self.longest_key;
             let write_key = |out: &mut Vec<u8>| {
                 let start = out.len();
                 out.extend_from_slice(&prefix);
-                write_key(key, out);
+                write_key(slot.key, out);
                 *longest = (*longest).max(out.len() - start);
             };
-            match &slot.value {
+            match slot.value {
                 Some(value) => self.batch.put(write_key, |out| encoding::encode_into(value, out)),
-                // Only a mutant leaves a deletion behind that claims to hide nothing.
+                // Created and deleted in two layers that a view kept from being folded into one.
                 None if slot.absent_below => {}
                 None => self.batch.delete(write_key),
             }

@@ -11,6 +11,7 @@ pub mod keys;
 mod layer;
 mod scan;
 mod store;
+mod view;
 mod weight;
 
 pub use checkpoint::{Checkpoint, Checkpointed};
@@ -18,4 +19,6 @@ pub use checkpoint::{Checkpoint, Checkpointed};
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;
 pub use engine::{Batch, Engine, RawEntry, View};
+pub use scan::{Known, Limit, Piece};
 pub use store::{Error, Mutant, Reader, Store, Txn};
+pub use view::PartitionView;

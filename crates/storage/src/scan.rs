@@ -1,14 +1,18 @@
 //! Layers in memory and the engine's view, read as one.
 //!
-//! Owns: point reads and ordered scans across layers, newest first, a deletion hiding what lies below; and what an entry that
-//! does not decode is called. Does not own: which layers there are (`store`).
+//! Owns: point reads, reads of known keys and ordered scans across layers, newest first, a deletion hiding what lies below; and
+//! what an entry that does not decode is called. Does not own: which layers there are (`store`).
+//!
+//! A scan has to ask the engine even where all entries lie in memory, since it cannot know; that costs far more than they do.
+//! Whoever knows the keys (a journal's indexes, a queue's numbers, names that a row lists) reads them as [`Known`].
 
+use crate::codec;
 use crate::engine::{RawEntry, View};
 use crate::keys;
-use crate::layer::{Layer, Slot};
+use crate::layer::{Layer, Merged, MergedSlot, Slot};
 use std::io;
-use std::iter::Peekable;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::vec;
 use surefoot_machine::{StateError, Table};
 use surefoot_model::{PartitionId, encoding};
@@ -17,8 +21,10 @@ use surefoot_model::{PartitionId, encoding};
 #[derive(Clone, Copy)]
 pub(crate) struct Layers<'a> {
     pub(crate) partition: PartitionId,
-    pub(crate) active: &'a Layer,
-    pub(crate) frozen: Option<&'a Layer>,
+    /// The layer that is written; none in a published view.
+    pub(crate) active: Option<&'a Layer>,
+    /// Layers that do not change any more, oldest first.
+    pub(crate) below: &'a [Arc<Layer>],
     pub(crate) view: &'a dyn View,
 }
 
@@ -28,73 +34,162 @@ pub(crate) type Typed<T> = (<T as Table>::Key, <T as Table>::Value);
 /// The slots of one table that lie above the layers: those of the record being applied.
 type Above<'a, T> = &'a [(<T as Table>::Key, Slot<<T as Table>::Value>)];
 
-impl Layers<'_> {
+impl<'a> Layers<'a> {
     pub(crate) fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
-        if let Some(slot) = self.active.get::<T>(key) {
-            return Ok(slot.value.clone());
+        match self.slot::<T>(key) {
+            Some(slot) => Ok(slot.value.clone()),
+            None => Ok(self.stored::<T>(key)?.map(|(value, _)| value)),
         }
-        if let Some(slot) = self.frozen.and_then(|frozen| frozen.get::<T>(key)) {
-            return Ok(slot.value.clone());
-        }
+    }
+
+    /// What memory says about an entry; `None` where it says nothing.
+    fn slot<T: Table>(&self, key: &T::Key) -> Option<&'a Slot<T::Value>> {
+        self.newest_first().find_map(|layer| layer.get::<T>(key))
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &'a Layer> + use<'a> {
+        self.active.into_iter().chain(self.below.iter().rev().map(|layer| &**layer))
+    }
+
+    /// What the engine has, and its bytes.
+    fn stored<T: Table>(&self, key: &T::Key) -> Result<Option<(T::Value, usize)>, StateError> {
         match self.view.get(&keys::entry::<T>(self.partition, key)).map_err(|e| unreadable::<T>(&e))? {
-            Some(bytes) => decode::<T>(key, &bytes).map(Some),
+            Some(bytes) => Ok(Some((decode::<T>(key, &bytes)?, bytes.len()))),
             None => Ok(None),
         }
     }
 
+    /// At most `rows` entries with `from <= key < to`, in key order; no more after the one that makes them `bytes` or more.
     pub(crate) fn scan<T: Table>(
         &self,
-        above: Above<T>,
+        above: Above<'a, T>,
         from: &T::Key,
         to: Option<&T::Key>,
-        limit: usize,
-    ) -> Result<Vec<Typed<T>>, StateError> {
+        limit: Limit,
+    ) -> Result<Piece<T>, StateError> {
+        let mut piece = Piece { rows: Vec::new(), is_last: true };
         if to.is_some_and(|to| to <= from) {
-            return Ok(Vec::new());
+            return Ok(piece);
         }
-        let range = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
         let above = &above[above.partition_point(|(key, _)| key < from)..];
         let above = &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))];
-        let mut overlay = above.iter().map(|(key, slot)| (key, slot)).peekable();
-        let mut active = T::of(&self.active.tables).0.range::<T::Key, _>(range).peekable();
-        let mut frozen =
-            self.frozen.map(|frozen| T::of(&frozen.tables).0.range::<T::Key, _>(range)).into_iter().flatten().peekable();
-        let mut stored = Stored::<T>::new(self, from, to, limit);
+        let end = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut in_memory = Merged::<T>::new(self.newest_first(), Bound::Included(from), end).below(above);
+        let mut stored = Stored::<T>::new(self, from, to, limit.rows);
 
-        let mut found = Vec::new();
-        while found.len() < limit {
-            let in_memory = [overlay.peek(), active.peek(), frozen.peek()];
-            // Of equal keys the newest layer's comes first, and `min_by` keeps the first.
-            let newest = in_memory.into_iter().flatten().copied().min_by(|(a, _), (b, _)| a.cmp(b));
-            let Some((key, slot)) = newest else {
-                match stored.next()? {
-                    Some(entry) => found.push(entry),
-                    None => break,
-                }
+        let mut bytes = 0;
+        loop {
+            if piece.rows.len() >= limit.rows || bytes >= limit.bytes {
+                piece.is_last = false;
+                return Ok(piece);
+            }
+            let Some(key) = in_memory.peek() else {
+                let Some((entry, entry_bytes)) = stored.next()? else { return Ok(piece) };
+                bytes += entry_bytes;
+                piece.rows.push(entry);
                 continue;
             };
             if stored.peek()?.is_some_and(|below| below < key) {
-                found.extend(stored.next()?);
+                if let Some((entry, entry_bytes)) = stored.next()? {
+                    bytes += entry_bytes;
+                    piece.rows.push(entry);
+                }
                 continue;
             }
-            skip(&mut overlay, key);
-            skip(&mut active, key);
-            skip(&mut frozen, key);
             stored.skip(key)?;
-            if let Some(value) = &slot.value {
-                found.push((key.clone(), value.clone()));
+            if let Some(MergedSlot { value: Some(value), .. }) = in_memory.next() {
+                bytes += size_of::<T::Value>() + (codec::of::<T>().value_heap_bytes)(value);
+                piece.rows.push((key.clone(), value.clone()));
             }
         }
-        Ok(found)
     }
 }
 
-fn skip<'a, K: Ord + 'a, V: 'a>(slots: &mut Peekable<impl Iterator<Item = (&'a K, V)>>, key: &K) {
-    slots.next_if(|(at, _)| *at == key);
+/// How much of a scan to give at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub rows: usize,
+    /// Bytes of entries, roughly, beyond which no further one is added.
+    pub bytes: usize,
+}
+
+/// A piece of a scan.
+#[derive(Debug)]
+pub struct Piece<T: Table> {
+    pub rows: Vec<Typed<T>>,
+    /// The scan has come to its end; else it goes on behind the last row.
+    pub is_last: bool,
+}
+
+/// Entries of ascending keys that the caller knows, one by one: `None` for one that is not there. The engine is asked for those
+/// that memory does not know, the first few one at a time, then all that follow in one go.
+pub struct Known<'a, T: Table, K> {
+    layers: Layers<'a>,
+    keys: K,
+    to: T::Key,
+    engine_reads: usize,
+    engine_reads_max: usize,
+    engine_bytes: usize,
+    stored: Option<Stored<'a, T>>,
+}
+
+/// A range of the engine costs about as much as so many of its entries one at a time.
+const POINT_READS_MAX: usize = 4;
+
+impl<'a, T: Table, K> Known<'a, T, K> {
+    /// `to` is greater than every key.
+    pub(crate) fn new(layers: Layers<'a>, keys: K, to: T::Key) -> Self {
+        Self { layers, keys, to, engine_reads: 0, engine_reads_max: usize::MAX, engine_bytes: 0, stored: None }
+    }
+
+    /// Ends before the engine would be asked once more.
+    pub fn asking_at_most(self, engine_reads_max: usize) -> Self {
+        Self { engine_reads_max, ..self }
+    }
+
+    /// Bytes of what the engine gave so far.
+    pub fn engine_bytes(&self) -> usize {
+        self.engine_bytes
+    }
+
+    fn stored(&mut self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
+        self.engine_reads += 1;
+        if self.engine_reads <= POINT_READS_MAX {
+            let found = self.layers.stored::<T>(key)?;
+            self.engine_bytes += found.as_ref().map_or(0, |(_, bytes)| *bytes);
+            return Ok(found.map(|(value, _)| value));
+        }
+        let stored = self.stored.get_or_insert_with(|| Stored::new(&self.layers, key, Some(&self.to), CHUNK));
+        while stored.peek()?.is_some_and(|at| at < key) {
+            stored.next = None;
+        }
+        if stored.peek()? != Some(key) {
+            return Ok(None);
+        }
+        let found = stored.next()?;
+        self.engine_bytes += found.as_ref().map_or(0, |(_, bytes)| *bytes);
+        Ok(found.map(|((_, value), _)| value))
+    }
+}
+
+impl<T: Table, K: Iterator<Item = T::Key>> Iterator for Known<'_, T, K> {
+    type Item = Result<(T::Key, Option<T::Value>), StateError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = self.keys.next()?;
+        let value = match self.layers.slot::<T>(&key) {
+            Some(slot) => Ok(slot.value.clone()),
+            None if self.engine_reads == self.engine_reads_max => return None,
+            None => self.stored(&key),
+        };
+        Some(value.map(|value| (key, value)))
+    }
 }
 
 /// Entries asked of the engine at once. Few at first are enough for a scan whose layers in memory hide nothing.
 const CHUNK: usize = 128;
+/// Bytes of them beyond which no further one is read.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// A table's entries in the engine, read in chunks; keys are decoded, values as they are taken.
 struct Stored<'a, T: Table> {
@@ -128,11 +223,12 @@ impl<'a, T: Table> Stored<'a, T> {
         Ok(self.next.as_ref().map(|(key, _)| key))
     }
 
-    fn next(&mut self) -> Result<Option<Typed<T>>, StateError> {
+    /// An entry and its bytes.
+    fn next(&mut self) -> Result<Option<(Typed<T>, usize)>, StateError> {
         self.fill()?;
         let Some((key, bytes)) = self.next.take() else { return Ok(None) };
         let value = decode::<T>(&key, &bytes)?;
-        Ok(Some((key, value)))
+        Ok(Some(((key, value), bytes.len())))
     }
 
     fn skip(&mut self, key: &T::Key) -> Result<(), StateError> {
@@ -148,8 +244,9 @@ impl<'a, T: Table> Stored<'a, T> {
         }
         if self.entries.len() == 0 {
             let Some(from) = self.from.take() else { return Ok(()) };
-            let entries = self.view.scan(&from, &self.to, self.chunk).map_err(|e| unreadable::<T>(&e))?;
-            if entries.len() == self.chunk {
+            let entries = self.view.scan(&from, &self.to, self.chunk, CHUNK_BYTES).map_err(|e| unreadable::<T>(&e))?;
+            let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
+            if entries.len() == self.chunk || bytes >= CHUNK_BYTES {
                 self.from = entries.last().map(|(key, _)| [key.as_slice(), &[0]].concat());
             }
             self.chunk = CHUNK;

@@ -1,15 +1,23 @@
-//! The store of one partition: an active layer, at times a frozen one, and the engine's view below them.
+//! The store of one partition: an active layer, at times sealed and frozen ones, and the engine's view below them.
 //!
-//! Owns: transactions (rule M3), freezing and retiring layers (rule C4), the applied LSN, and the check of the log against it
-//! (rule C2). Does not own: threads or timing. One worker thread owns a store; a [`Checkpoint`] is carried out elsewhere.
+//! Owns: transactions (rule M3), sealing layers for views, freezing and retiring them (rule C4), the applied LSN, and the check of
+//! the log against it (rule C2). Does not own: threads or timing. One worker thread owns a store; a [`Checkpoint`] is carried out,
+//! and a [`PartitionView`] is read, elsewhere.
+//!
+//! Layers are a stack. The active one, on top, is written. Whoever asks for a view has it sealed: it does not change any more, and
+//! an empty one takes its place. Once no view holds the sealed layer, the next record folds the two into one again, by the rule by
+//! which a record's overlay is laid over a layer; so views cost something while they are asked for, and nothing else. At the
+//! bottom are the layers that the running checkpoint writes: they are frozen, and retired together.
 
 use crate::checkpoint::{Checkpoint, Checkpointed};
-use crate::engine::{Engine, View};
+use crate::engine::{Engine, RawEntry, View};
 use crate::keys;
 use crate::layer::{Layer, Overlay};
-use crate::scan::{Layers, Typed};
+use crate::scan::{Known, Layers, Limit, Piece, Typed};
+use crate::view::PartitionView;
 use std::io;
-use std::sync::Arc;
+use std::mem;
+use std::sync::{Arc, Weak};
 use surefoot_machine::{State, StateError, Table};
 use surefoot_model::{Lsn, PartitionId, encoding};
 
@@ -44,7 +52,14 @@ pub enum Mutant {
     SplitCheckpoint,
     /// Against rule C2: a checkpoint ends without having been flushed.
     SkipFlush,
+    /// Against rule C4: a view's readers take what the engine shows when they read.
+    LateEngineView,
+    /// Against rule C4: a checkpoint leaves out layers that were sealed for a view.
+    ForgetSealed,
 }
+
+/// Layers that views may hold sealed at a time, besides frozen ones: each makes every read a little longer.
+const SEALED_MAX: usize = 8;
 
 /// The tables of one partition.
 pub struct Store {
@@ -52,15 +67,21 @@ pub struct Store {
     partition: PartitionId,
     overlay: Overlay,
     active: Layer,
+    /// Oldest first: those that the running checkpoint writes, then sealed ones.
+    below: Vec<Arc<Layer>>,
     frozen: Option<Frozen>,
+    /// Layers that a checkpoint retired while views held them, and their bytes.
+    retired: Vec<(Weak<Layer>, usize)>,
     view: Arc<dyn View>,
     applied: Lsn,
     checkpointed: Lsn,
     mutant: Mutant,
 }
 
+/// What the running checkpoint writes.
 struct Frozen {
-    layer: Arc<Layer>,
+    /// So many of the oldest layers.
+    layers: usize,
     applied: Lsn,
 }
 
@@ -78,7 +99,9 @@ impl Store {
             partition,
             overlay: Overlay::default(),
             active: Layer::default(),
+            below: Vec::new(),
             frozen: None,
+            retired: Vec::new(),
             view,
             applied,
             checkpointed: applied,
@@ -137,14 +160,46 @@ impl Store {
         Reader { layers: self.layers() }
     }
 
-    /// About how many bytes the next checkpoint would take from memory.
-    pub fn active_bytes(&self) -> usize {
-        self.active.bytes
+    /// The tables as they are now, for readers elsewhere (rule C4). `None` while views hold so many layers that no further one
+    /// can be sealed: ask again when one was dropped.
+    pub fn publish(&mut self) -> Option<PartitionView> {
+        self.fold();
+        if self.active.slots > 0 {
+            if self.below.len() - self.frozen_layers() >= SEALED_MAX {
+                return None;
+            }
+            self.below.push(Arc::new(mem::take(&mut self.active)));
+        }
+        let engine = match self.mutant {
+            Mutant::LateEngineView => Arc::new(Late(self.engine.clone())),
+            _ => self.view.clone(),
+        };
+        Some(PartitionView { partition: self.partition, applied: self.applied, layers: self.below.clone(), engine })
     }
 
-    /// About how many bytes all layers take in memory.
+    /// Makes one layer of the active one and those sealed ones right below it that no view holds any more.
+    fn fold(&mut self) {
+        while self.below.len() > self.frozen_layers() {
+            match Arc::try_unwrap(self.below.pop().expect("there are more than frozen ones")) {
+                Ok(older) => self.active = Layer::fold(older, mem::take(&mut self.active)),
+                Err(held) => return self.below.push(held),
+            }
+        }
+    }
+
+    fn frozen_layers(&self) -> usize {
+        self.frozen.as_ref().map_or(0, |frozen| frozen.layers)
+    }
+
+    /// About how many bytes the next checkpoint would take from memory.
+    pub fn active_bytes(&self) -> usize {
+        self.active.bytes + layers_bytes(&self.below[self.frozen_layers()..])
+    }
+
+    /// About how many bytes all layers take in memory, those included that only views hold.
     pub fn memory_bytes(&self) -> usize {
-        self.active.bytes + self.frozen.as_ref().map_or(0, |frozen| frozen.layer.bytes)
+        let held = self.retired.iter().filter(|(layer, _)| layer.strong_count() > 0);
+        self.active.bytes + layers_bytes(&self.below) + held.map(|(_, bytes)| bytes).sum::<usize>()
     }
 
     pub fn checkpoint_is_running(&self) -> bool {
@@ -157,12 +212,14 @@ impl Store {
         if self.frozen.is_some() || self.applied == self.checkpointed {
             return None;
         }
-        let layer = Arc::new(std::mem::take(&mut self.active));
-        self.frozen = Some(Frozen { layer: layer.clone(), applied: self.applied });
-        Some(Checkpoint::new(self.engine.clone(), self.partition, layer, self.applied, self.mutant))
+        self.fold();
+        self.below.push(Arc::new(mem::take(&mut self.active)));
+        self.frozen = Some(Frozen { layers: self.below.len(), applied: self.applied });
+        let written = if self.mutant == Mutant::ForgetSealed { &self.below[self.below.len() - 1..] } else { &self.below };
+        Some(Checkpoint::new(self.engine.clone(), self.partition, written.to_vec(), self.applied, self.mutant))
     }
 
-    /// Ends the running checkpoint: retires the frozen layer and takes the view that holds it, in one step (rule C4).
+    /// Ends the running checkpoint: retires the frozen layers and takes the view that holds them, in one step (rule C4).
     /// **Panics** if `done` is not of the checkpoint that runs.
     pub fn checkpointed(&mut self, done: Checkpointed) {
         let frozen = self.frozen.take().expect("a checkpoint ends once");
@@ -171,6 +228,8 @@ impl Store {
             (done.applied, done.partition),
             "the checkpoint that runs is the one that ends"
         );
+        self.retired.retain(|(layer, _)| layer.strong_count() > 0);
+        self.retired.extend(self.below.drain(..frozen.layers).map(|layer| (Arc::downgrade(&layer), layer.bytes)));
         self.view = done.view;
         self.checkpointed = done.applied;
     }
@@ -183,12 +242,24 @@ impl Store {
     }
 
     fn layers(&self) -> Layers<'_> {
-        Layers {
-            partition: self.partition,
-            active: &self.active,
-            frozen: self.frozen.as_ref().map(|frozen| &*frozen.layer),
-            view: &*self.view,
-        }
+        Layers { partition: self.partition, active: Some(&self.active), below: &self.below, view: &*self.view }
+    }
+}
+
+fn layers_bytes(layers: &[Arc<Layer>]) -> usize {
+    layers.iter().map(|layer| layer.bytes).sum()
+}
+
+/// The engine as it is whenever it is asked, for [`Mutant::LateEngineView`].
+struct Late(Arc<dyn Engine>);
+
+impl View for Late {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.0.view().get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
+        self.0.view().scan(from, to, limit, bytes_max)
     }
 }
 
@@ -202,8 +273,10 @@ impl Txn<'_> {
     pub fn commit(self, lsn: Lsn) {
         let store = &mut *self.store;
         assert!(lsn > store.applied, "record {lsn} after {}", store.applied);
-        let frozen = store.frozen.as_ref().filter(|_| store.mutant == Mutant::VanishAcrossLayers);
-        store.overlay.publish(&mut store.active, frozen.map(|frozen| &*frozen.layer));
+        // The overlay keeps its meaning: below it, all layers read together are what they were.
+        store.fold();
+        let vanish_from = if store.mutant == Mutant::VanishAcrossLayers { store.frozen_layers() } else { 0 };
+        store.overlay.publish(&mut store.active, &store.below[..vanish_from]);
         store.applied = lsn;
     }
 }
@@ -241,24 +314,36 @@ impl State for Txn<'_> {
     }
 
     fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
-        self.store.layers().scan::<T>(T::of(&self.store.overlay.tables).slots(), from, to, limit)
+        let above = T::of(&self.store.overlay.tables).slots();
+        Ok(self.store.layers().scan::<T>(above, from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
     }
 }
 
 /// Read access between records: memory and disk merged.
 #[derive(Clone, Copy)]
 pub struct Reader<'a> {
-    layers: Layers<'a>,
+    pub(crate) layers: Layers<'a>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     /// One entry. **Errors** where it cannot be read or decoded; the partition stops.
     pub fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         self.layers.get::<T>(key)
     }
 
+    /// The entries of ascending keys, all below `to`, in that order: for keys that are known, whose entries may well all lie in
+    /// memory. **Errors** as for [`Reader::get`].
+    pub fn known<T: Table, K: IntoIterator<Item = T::Key>>(&self, keys: K, to: T::Key) -> Known<'a, T, K::IntoIter> {
+        Known::new(self.layers, keys.into_iter(), to)
+    }
+
     /// At most `limit` entries with `from <= key < to`, in key order. **Errors** as for [`Reader::get`].
     pub fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
+        Ok(self.scan_within::<T>(from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
+    }
+
+    /// The first entries with `from <= key < to`, in key order, as far as the limit lets them. **Errors** as for [`Reader::get`].
+    pub fn scan_within<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: Limit) -> Result<Piece<T>, StateError> {
         self.layers.scan::<T>(&[], from, to, limit)
     }
 }

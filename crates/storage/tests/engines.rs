@@ -154,7 +154,7 @@ fn get(view: &dyn View, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn all(view: &dyn View, from: &[u8], to: &[u8]) -> Map {
-    view.scan(from, to, usize::MAX).unwrap().into_iter().collect()
+    view.scan(from, to, usize::MAX, usize::MAX).unwrap().into_iter().collect()
 }
 
 fn what_is_committed_is_seen_in_later_views_only(engine: &dyn Engine) {
@@ -185,7 +185,7 @@ fn scans_are_bounded_ordered_and_half_open(engine: &dyn Engine) {
     }
     let view = engine.view();
     let scan = |from: &[u8], to: &[u8], limit| -> Vec<Vec<u8>> {
-        view.scan(from, to, limit).unwrap().into_iter().map(|(key, _)| key).collect()
+        view.scan(from, to, limit, usize::MAX).unwrap().into_iter().map(|(key, _)| key).collect()
     };
     assert_eq!(scan(b"c1", b"c4", 10), [b"c1", b"c2", b"c3"]);
     assert_eq!(scan(b"c1\0", b"c4", 1), [b"c2"]);

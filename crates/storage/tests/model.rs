@@ -1,13 +1,14 @@
-//! A store beside a plain map, under random records, checkpoints in every interleaving, and crashes. Each rule that a mutant
-//! leaves out is missed by it.
+//! A store beside a plain map, under random records, views held for random times, checkpoints in every interleaving, and crashes.
+//! Each rule that a mutant leaves out is missed by it.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use surefoot_machine::{Inbound, State, StateKey, StateValue, StateValues, Table};
 use surefoot_model::{Lsn, ObjectKey, PartitionId};
-use surefoot_storage::{Checkpoint, Checkpointed, MemEngine, Mutant, Store};
+use surefoot_storage::{Checkpoint, Checkpointed, Limit, MemEngine, Mutant, PartitionView, Reader, Store};
 
 const PARTITION: PartitionId = PartitionId(3);
 
@@ -28,10 +29,67 @@ fn a_seed_gives_the_same_history_twice() {
 
 #[test]
 fn every_mutant_is_noticed() {
-    for mutant in [Mutant::VanishAcrossLayers, Mutant::SplitCheckpoint, Mutant::SkipFlush] {
-        let noticed = (0..200).filter(|seed| World::run(*seed, mutant, 300).is_err()).count();
+    let mutants =
+        [Mutant::VanishAcrossLayers, Mutant::SplitCheckpoint, Mutant::SkipFlush, Mutant::LateEngineView, Mutant::ForgetSealed];
+    for mutant in mutants {
+        // A broken invariant is as good as a wrong answer.
+        let holds = |seed: &u64| matches!(catch_unwind(|| World::run(*seed, mutant, 300)), Ok(Ok(())));
+        let noticed = (0..200).filter(|seed| !holds(seed)).count();
         assert!(noticed > 20, "{mutant:?} was noticed in {noticed} of 200 seeds");
     }
+}
+
+/// Layers that were sealed for views and folded again weigh no more than a layer that never was (they may know better than it
+/// what lies below); and what views hold is counted until they drop it.
+#[test]
+fn views_leave_no_weight_behind() {
+    for seed in 0..200 {
+        let mut random = Random(seed);
+        let (mut store, mut twin) = (open(), open());
+        let (mut tables, mut twin_tables) = (Tables::default(), Tables::default());
+        let mut views = Vec::new();
+        for lsn in 1..150 {
+            let mut same_again = random.clone();
+            write(&mut random, &mut store, &mut tables, Lsn(lsn));
+            write(&mut same_again, &mut twin, &mut twin_tables, Lsn(lsn));
+            match random.below(8) {
+                0 => views.extend(store.publish()),
+                1 if !views.is_empty() => drop(views.swap_remove(random.below(views.len() as u64) as usize)),
+                2 if random.below(4) == 0 => {
+                    let (weighed, running) = (store.memory_bytes(), store.freeze().expect("records were applied"));
+                    assert_eq!((store.memory_bytes(), store.active_bytes()), (weighed, 0));
+                    store.checkpointed(running.run().expect("the engine lives"));
+                    assert!(store.memory_bytes() == 0 || !views.is_empty(), "seed {seed}");
+                    let running = twin.freeze().expect("records were applied");
+                    twin.checkpointed(running.run().expect("the engine lives"));
+                }
+                _ => {}
+            }
+        }
+        views.clear();
+        write(&mut random.clone(), &mut store, &mut tables, Lsn(150));
+        write(&mut random, &mut twin, &mut twin_tables, Lsn(150));
+        assert_eq!(tables, twin_tables);
+        assert!(store.active_bytes() <= twin.active_bytes(), "seed {seed}");
+        assert_eq!(store.active_bytes(), store.memory_bytes(), "seed {seed}");
+        let running = store.freeze().expect("records were applied");
+        store.checkpointed(running.run().expect("the engine lives"));
+        assert_eq!(store.memory_bytes(), 0, "seed {seed}");
+    }
+}
+
+fn open() -> Store {
+    Store::open(Arc::new(MemEngine::new()), PARTITION).expect("empty")
+}
+
+fn write(random: &mut Random, store: &mut Store, tables: &mut Tables, lsn: Lsn) {
+    let mut txn = store.begin();
+    for _ in 0..random.below(6) {
+        let key = value_key(random);
+        let value = |random: &mut Random| StateValue { bytes: Bytes::from(vec![1; random.below(9) as usize]) };
+        operate::<StateValues>(random, &mut txn, &mut tables.values, key, value).expect("as the map says");
+    }
+    txn.commit(lsn);
 }
 
 /// What a test map holds of the two tables.
@@ -50,6 +108,7 @@ struct World {
     history: Vec<Tables>,
     running: Option<Checkpoint>,
     done: Option<Checkpointed>,
+    views: Vec<PartitionView>,
     /// What may be trimmed: no crash may go behind it.
     trimmed: Lsn,
 }
@@ -67,6 +126,7 @@ impl World {
             history: vec![Tables::default()],
             running: None,
             done: None,
+            views: Vec::new(),
             trimmed: Lsn(0),
         };
         for step in 0..steps {
@@ -76,7 +136,7 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        match self.random.below(20) {
+        match self.random.below(24) {
             0..8 => self.record()?,
             8..10 => {
                 if let Some(checkpoint) = self.store.freeze() {
@@ -88,9 +148,35 @@ impl World {
             15 => self.store.refresh(),
             16 if self.random.below(3) == 0 => self.crash(true)?,
             17 if self.random.below(3) == 0 => self.crash(false)?,
+            20..22 => self.publish()?,
+            22..24 if !self.views.is_empty() => {
+                let at = self.random.below(self.views.len() as u64) as usize;
+                let view = self.views.swap_remove(at);
+                self.check_view(&view)?;
+            }
             _ => self.read()?,
         }
         self.check_all()
+    }
+
+    fn publish(&mut self) -> Result<(), String> {
+        match self.store.publish() {
+            Some(view) => {
+                same(&view.applied(), &self.store.applied(), "a view's LSN")?;
+                self.views.push(view);
+            }
+            // The stack of sealed layers is full only while views hold so many.
+            None if self.views.len() >= 8 => {}
+            None => return Err(format!("no view, with {} held", self.views.len())),
+        }
+        Ok(())
+    }
+
+    /// A view shows its own LSN, whatever happened since.
+    fn check_view(&mut self, view: &PartitionView) -> Result<(), String> {
+        let tables = &self.history[view.applied().0 as usize];
+        read(&mut self.random, &view.read(), tables)?;
+        check_all(&view.read(), tables)
     }
 
     fn checkpoint_step(&mut self) {
@@ -113,6 +199,7 @@ impl World {
             while let Ok(None) = checkpoint.step() {}
         }
         self.done = None;
+        self.views.clear();
         self.store = Store::open(Arc::new(self.engine.clone()), PARTITION).expect("readable").with_mutant(self.mutant);
         let applied = self.store.applied();
         if applied < self.trimmed || applied.0 as usize >= self.history.len() {
@@ -168,26 +255,55 @@ impl World {
     }
 
     fn read(&mut self) -> Result<(), String> {
-        let tables = self.history.last().expect("never empty");
-        let reader = self.store.read();
-        let key = value_key(&mut self.random);
-        let found = reader.get::<StateValues>(&key).map_err(|e| e.to_string())?;
-        same(&found, &tables.values.get(&key).cloned(), "get")?;
-        let (from, limit) = (value_key(&mut self.random), self.random.below(9) as usize);
-        let found = reader.scan::<StateValues>(&from, None, limit).map_err(|e| e.to_string())?;
-        same(&found, &expected(&tables.values, &from, None, limit), "scan")
+        if !self.views.is_empty() {
+            let view = self.views.swap_remove(self.random.below(self.views.len() as u64) as usize);
+            self.check_view(&view)?;
+            self.views.push(view);
+        }
+        read(&mut self.random, &self.store.read(), self.history.last().expect("never empty"))
     }
 
     fn check_all(&self) -> Result<(), String> {
-        let tables = self.history.last().expect("never empty");
-        let reader = self.store.read();
-        let numbers = reader.scan::<Inbound>(&PartitionId(0), None, usize::MAX).map_err(|e| e.to_string())?;
-        same(&numbers.into_iter().collect(), &tables.numbers, "numbers")?;
-        let first = StateKey { object: ObjectKey { service: "".into(), key: "".into() }, name: "".into() };
-        let values = reader.scan::<StateValues>(&first, None, usize::MAX).map_err(|e| e.to_string())?;
-        same(&values.into_iter().collect(), &tables.values, "values")?;
+        check_all(&self.store.read(), self.history.last().expect("never empty"))?;
         same(&self.store.applied(), &Lsn(self.history.len() as u64 - 1), "applied")
     }
+}
+
+fn read(random: &mut Random, reader: &Reader<'_>, tables: &Tables) -> Result<(), String> {
+    let key = value_key(random);
+    let found = reader.get::<StateValues>(&key).map_err(|e| e.to_string())?;
+    same(&found, &tables.values.get(&key).cloned(), "get")?;
+    let (from, to) = (random.below(60) as u16, random.below(700) as u16);
+    let keys = (from..to).step_by(25).map(PartitionId);
+    let found = reader.known::<Inbound, _>(keys.clone(), PartitionId(to)).collect::<Result<Vec<_>, _>>();
+    let expected_known = keys.map(|key| (key, tables.numbers.get(&key).copied())).collect();
+    same(&found.map_err(|e| e.to_string())?, &expected_known, "known keys")?;
+    let (from, limit) = (value_key(random), random.below(9) as usize);
+    let found = reader.scan::<StateValues>(&from, None, limit).map_err(|e| e.to_string())?;
+    same(&found, &expected(&tables.values, &from, None, limit), "scan")?;
+    // Piece by piece, however small, a scan finds the same.
+    let limit = Limit { rows: random.below(4) as usize + 1, bytes: random.below(300) as usize + 1 };
+    let (mut from, mut found) = (PartitionId(0), Vec::new());
+    loop {
+        let piece = reader.scan_within::<Inbound>(&from, None, limit).map_err(|e| e.to_string())?;
+        if piece.rows.len() > limit.rows || piece.rows.is_empty() && !piece.is_last {
+            return Err(format!("a piece of {} rows within {limit:?}", piece.rows.len()));
+        }
+        found.extend(piece.rows);
+        match found.last() {
+            Some((last, _)) if !piece.is_last => from = PartitionId(last.0 + 1),
+            _ => break,
+        }
+    }
+    same(&found.into_iter().collect(), &tables.numbers, "scan in pieces")
+}
+
+fn check_all(reader: &Reader<'_>, tables: &Tables) -> Result<(), String> {
+    let numbers = reader.scan::<Inbound>(&PartitionId(0), None, usize::MAX).map_err(|e| e.to_string())?;
+    same(&numbers.into_iter().collect(), &tables.numbers, "numbers")?;
+    let first = StateKey { object: ObjectKey { service: "".into(), key: "".into() }, name: "".into() };
+    let values = reader.scan::<StateValues>(&first, None, usize::MAX).map_err(|e| e.to_string())?;
+    same(&values.into_iter().collect(), &tables.values, "values")
 }
 
 fn operate<T: Table>(
@@ -256,6 +372,7 @@ fn value_key(random: &mut Random) -> StateKey {
 }
 
 /// SplitMix64.
+#[derive(Clone)]
 struct Random(u64);
 
 impl Random {

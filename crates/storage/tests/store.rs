@@ -5,10 +5,12 @@
 mod samples;
 
 use samples::{Each, every_table, id, invocation};
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, State, Table};
 use surefoot_model::{Attempt, Lsn, PartitionId, StreamId, SubscriptionId};
-use surefoot_storage::{Batch, Checkpoint, Checkpointed, Engine, MemEngine, Reader, Store, Txn, keys};
+use surefoot_storage::{Batch, Checkpoint, Checkpointed, Engine, MemEngine, RawEntry, Reader, Store, Txn, View, keys};
 
 const PARTITION: PartitionId = PartitionId(0);
 const KEY: PartitionId = PartitionId(5);
@@ -294,6 +296,70 @@ fn long_scans_pass_over_what_memory_hides() {
     assert_eq!(scan(2), [(PartitionId(1500), 1500), (PartitionId(1501), 1501)]);
     let all = scan(usize::MAX);
     assert_eq!((all.len(), all[200]), (490, (PartitionId(1700), 0)));
+}
+
+/// An engine whose views count what is asked of them: points and ranges.
+struct Asked {
+    engine: MemEngine,
+    counts: Arc<[AtomicUsize; 2]>,
+}
+
+struct AskedView {
+    view: Arc<dyn View>,
+    counts: Arc<[AtomicUsize; 2]>,
+}
+
+impl Engine for Asked {
+    fn view(&self) -> Arc<dyn View> {
+        Arc::new(AskedView { view: self.engine.view(), counts: self.counts.clone() })
+    }
+
+    fn commit(&self, batch: &Batch) -> io::Result<()> {
+        self.engine.commit(batch)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.engine.flush()
+    }
+}
+
+impl View for AskedView {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.counts[0].fetch_add(1, Ordering::Relaxed);
+        self.view.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
+        self.counts[1].fetch_add(1, Ordering::Relaxed);
+        self.view.scan(from, to, limit, bytes_max)
+    }
+}
+
+#[test]
+fn known_keys_in_memory_do_not_touch_the_engine_and_many_others_do_so_in_one_go() {
+    let counts = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    let mut store = Store::open(Arc::new(Asked { engine: MemEngine::new(), counts: counts.clone() }), PARTITION).unwrap();
+    let asked = |act: &mut dyn FnMut()| {
+        counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+        act();
+        (counts[0].load(Ordering::Relaxed), counts[1].load(Ordering::Relaxed))
+    };
+    let write = |store: &mut Store, numbers: std::ops::Range<u16>| {
+        let lsn = store.applied().next();
+        let mut txn = store.begin();
+        numbers.for_each(|n| txn.insert::<Inbound>(PartitionId(n), n.into()));
+        txn.commit(lsn);
+    };
+    let read = |store: &Store, numbers: std::ops::Range<u16>| {
+        let known = store.read().known::<Inbound, _>(numbers.clone().map(PartitionId), PartitionId(numbers.end));
+        assert!(known.map(Result::unwrap).eq(numbers.map(|n| (PartitionId(n), Some(n.into())))));
+    };
+    write(&mut store, 0..100);
+    assert_eq!(asked(&mut || read(&store, 0..100)), (0, 0));
+    checkpoint(&mut store);
+    write(&mut store, 100..200);
+    assert_eq!(asked(&mut || read(&store, 98..200)), (2, 0));
+    assert_eq!(asked(&mut || read(&store, 0..200)), (4, 1));
 }
 
 struct Put<'a, S>(&'a mut S);

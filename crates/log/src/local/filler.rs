@@ -13,6 +13,8 @@ use surefoot_env::{Disk, File, Step, Steps};
 
 /// Zeros per write.
 const FILL_BYTES: usize = 256 << 10;
+/// Zeros between two syncs: the writer's own syncs queue behind what is on its way to the disk by then.
+const SYNC_BYTES: u64 = 4 << 20;
 
 pub(super) struct Filler {
     shared: Arc<Shared>,
@@ -31,6 +33,7 @@ enum Stage {
     SyncFilled {
         file: Box<dyn File>,
         spare: Spare,
+        filled: u64,
     },
     /// A name changed; once that is durable the spare can be used.
     SyncDir {
@@ -49,7 +52,11 @@ impl Filler {
 
     fn look(&mut self) -> io::Result<Step> {
         let mut segments = self.shared.segments();
-        if let Some(trimmed) = segments.take_covered() {
+        if let Some(surplus) = segments.take_surplus() {
+            drop(segments);
+            self.disk.remove(&surplus.path)?;
+            self.stage = Stage::SyncDir { ready: None };
+        } else if let Some(trimmed) = segments.take_covered() {
             let ready =
                 segments.fits(trimmed.file_bytes).then(|| Spare { path: segments.spare_path(), file_bytes: trimmed.file_bytes });
             drop(segments);
@@ -77,15 +84,17 @@ impl Filler {
             Stage::Fill { file, spare, filled } => {
                 let bytes = (spare.file_bytes - filled).min(FILL_BYTES as u64);
                 let written = file.write_zeros(filled, bytes as usize);
+                let filled = filled + bytes;
                 self.stage = match written {
                     Err(_) => Stage::Abandon { path: spare.path },
-                    Ok(()) if filled + bytes == spare.file_bytes => Stage::SyncFilled { file, spare },
-                    Ok(()) => Stage::Fill { file, spare, filled: filled + bytes },
+                    Ok(()) if filled == spare.file_bytes || filled % SYNC_BYTES == 0 => Stage::SyncFilled { file, spare, filled },
+                    Ok(()) => Stage::Fill { file, spare, filled },
                 };
             }
-            Stage::SyncFilled { file, spare } => {
+            Stage::SyncFilled { file, spare, filled } => {
                 file.sync_data()?;
-                self.stage = Stage::SyncDir { ready: Some(spare) };
+                let is_full = filled == spare.file_bytes;
+                self.stage = if is_full { Stage::SyncDir { ready: Some(spare) } } else { Stage::Fill { file, spare, filled } };
             }
             Stage::SyncDir { ready } => {
                 self.shared.sync_dir(&*self.disk, &self.dir)?;
@@ -103,15 +112,16 @@ impl Filler {
 
 impl Steps for Filler {
     fn step(&mut self) -> Step {
-        if self.shared.is_over() {
-            return Step::Done;
-        }
-        match self.work() {
-            Ok(step) => step,
-            Err(error) => {
+        let step = match self.shared.is_over() {
+            true => Step::Done,
+            false => self.work().unwrap_or_else(|error| {
                 self.shared.fail(&format!("prepare a log segment in {}: {error}", self.dir.display()));
                 Step::Done
-            }
+            }),
+        };
+        if step == Step::Done {
+            self.shared.filler_ended.wake();
         }
+        step
     }
 }

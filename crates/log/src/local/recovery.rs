@@ -1,7 +1,7 @@
 //! Recovery: what a directory of segments still says after a crash, or why it must not be trusted.
 //!
 //! Owns: reading segments in order, telling a torn tail from rot (rule L2), putting large entries together again. Does not own:
-//! writing, but for the sync of what it keeps (rule L3) and the removal of files that never became part of the log.
+//! writing, but for what makes durable what it keeps (rule L3) and the removal of files that never became part of the log.
 
 use super::format::{self, ALIGN, BATCH_HEADER, BatchHeader, HEADER_START, HeaderFault, Part, SegmentHeader};
 use super::segments::{self, Closed, Named, Ranges, Segments, Spare, named, segment_path};
@@ -235,9 +235,7 @@ impl<'a, 'r> Reader<'a, 'r> {
                     torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
                 }
                 self.summary.cut_bytes += (torn_end - kept) as u64;
-                if self.mutant != Mutant::RecoverWithoutSync {
-                    source.file.sync_data().map_err(|e| io(e, "sync", &source.path))?;
-                }
+                self.make_durable(source, &bytes[..kept], &batches)?;
             }
         }
         self.summary.bytes += kept as u64;
@@ -247,6 +245,21 @@ impl<'a, 'r> Reader<'a, 'r> {
             self.batch(&bytes[batch], &mut ranges, |what| Error::Damaged { path: source.path.clone(), offset: at, what })?;
         }
         Ok(Closed { path: source.path.clone(), end: kept as u64, file_bytes: source.bytes, ranges })
+    }
+
+    /// Syncs what is kept of the last segment. Where the sync that should have made it durable failed, the system may take it for
+    /// clean although it is in memory only, so that a sync alone does nothing: what no later header vouches for is written again.
+    fn make_durable(&self, source: &Source, kept: &[u8], batches: &[Range<usize>]) -> Result<(), Error> {
+        if self.mutant == Mutant::RecoverWithoutSync {
+            return Ok(());
+        }
+        let synced = |batch: &Range<usize>| BatchHeader::decode(&kept[batch.clone()]).map_or(0, |header| header.synced);
+        let vouched = batches.iter().map(synced).max().unwrap_or(0);
+        if self.mutant != Mutant::RecoverWithoutRewrite {
+            let rest = &kept[vouched as usize..];
+            source.file.write_at(vouched, rest).map_err(|e| io(e, "write", &source.path))?;
+        }
+        source.file.sync_data().map_err(|e| io(e, "sync", &source.path))
     }
 
     /// The oldest header says where every partition starts; each later one repeats what was read up to it.

@@ -7,9 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use surefoot_model::{Lsn, PartitionId};
 
-/// So many trimmed files are kept for use again; the others are removed.
-pub(super) const SPARES_MAX: usize = 2;
-
 /// First and last LSN of each partition in a segment; an entry that is only partly in it counts.
 pub(super) type Ranges = BTreeMap<PartitionId, (Lsn, Lsn)>;
 
@@ -50,7 +47,14 @@ pub(super) struct Segments {
     trims: BTreeMap<PartitionId, Lsn>,
     /// Making a spare failed: not before the next segment again.
     pub(super) spare_refused: bool,
+    /// The most that was retained while these segments were started: of the present window, and of the one before.
+    peaks: [u64; 2],
+    /// Segments started in the present window.
+    started: u32,
 }
+
+/// Segments in a window. Each should see several rounds of checkpoints.
+const WINDOW: u32 = 16;
 
 impl Segments {
     pub(super) fn new(dir: &Path, options: &Options) -> Self {
@@ -66,6 +70,8 @@ impl Segments {
             spares_named: 0,
             trims: BTreeMap::new(),
             spare_refused: false,
+            peaks: [0, 0],
+            started: 0,
         }
     }
 
@@ -73,15 +79,44 @@ impl Segments {
         self.closed.iter().map(|s| s.end).sum::<u64>() + self.current_end
     }
 
-    /// How large the next segment should be: half of what is retained, so that segments grow (and shrink) with the load.
+    /// The writer goes on in another segment.
+    pub(super) fn turned(&mut self, closed: Option<Closed>, end: u64, capacity: u64) {
+        self.closed.extend(closed);
+        (self.current_end, self.current_capacity) = (end, capacity);
+        self.started += 1;
+        if self.started > WINDOW {
+            (self.peaks, self.started) = ([0, self.peaks[0]], 1);
+        }
+        self.peaks[0] = self.peaks[0].max(self.bytes_retained());
+    }
+
+    /// The most that was retained of late. Trimming frees at once what checkpoints held for as long as their interval, and as much
+    /// is written again until the next: so many bytes, log and spares together, stay on disk.
+    fn bytes_peak(&self) -> u64 {
+        self.peaks[0].max(self.peaks[1]).max(self.bytes_retained())
+    }
+
+    /// How large the next segment should be: half of what is retained at most, so that segments grow (and shrink) with the load.
     pub(super) fn capacity_wanted(&self) -> u64 {
-        (self.bytes_retained() / 2).next_power_of_two().clamp(self.bytes_min, self.bytes_max)
+        (self.bytes_peak() / 2).next_power_of_two().clamp(self.bytes_min, self.bytes_max)
     }
 
     /// Whether a file of this size is worth keeping for the next segments.
     pub(super) fn fits(&self, file_bytes: u64) -> bool {
         let wanted = self.capacity_wanted();
-        self.spares.len() < SPARES_MAX && (wanted / 2..=wanted * 2).contains(&file_bytes)
+        let kept = self.bytes_retained() + self.spare_bytes() + file_bytes;
+        (wanted / 2..=wanted * 2).contains(&file_bytes) && (self.spares.is_empty() || kept <= self.bytes_peak())
+    }
+
+    /// Takes a spare of which there are too many since less is written.
+    pub(super) fn take_surplus(&mut self) -> Option<Spare> {
+        let kept = self.bytes_retained() + self.spare_bytes();
+        let is_surplus = self.spares.len() > 1 && kept > self.bytes_peak() + self.bytes_max;
+        if is_surplus { self.spares.pop() } else { None }
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        self.spares.iter().map(|spare| spare.file_bytes).sum()
     }
 
     /// Whether to make a spare now: the segment being written is a quarter full and there is nothing to follow it.
@@ -182,9 +217,45 @@ mod tests {
         for _ in 0..12 {
             let wanted = s.capacity_wanted();
             sizes.push(wanted >> 20);
-            s.closed.push_back(Closed { end: wanted, ..closed(&[]) });
+            s.turned(Some(Closed { end: wanted, ..closed(&[]) }), 0, wanted);
         }
         assert_eq!(sizes, [1, 1, 1, 2, 4, 8, 16, 32, 64, 64, 64, 64]);
+    }
+
+    /// One round of checkpoints every six segments frees all of them at once.
+    fn rounds(s: &mut Segments, count: usize, segments: u64, bytes: u64) -> (usize, usize) {
+        let (mut made, mut removed) = (0, 0);
+        for _ in 0..count {
+            for _ in 0..segments {
+                let file = s.spares.pop().unwrap_or_else(|| {
+                    made += 1;
+                    Spare { path: PathBuf::new(), file_bytes: bytes }
+                });
+                let full = Closed { end: file.file_bytes, file_bytes: file.file_bytes, ..closed(&[]) };
+                s.turned(Some(full), 0, file.file_bytes);
+                while s.take_surplus().is_some() {
+                    removed += 1;
+                }
+            }
+            while let Some(trimmed) = s.take_covered() {
+                if s.fits(trimmed.file_bytes) {
+                    s.spares.push(Spare { path: PathBuf::new(), file_bytes: trimmed.file_bytes });
+                } else {
+                    removed += 1;
+                }
+            }
+        }
+        (made, removed)
+    }
+
+    #[test]
+    fn under_a_steady_load_every_trimmed_file_is_used_again_and_few_are_kept_once_it_is_over() {
+        let mut s = segments(Mutant::None);
+        assert_eq!(rounds(&mut s, 20, 6, 64 << 20), (6, 0));
+        assert_eq!(s.spares.len(), 6);
+        let (made, removed) = rounds(&mut s, 60, 1, 1 << 20);
+        assert_eq!(made, 0);
+        assert!(removed > 0 && s.spares.len() <= 2, "{removed} removed, {} left", s.spares.len());
     }
 
     #[test]

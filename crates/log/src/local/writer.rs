@@ -230,17 +230,21 @@ impl Writer {
 
 impl Steps for Writer {
     fn step(&mut self) -> Step {
-        if self.shared.has_failed() {
-            return Step::Done;
-        }
-        match self.work() {
-            Ok(step) => step,
-            Err(error) => {
+        let step = match self.shared.has_failed() {
+            true => Step::Done,
+            false => self.work().unwrap_or_else(|error| {
                 let path = segment_path(&self.dir, self.segment.number);
                 self.shared.fail(&format!("write to the log, at or after {}: {error}", path.display()));
                 Step::Done
-            }
+            }),
+        };
+        if step == Step::Done {
+            // What was taken and not written tells nobody either.
+            self.taken.clear();
+            self.batch.durable.clear();
+            self.shared.end_inbox();
         }
+        step
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use surefoot_env::Step;
 use surefoot_env::sim::{Rng, SimDisk};
-use surefoot_log::local::{Mutant, Options};
+use surefoot_log::local::{Error, Mutant, Options};
 use surefoot_log::{Entry, Log};
 use surefoot_model::{Epoch, Lsn, PartitionId};
 
@@ -118,10 +118,19 @@ fn lives(seed: u64, mutant: Mutant) -> Result<u64, String> {
         if life == 7 {
             disk.crash_at(u64::MAX);
         }
+        // Now and then an operation fails on a machine that goes on: the process ends, and the next one meets the same cache.
+        let fails = rng.below(4) == 0;
+        if fails {
+            disk.fail_at(1 + rng.below(120));
+        }
         let mut node = match Node::start_with(&disk, options(mutant)) {
             Ok(node) => node,
             Err(_) if disk.is_dead() => {
                 end(&disk, &mut rng);
+                continue;
+            }
+            Err(Error::Io { .. }) if fails => {
+                disk.process_kill();
                 continue;
             }
             Err(error) => return Err(format!("refused: {error}")),
@@ -144,15 +153,20 @@ fn lives(seed: u64, mutant: Mutant) -> Result<u64, String> {
                 4..6 => _ = node.filler.step(),
                 _ => _ = node.writer.step(),
             }
-            if disk.is_dead() {
+            if disk.is_dead() || !node.fatal.lock().unwrap().is_empty() {
                 break;
             }
             // What was delivered has been seen by the world, unless the machine was down by then.
             judge.delivered(&node.mailbox)?;
         }
+        let has_failed = !node.fatal.lock().unwrap().is_empty();
         drop(node);
         judge.told.lock().unwrap().clear();
-        end(&disk, &mut rng);
+        if has_failed {
+            disk.process_kill();
+        } else {
+            end(&disk, &mut rng);
+        }
     }
     Ok(judge.submitted)
 }

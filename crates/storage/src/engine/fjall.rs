@@ -12,7 +12,7 @@
     reason = "production half of the seam: it waits for fjall's compaction on the checkpointer's thread"
 )]
 
-use super::{Batch, Engine, RawEntry, View};
+use super::{Batch, Engine, RawEntry, View, take_within};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot};
 use std::io;
 use std::path::Path;
@@ -106,12 +106,14 @@ impl View for FjallView {
         Ok(value.map(|value| value.to_vec()))
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> io::Result<Vec<RawEntry>> {
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
         if to <= from {
             return Ok(Vec::new());
         }
-        let entries = self.snapshot.range(&self.keyspace, from..to).take(limit);
-        entries.map(|entry| entry.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(io_error)).collect()
+        let entries = self.snapshot.range(&self.keyspace, from..to);
+        let entries =
+            entries.map(|entry| entry.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(io_error));
+        take_within(entries, limit, bytes_max)
     }
 }
 

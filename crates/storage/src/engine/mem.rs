@@ -4,7 +4,7 @@
 //! last flush. Does not own: randomness; the seed comes from the caller. A connection made before a power loss or a restart is
 //! dead: its commits and flushes fail, so that what is left of a dead node writes nothing.
 
-use super::{Batch, Engine, RawEntry, View};
+use super::{Batch, Engine, RawEntry, View, take_within};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
@@ -161,14 +161,14 @@ impl View for MemView {
         Ok(self.lock().entries.get(key).and_then(|versions| self.value(versions)).map(<[u8]>::to_vec))
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> io::Result<Vec<RawEntry>> {
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
         if to <= from {
             return Ok(Vec::new());
         }
         let shared = self.lock();
         let range = shared.entries.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
-        let seen = range.filter_map(|(key, versions)| Some((key.clone(), self.value(versions)?.to_vec())));
-        Ok(seen.take(limit).collect())
+        let seen = range.filter_map(|(key, versions)| Some(Ok((key.clone(), self.value(versions)?.to_vec()))));
+        take_within(seen, limit, bytes_max)
     }
 }
 

@@ -28,8 +28,22 @@ pub trait Engine: Send + Sync {
 pub trait View: Send + Sync {
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
 
-    /// At most `limit` entries with `from <= key < to`, in key order.
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> io::Result<Vec<RawEntry>>;
+    /// At most `limit` entries with `from <= key < to`, in key order; no more after the one that makes them `bytes_max` or more.
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>>;
+}
+
+/// The first entries of an ordered run, within both bounds of [`View::scan`].
+fn take_within(entries: impl Iterator<Item = io::Result<RawEntry>>, limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
+    let (mut taken, mut bytes) = (Vec::new(), 0);
+    for entry in entries.take(limit) {
+        let (key, value) = entry?;
+        bytes += key.len() + value.len();
+        taken.push((key, value));
+        if bytes >= bytes_max {
+            break;
+        }
+    }
+    Ok(taken)
 }
 
 /// A key and its value.

@@ -1,0 +1,250 @@
+//! What an attempt starts with beyond its row: its journal, and its key's state as far as that is sent along.
+//!
+//! Owns: reading both, all of one instant (rule M5), in steps. What lies in memory, or costs the engine little, the worker reads at
+//! once; the rest is read from a view by a task of its own, so that no journal holds up other partitions. Does not own: slots and
+//! streams (`invoker`).
+
+use crate::handle::Shared;
+use crate::views::Lent;
+use std::sync::Arc;
+use surefoot_env::yield_now;
+use surefoot_invoker::{AttemptStart, EagerState, Invoker};
+use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateNames, StateValues};
+use surefoot_model::{Entry, InvocationId, ObjectKey, Text};
+use surefoot_storage::Reader;
+
+/// How far a step goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    /// Journal entries, and values of state.
+    rows: usize,
+    engine_reads: usize,
+    /// Bytes that the engine gave beyond which it is not asked again.
+    engine_bytes: usize,
+}
+
+/// What a worker does itself: tens of microseconds.
+pub(crate) const ON_WORKER: Pace = Pace { rows: 256, engine_reads: 4, engine_bytes: 64 << 10 };
+/// What a task does before others have their turn: about a millisecond.
+const ON_VIEW: Pace = Pace { rows: 1_024, engine_reads: 512, engine_bytes: 1 << 20 };
+
+/// Journal and state of one attempt, as far as they have been read.
+pub(crate) struct Replay {
+    id: InvocationId,
+    journal_len: u32,
+    entries: Vec<Entry>,
+    /// Whose state is sent along, and how many bytes of it at most.
+    object: Option<(ObjectKey, usize)>,
+    /// Names whose values are still to be read, the next one last.
+    names: Option<Vec<Text>>,
+    state: EagerState,
+    state_bytes: usize,
+}
+
+impl Replay {
+    /// `object` is the key whose state is sent along, with the bytes of it that fit; none where none is.
+    pub(crate) fn new(id: InvocationId, journal_len: u32, object: Option<(ObjectKey, usize)>) -> Self {
+        let state = EagerState { entries: Vec::new(), complete: object.is_some() };
+        Self { id, journal_len, entries: Vec::new(), object, names: None, state, state_bytes: 0 }
+    }
+
+    /// Reads on from the same instant as the steps before; whether that was all.
+    pub(crate) fn step(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
+        Ok(self.journal(reader, pace)? && self.state(reader, pace)?)
+    }
+
+    fn journal(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
+        let (id, end) = (self.id, self.journal_len);
+        let keys = (self.entries.len() as u32..end).map(|index| JournalKey { id, index });
+        let mut known = reader.known::<Journal, _>(keys, JournalKey { id, index: end }).asking_at_most(pace.engine_reads);
+        for _ in 0..pace.rows {
+            let Some(row) = known.next() else { break };
+            let gap = || StateError { table: "journal", message: format!("{id} has a journal with gaps") };
+            self.entries.push(row?.1.ok_or_else(gap)?);
+            if known.engine_bytes() >= pace.engine_bytes {
+                break;
+            }
+        }
+        Ok(self.entries.len() as u32 == end)
+    }
+
+    /// The key's values in the order of their names, as far as they fit.
+    fn state(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
+        let Some((object, bytes_max)) = &self.object else { return Ok(true) };
+        let names = match &mut self.names {
+            Some(names) => names,
+            None => {
+                let mut names = reader.get::<StateNames>(object)?.unwrap_or_default();
+                names.reverse();
+                self.names.insert(names)
+            }
+        };
+        let Some(last) = names.first() else { return Ok(true) };
+        let to = StateKey { object: object.clone(), name: format!("{last}\0").into() };
+        let keys = names.iter().rev().map(|name| StateKey { object: object.clone(), name: name.clone() });
+        let mut known = reader.known::<StateValues, _>(keys, to).asking_at_most(pace.engine_reads);
+        let mut read = 0;
+        while read < pace.rows && known.engine_bytes() < pace.engine_bytes {
+            let Some(row) = known.next() else { break };
+            read += 1;
+            let (key, Some(value)) = row? else { continue };
+            self.state_bytes += key.name.len() + value.bytes.len();
+            if self.state_bytes > *bytes_max {
+                self.state.complete = false;
+                return Ok(true);
+            }
+            self.state.entries.push((key.name, value.bytes));
+        }
+        names.truncate(names.len() - read);
+        Ok(names.is_empty())
+    }
+
+    /// Puts what was read where the attempt looks for it.
+    pub(crate) fn hand_over(self, start: &mut AttemptStart) {
+        (start.replay, start.state) = (self.entries, self.state);
+    }
+}
+
+/// A replay that is read from a view.
+pub(crate) struct Load {
+    pub(crate) replay: Replay,
+    pub(crate) start: AttemptStart,
+    /// One of those that the worker lets run at a time; gone before the view, whose end wakes the worker.
+    pub(crate) turn: Arc<()>,
+    pub(crate) view: Lent,
+}
+
+impl Load {
+    /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
+    /// channel closed.
+    pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
+        let Self { mut replay, mut start, turn, view } = self;
+        loop {
+            match view.read(|reader| replay.step(reader, ON_VIEW)) {
+                Ok(true) => break,
+                // Given up here, the node is gone.
+                Ok(false) => yield_now().await,
+                Err(error) => {
+                    shared.unreadable(start.partition, error);
+                    invoker.release();
+                    shared.slot_freed();
+                    return;
+                }
+            }
+        }
+        drop((turn, view));
+        replay.hand_over(&mut start);
+        invoker.start(start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use surefoot_machine::{State, StateValue};
+    use surefoot_model::{Lsn, PartitionId};
+    use surefoot_storage::{MemEngine, Store};
+
+    const ID: InvocationId = InvocationId { partition_key: 1, unique: 2 };
+
+    fn object() -> ObjectKey {
+        ObjectKey { service: "S".into(), key: "k".into() }
+    }
+
+    fn value(n: u32) -> Bytes {
+        Bytes::from(vec![n as u8; 1_000])
+    }
+
+    /// A journal and the state of a key with so many entries and values, the first of each in the engine, the rest in memory.
+    fn store(entries: u32, values: u32, in_engine: u32) -> Store {
+        let mut store = Store::open(Arc::new(MemEngine::new()), PartitionId(0)).unwrap();
+        let mut write = |numbers: std::ops::Range<u32>, lsn| {
+            let mut txn = store.begin();
+            for n in numbers {
+                if n < entries {
+                    txn.insert::<Journal>(JournalKey { id: ID, index: n }, Entry::Command { ty: 1, raw: value(n) });
+                }
+                if n < values {
+                    let key = StateKey { object: object(), name: format!("{n:05}").into() };
+                    txn.insert::<StateValues>(key, StateValue { bytes: value(n) });
+                }
+            }
+            txn.put::<StateNames>(object(), (0..values).map(|n| format!("{n:05}").into()).collect());
+            txn.commit(Lsn(lsn));
+            if lsn == 1 {
+                let running = store.freeze().unwrap();
+                store.checkpointed(running.run().unwrap());
+            }
+        };
+        write(0..in_engine, 1);
+        write(in_engine..entries.max(values), 2);
+        store
+    }
+
+    fn replay(entries: u32, bytes_max: usize) -> Replay {
+        Replay::new(ID, entries, Some((object(), bytes_max)))
+    }
+
+    fn check(replay: &Replay, entries: u32, values: u32) {
+        assert!(replay.entries.iter().cloned().eq((0..entries).map(|n| Entry::Command { ty: 1, raw: value(n) })));
+        assert!(replay.state.entries.iter().cloned().eq((0..values).map(|n| (format!("{n:05}").into(), value(n)))));
+    }
+
+    #[test]
+    fn a_worker_reads_what_lies_in_memory_at_once() {
+        let store = store(200, 100, 0);
+        let mut replay = replay(200, usize::MAX);
+        assert!(replay.step(&store.read(), ON_WORKER).unwrap());
+        check(&replay, 200, 100);
+        assert!(replay.state.complete);
+    }
+
+    #[test]
+    fn a_worker_asks_the_engine_for_little_and_leaves_the_rest_to_a_view() {
+        let mut store = store(40, 1_500, 30);
+        let mut replay = replay(40, usize::MAX);
+        assert!(!replay.step(&store.read(), ON_WORKER).unwrap());
+        assert_eq!(replay.entries.len(), 4);
+        let view = store.publish().unwrap();
+        // What is written from now on is of another instant.
+        let mut txn = store.begin();
+        txn.delete::<StateNames>(&object());
+        txn.delete::<Journal>(&JournalKey { id: ID, index: 39 });
+        txn.commit(Lsn(3));
+        let steps = (1..).find(|_| replay.step(&view.read(), ON_VIEW).unwrap()).unwrap();
+        assert!(steps > 1, "it is bounded");
+        check(&replay, 40, 1_500);
+    }
+
+    #[test]
+    fn steps_of_any_length_read_the_same() {
+        for in_engine in [0, 3, 20, 60] {
+            let store = store(50, 60, in_engine);
+            for (rows, engine_reads, engine_bytes) in [(1, 1, 1), (7, 2, 1), (3, 9, 5_000), (100, 100, 1), (100, 100, 1 << 20)] {
+                let mut replay = replay(50, usize::MAX);
+                while !replay.step(&store.read(), Pace { rows, engine_reads, engine_bytes }).unwrap() {}
+                check(&replay, 50, 60);
+                assert!(replay.state.complete);
+            }
+        }
+    }
+
+    #[test]
+    fn state_that_does_not_fit_is_sent_in_part_and_a_service_has_none() {
+        let store = store(1, 10, 5);
+        let mut replay = replay(1, 4 * 1_005);
+        assert!(replay.step(&store.read(), ON_VIEW).unwrap());
+        check(&replay, 1, 4);
+        assert!(!replay.state.complete);
+        let mut stateless = Replay::new(ID, 1, None);
+        assert!(stateless.step(&store.read(), ON_WORKER).unwrap());
+        check(&stateless, 1, 0);
+    }
+
+    #[test]
+    fn a_journal_with_a_gap_is_unreadable() {
+        let error = replay(3, 0).step(&store(2, 0, 0).read(), ON_WORKER).unwrap_err();
+        assert!(error.to_string().contains("a journal with gaps"), "{error}");
+    }
+}
