@@ -254,6 +254,8 @@ impl World {
     fn start_life(&self, life: u64, seed: u64, engine: &MemEngine, config: Config, slow: (&'static str, u64)) {
         let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5, slow);
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
+        // Of the life before only: this one has written by the time it is up, whatever becomes of it.
+        let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed);
         let dead = self.disk.clone();
         let seams = Seams {
             engine: Arc::new(engine.clone()),
@@ -268,7 +270,7 @@ impl World {
             life,
             Box::pin(async move {
                 match Node::start(&config, env, place, seams).await {
-                    Ok(node) => world.live(life, &config, node).await,
+                    Ok(node) => world.live(life, &config, node, follows_stop).await,
                     // A machine that died on the way says so with errors of its disk.
                     Err(_) if world.disk.is_dead() => {}
                     Err(error) => world.finding(format!("start of life {life}: {error}")),
@@ -288,9 +290,8 @@ impl World {
     }
 
     /// What goes on around a node that is up.
-    async fn live(self, life: u64, config: &Config, node: Node) {
-        let has_stopped = self.door.has_stopped.swap(false, Ordering::Relaxed);
-        if has_stopped && node.recovered.records > 0 {
+    async fn live(self, life: u64, config: &Config, node: Node, follows_stop: bool) {
+        if follows_stop && node.recovered.records > 0 {
             self.finding(format!("{} records to apply after a clean stop", node.recovered.records));
         }
         if node.partitions.catalog().load().deployments.is_empty() {
@@ -327,7 +328,8 @@ impl World {
         })
         .await;
         node.stop().await;
-        self.door.has_stopped.store(true, Ordering::Relaxed);
+        // A log that fails ends the process (rule L4), here once this poll is over.
+        self.door.has_stopped.store(!self.disk.is_dead(), Ordering::Relaxed);
     }
 
     fn check(&self) -> Result<(), String> {
