@@ -1,13 +1,17 @@
 //! Checkpoints, one at a time, on a thread of their own (rule C1).
 //!
-//! Owns: the queue between workers and the thread that writes. Does not own: what is written (`storage`), or when (`housekeeping`).
+//! Owns: the queue between workers and the thread that writes; patience while the disk is full, during which the gate is shut.
+//! Does not own: what is written (`storage`), or when (`housekeeping`).
 
+use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use surefoot_env::{Step, Steps, Wake};
 use surefoot_model::PartitionId;
-use surefoot_storage::Checkpoint;
+use surefoot_storage::{Checkpoint, is_disk_full};
 
 /// The sending half; cheap to clone. At most one job per partition is in the queue.
 #[derive(Clone)]
@@ -33,15 +37,43 @@ impl Checkpoints {
     }
 }
 
+/// How long to wait before a checkpoint that found no room is tried again: at first, and at most.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
 /// The receiving half: one disk operation per step.
 pub(crate) struct Checkpointer {
     checkpoints: Checkpoints,
+    gate: Arc<Gate>,
     current: Option<Job>,
+    /// The delay before the next try, while the disk is full.
+    retry: Option<Duration>,
+    /// It was said what is wrong with the engine.
+    has_told: bool,
 }
 
 impl Checkpointer {
-    pub(crate) fn new(checkpoints: Checkpoints) -> Self {
-        Self { checkpoints, current: None }
+    pub(crate) fn new(checkpoints: Checkpoints, gate: Arc<Gate>) -> Self {
+        Self { checkpoints, gate, current: None, retry: None, has_told: false }
+    }
+
+    /// The job keeps what it has encoded, and the partition its frozen layers: nothing is lost, and nothing is trimmed.
+    fn try_later(&mut self, job: Job, error: &io::Error) -> Step {
+        let delay = self.retry.map_or(RETRY_FIRST, |delay| (delay * 2).min(RETRY_MAX));
+        let (partition, retry_in_ms) = (job.partition, delay.as_millis() as u64);
+        tracing::warn!(%partition, %error, retry_in_ms, "no room on the disk for a checkpoint; calls and Kafka wait until there is");
+        self.gate.set_checkpoint(job.checkpoint.batch_bytes() as u64, true);
+        (self.current, self.retry) = (Some(job), Some(delay));
+        Step::IdleFor(delay)
+    }
+
+    fn tell_trouble(&mut self, checkpoint: &Checkpoint) {
+        if !self.has_told
+            && let Some(trouble) = checkpoint.engine_trouble()
+        {
+            tracing::error!("{trouble}");
+            self.has_told = true;
+        }
     }
 }
 
@@ -50,14 +82,62 @@ impl Steps for Checkpointer {
         let next = || self.checkpoints.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(mut job) = self.current.take().or_else(next) else { return Step::Idle };
         let result = match job.checkpoint.step() {
+            Err(error) if is_disk_full(&error) => return self.try_later(job, &error),
             Ok(None) => {
+                self.gate.set_checkpoint(job.checkpoint.batch_bytes() as u64, self.retry.is_some());
                 self.current = Some(job);
                 return Step::Worked;
             }
             Ok(Some(done)) => Ok(done),
             Err(error) => Err(error.to_string()),
         };
+        if self.retry.take().is_some() {
+            tracing::info!(partition = %job.partition, "checkpoints find room on the disk again");
+        }
+        self.gate.set_checkpoint(0, false);
+        self.tell_trouble(&job.checkpoint);
         job.reply.push(Input::Checkpointed { partition: job.partition, result });
         Step::Worked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+    use surefoot_machine::{Inbound, State};
+    use surefoot_model::Lsn;
+    use surefoot_storage::{MemEngine, Store};
+
+    #[test]
+    fn a_full_disk_shuts_the_gate_and_stops_no_partition() {
+        let engine = MemEngine::new();
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Arc::new(Gate::new(vec![mailbox.clone()], 1 << 20));
+        let checkpoints = Checkpoints::new(Wake::new());
+        let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate.clone());
+        let is_open = || pin!(gate.wait()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let mut store = Store::open(Arc::new(engine.clone()), PartitionId(0)).unwrap();
+        let mut txn = store.begin();
+        txn.insert::<Inbound>(PartitionId(1), 1);
+        txn.commit(Lsn(1));
+        checkpoints.push(PartitionId(0), store.freeze().unwrap(), mailbox.clone());
+
+        engine.set_full(true);
+        assert_eq!((checkpointer.step(), is_open()), (Step::Worked, true));
+        for delay_s in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!((checkpointer.step(), is_open()), (Step::IdleFor(Duration::from_secs(delay_s)), false));
+        }
+        engine.set_full(false);
+        assert_eq!((checkpointer.step(), is_open()), (Step::Worked, false));
+        assert_eq!((checkpointer.step(), is_open()), (Step::Worked, true));
+        assert_eq!(checkpointer.step(), Step::Idle);
+        let mut inputs = VecDeque::new();
+        mailbox.take(&mut inputs);
+        let Some(Input::Checkpointed { result: Ok(done), .. }) = inputs.pop_front() else { panic!("no checkpoint") };
+        store.checkpointed(done);
+        assert_eq!(store.checkpointed_lsn(), Lsn(1));
     }
 }

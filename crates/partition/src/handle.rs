@@ -54,7 +54,7 @@ pub(crate) struct Shared {
     /// Workers with an attempt that found no slot free.
     pub(crate) wants_slot: Vec<AtomicBool>,
     pub(crate) edge: Arc<Semaphore>,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
     /// The node stops: nothing is appended any more.
     pub(crate) is_stopping: AtomicBool,

@@ -169,14 +169,14 @@ impl Recovering {
             edge: edge_permits(),
             catalog_edit: Arc::default(),
             is_stopping: AtomicBool::new(false),
-            gate: Gate::new(boxes.clone(), settings.memory_bytes_max),
+            gate: Arc::new(Gate::new(boxes.clone(), settings.memory_bytes_max)),
             env: env.clone(),
         });
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
 
         let checkpoint_wake = Wake::new();
         let checkpoints = Checkpoints::new(checkpoint_wake.clone());
-        env.tasks.drive("checkpointer", checkpoint_wake, Box::new(Checkpointer::new(checkpoints.clone())));
+        env.tasks.drive("checkpointer", checkpoint_wake, Box::new(Checkpointer::new(checkpoints.clone(), shared.gate.clone())));
 
         let mut owned: Vec<Vec<Option<Box<Partition>>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut led = Vec::new();

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// The layout that this build reads and writes.
 const FORMAT_VERSION: u32 = 1;
 
+/// What an empty directory may hold: what a start that was cut short left, and what a new file system has at its root.
+const NOT_FOREIGN: [&str; 3] = ["LOCK", "FORMAT.new", "lost+found"];
+
 /// An open data directory; the lock goes with the value.
 #[derive(Debug)]
 pub struct DataDir {
@@ -51,7 +54,8 @@ impl DataDir {
     /// Opens `path`, or makes it with this many partitions. `node_id` is used for a new one only.
     pub fn open(path: &Path, partitions: u16, node_id: u64) -> Result<Self, Error> {
         let at = |source| Error::Io { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(at)?;
+        create(path).map_err(at)?;
+        let had_lock = path.join("LOCK").exists();
         let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -68,8 +72,12 @@ impl DataDir {
                 let is_foreign = fs::read_dir(path)
                     .map_err(at)?
                     .filter_map(Result::ok)
-                    .any(|entry| !["LOCK", "FORMAT.new"].contains(&entry.file_name().to_string_lossy().as_ref()));
+                    .any(|entry| !NOT_FOREIGN.contains(&entry.file_name().to_string_lossy().as_ref()));
                 if is_foreign {
+                    if !had_lock {
+                        // Not ours to leave anything in. If it stays, it is empty and says what it is.
+                        let _ = fs::remove_file(path.join("LOCK"));
+                    }
                     return Err(Error::Foreign(path.to_owned()));
                 }
                 write(path, &format, node_id, partitions).map_err(at)?;
@@ -98,6 +106,17 @@ fn parse(path: &Path, text: &str) -> Result<(u64, u16), Error> {
     let node_id = field("node").and_then(|v| u64::from_str_radix(v, 16).ok()).ok_or_else(|| damaged("no node id"))?;
     let partitions = field("partitions").and_then(|v| v.parse().ok()).filter(|n| (1..u16::MAX).contains(n));
     Ok((node_id, partitions.ok_or_else(|| damaged("no number of partitions"))?))
+}
+
+/// Makes a directory and those above it, each name durable, so that a power failure cannot take it with all that is in it.
+fn create(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    fs::create_dir_all(path)?;
+    for dir in missing {
+        let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(above)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// All of it or nothing: written aside, synced, renamed, and the name synced.
@@ -154,6 +173,22 @@ mod tests {
         let foreign = dir();
         fs::write(foreign.path().join("photo.jpg"), "x").unwrap();
         assert!(matches!(DataDir::open(foreign.path(), 16, 7), Err(Error::Foreign(_))));
+        assert_eq!(fs::read_dir(foreign.path()).unwrap().count(), 1, "nothing is left in it");
+    }
+
+    #[test]
+    fn a_new_file_system_is_an_empty_directory() {
+        let volume = dir();
+        fs::create_dir(volume.path().join("lost+found")).unwrap();
+        assert!(DataDir::open(volume.path(), 16, 7).unwrap().is_new);
+    }
+
+    #[test]
+    fn directories_above_are_made_too() {
+        let above = dir();
+        let path = above.path().join("a/b/data");
+        assert!(DataDir::open(&path, 16, 7).unwrap().is_new);
+        assert!(!DataDir::open(&path, 16, 7).unwrap().is_new);
     }
 
     #[test]

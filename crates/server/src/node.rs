@@ -156,7 +156,7 @@ fn partition_settings(config: &Config, mutants: Mutants) -> surefoot_partition::
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
-        memory_bytes_max: config.memory_bytes,
+        memory_bytes_max: config.memory_bytes - config.memory_bytes / ENGINE_CACHE_SHARE,
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,
         workers: WORKERS,
@@ -177,6 +177,8 @@ fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant)
 
 /// Bytes that attempts may have reported before they are durable.
 const REPORT_BYTES_MAX: usize = 64 << 20;
+/// Share of the memory setting that the engine takes for cached blocks.
+pub(crate) const ENGINE_CACHE_SHARE: u64 = 8;
 /// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
 const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.

@@ -7,7 +7,7 @@
 
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
-use crate::node::{self, Mutants, Node, Place, Recovered, Seams};
+use crate::node::{self, ENGINE_CACHE_SHARE, Mutants, Node, Place, Recovered, Seams};
 use crate::sources::KafkaSources;
 use std::io;
 use std::net::SocketAddr;
@@ -23,8 +23,6 @@ use tokio::net::TcpListener;
 
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
-/// Shares of the memory setting that the engine takes for cached blocks, and for what it has not written out.
-const ENGINE_CACHE_SHARE: u64 = 8;
 
 /// A running node with open ports.
 pub struct Serving {

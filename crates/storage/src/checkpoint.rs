@@ -34,6 +34,11 @@ enum Next {
     Flush,
 }
 
+/// Whether an error of [`Checkpoint::step`] may go away by itself, or by the hand of an operator.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A checkpoint that is durable, for [`crate::Store::checkpointed`].
 pub struct Checkpointed {
     pub(crate) partition: PartitionId,
@@ -65,8 +70,22 @@ impl Checkpoint {
         self.applied
     }
 
-    /// Does one piece of the work: encodes, commits, or flushes. `Some` ends it. **Errors**: the engine failed, or a key exceeds
-    /// [`keys::KEY_BYTES_MAX`]; the partition stops and keeps its log (rule C5).
+    /// Bytes of what is encoded and not yet committed.
+    pub fn batch_bytes(&self) -> usize {
+        match &self.next {
+            Next::Commit(batches) => batches.iter().map(Batch::bytes).sum(),
+            Next::Encode | Next::Flush => 0,
+        }
+    }
+
+    /// What is wrong with the engine although it goes on for now ([`Engine::trouble`]).
+    pub fn engine_trouble(&self) -> Option<String> {
+        self.engine.trouble()
+    }
+
+    /// Does one piece of the work: encodes, commits, or flushes. `Some` ends it. **Errors**: the disk is full ([`is_disk_full`]):
+    /// nothing has changed, and the same piece may be tried again; else the engine failed, or a key exceeds
+    /// [`keys::KEY_BYTES_MAX`]: the partition stops and keeps its log (rule C5).
     pub fn step(&mut self) -> io::Result<Option<Checkpointed>> {
         match &mut self.next {
             Next::Encode => {
@@ -76,7 +95,8 @@ impl Checkpoint {
                 self.next = Next::Commit(batches);
             }
             Next::Commit(batches) => {
-                self.engine.commit(&batches.pop().expect("none is left only with the last step"))?;
+                self.engine.commit(batches.last().expect("none is left only with the last step"))?;
+                batches.pop();
                 if batches.is_empty() {
                     self.next = Next::Flush;
                 }

@@ -14,7 +14,7 @@ mod store;
 mod view;
 mod weight;
 
-pub use checkpoint::{Checkpoint, Checkpointed};
+pub use checkpoint::{Checkpoint, Checkpointed, is_disk_full};
 #[cfg(feature = "fjall")]
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;

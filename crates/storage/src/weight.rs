@@ -4,7 +4,10 @@
 //! layer. Does not own: the bytes of values at rest.
 
 use surefoot_machine::{CatalogRow, ExpiryRow, MetaRow, ObjectRow, OutboxRow, SourceRow, StateValue, TimerRow};
-use surefoot_model::{Attempt, Entry, Invocation, InvocationId, Message, Outcome, ParkedRecord, Stage, Text};
+use surefoot_model::{
+    Active, Attempt, Entry, Invocation, InvocationId, Message, NotificationId, Outcome, ParkedRecord, Progress, Stage, Target,
+    Text,
+};
 
 /// Bytes that a value holds outside itself, roughly.
 pub(crate) trait Weight {
@@ -31,14 +34,40 @@ impl Weight for Invocation {
     fn heap_bytes(&self) -> usize {
         let stage = match &self.stage {
             Stage::Scheduled | Stage::Queued(_) => 0,
-            Stage::Active(active) => {
-                size_of_val(&**active) + size_of_val(active.open.as_slice()) + active.output.as_ref().map_or(0, outcome)
-            }
+            Stage::Active(stage) => active(stage),
             Stage::Completed { outcome: ended, .. } => outcome(ended),
         };
-        // Service and handler are mostly shared with the catalog, the key is not.
-        2 * ALLOCATION_BYTES + self.target.key.len() + size_of_val(self.waiters.as_slice()) + stage
+        let idempotency_key = self.idempotency_key.as_ref().map_or(0, |key| ALLOCATION_BYTES + key.len());
+        target(&self.target) + idempotency_key + list(&self.waiters) + stage
     }
+}
+
+fn active(active: &Active) -> usize {
+    let awaiting = match &active.progress {
+        Progress::Suspended { awaiting } => list(awaiting) + awaiting.iter().map(named).sum::<usize>(),
+        Progress::Running | Progress::BackingOff { .. } | Progress::Paused => 0,
+    };
+    let error = active.last_error.as_ref().map_or(0, |error| {
+        let command = error.command.as_ref().map_or(0, |(_, _, name)| name.len());
+        2 * ALLOCATION_BYTES + error.message.len() + error.stacktrace.as_ref().map_or(0, String::len) + command
+    });
+    size_of_val(active) + list(&active.open) + active.output.as_ref().map_or(0, outcome) + awaiting + error
+}
+
+fn named(id: &NotificationId) -> usize {
+    match id {
+        NotificationId::NamedSignal(name) => ALLOCATION_BYTES + name.len(),
+        NotificationId::Completion(_) | NotificationId::Signal(_) => 0,
+    }
+}
+
+/// Names that a record brought are its own; only a catalog's are shared.
+fn target(target: &Target) -> usize {
+    3 * ALLOCATION_BYTES + target.service.len() + target.handler.len() + target.key.len()
+}
+
+fn list<T>(list: &[T]) -> usize {
+    if list.is_empty() { 0 } else { ALLOCATION_BYTES + size_of_val(list) }
 }
 
 impl Weight for Entry {
@@ -62,7 +91,14 @@ impl Weight for Vec<Text> {
 impl Weight for Message {
     fn heap_bytes(&self) -> usize {
         match self {
-            Self::Submit(submission) => size_of_val(&**submission) + 3 * ALLOCATION_BYTES + submission.input.len(),
+            Self::Submit(submission) => {
+                let idempotency_key = submission.idempotency_key.as_ref().map_or(0, |key| key.len());
+                size_of_val(&**submission)
+                    + target(&submission.target)
+                    + ALLOCATION_BYTES
+                    + submission.input.len()
+                    + idempotency_key
+            }
             Self::Result(result) => size_of_val(&**result) + outcome(&result.outcome),
             Self::Kill { .. } => 0,
         }
@@ -95,4 +131,63 @@ fn outcome(outcome: &Outcome) -> usize {
             Outcome::Success(value) => value.len(),
             Outcome::Failure(failure) => failure.message.len() + failure.stacktrace.as_ref().map_or(0, String::len),
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use surefoot_model::{AttemptError, Epoch, Incarnation, Origin, Retention, TargetKind, Timestamp};
+
+    fn invocation(active: Active) -> Invocation {
+        Invocation {
+            incarnation: Incarnation(1),
+            target: Target::new(TargetKind::ObjectExclusive, "Cart", "a", "add"),
+            idempotency_key: None,
+            origin: Origin::Ingress,
+            created_at: Timestamp(1),
+            modified_at: Timestamp(1),
+            execute_at: None,
+            retention: Retention::default(),
+            random_seed: 1,
+            waiters: Vec::new(),
+            stage: Stage::Active(Box::new(active)),
+        }
+    }
+
+    fn active() -> Active {
+        Active {
+            progress: Progress::Running,
+            attempt: Attempt(1),
+            journal_len: 1,
+            commands: 1,
+            pin: None,
+            open: Vec::new(),
+            output: None,
+            attempts_counted: 0,
+            retries_since_entry: 0,
+            last_entry_at: Timestamp(1),
+            last_error: None,
+            attempts_started: 1,
+            journal_bytes: 0,
+            counted_in: Epoch(1),
+        }
+    }
+
+    /// What users can make long is weighed, wherever in the row it lies.
+    #[test]
+    fn an_invocation_weighs_what_it_holds() {
+        let light = invocation(active()).heap_bytes();
+        assert!(light > size_of::<Active>());
+        let long = || "x".repeat(10_000);
+        let error =
+            |message: String, stacktrace| AttemptError { code: 500, message, at: Timestamp(1), stacktrace, command: None };
+        let errors = [error(long(), None), error(String::new(), Some(long()))];
+        let progress = Progress::Suspended { awaiting: vec![NotificationId::NamedSignal(long().into())] };
+        let waits = Progress::Suspended { awaiting: vec![NotificationId::Signal(1); 1_000] };
+        let heavy = errors.map(|error| Active { last_error: Some(error), ..active() });
+        let heavy = heavy.into_iter().chain([progress, waits].map(|progress| Active { progress, ..active() }));
+        for heavy in heavy.map(invocation).chain([Invocation { idempotency_key: Some(long().into()), ..invocation(active()) }]) {
+            assert!(heavy.heap_bytes() > light + 9_000, "{}", heavy.heap_bytes());
+        }
+    }
 }

@@ -74,6 +74,53 @@ fn a_second_opener_of_fjall_is_told_that_it_is_busy() {
     assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
 }
 
+/// A table file that cannot be read ends the engine's compaction for good, and nothing else.
+#[cfg(feature = "fjall")]
+#[test]
+fn compaction_that_has_failed_is_told() {
+    use surefoot_storage::{FjallEngine, FjallOptions};
+
+    let dir = tempfile::tempdir().unwrap();
+    let engine = FjallEngine::open(dir.path(), FjallOptions { cache_bytes: 0 }).unwrap();
+    let commit = |n: u32| {
+        let key = |i: u32| [b"k".as_slice(), &i.to_be_bytes()].concat();
+        let value = n.to_be_bytes().repeat(100);
+        let all: Vec<(Vec<u8>, Vec<u8>)> = (0..200).map(|i| (key(i), value.clone())).collect();
+        let all: Vec<(&[u8], Option<&[u8]>)> = all.iter().map(|(k, v)| (k.as_slice(), Some(v.as_slice()))).collect();
+        engine.commit(&batch(&all)).unwrap();
+    };
+    commit(0);
+    assert_eq!(engine.trouble(), None);
+    damage_tables(dir.path());
+    // It has a thread of its own, and comes to it at some time.
+    for n in 1..200 {
+        commit(n);
+        if let Some(trouble) = engine.trouble() {
+            assert!(trouble.contains("compaction of the tables has failed"), "{trouble}");
+            return;
+        }
+    }
+    panic!("nothing was told");
+}
+
+/// Flips bytes in the middle of every table file.
+#[cfg(feature = "fjall")]
+#[allow(clippy::disallowed_methods, reason = "the engine's files are the operating system's")]
+fn damage_tables(dir: &std::path::Path) {
+    use std::os::unix::fs::FileExt;
+
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            damage_tables(&path);
+        } else if path.parent().unwrap().ends_with("tables") {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            let bytes = file.metadata().unwrap().len();
+            file.write_at(&vec![0xA5; bytes as usize / 4], bytes / 8).unwrap();
+        }
+    }
+}
+
 /// Where the writer that is to be killed finds its directory.
 #[cfg(feature = "fjall")]
 const WRITER_DIR: &str = "STORAGE_TEST_WRITER_DIR";

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, State, Table};
 use surefoot_model::{Attempt, Lsn, PartitionId, StreamId, SubscriptionId};
-use surefoot_storage::{Batch, Checkpoint, Checkpointed, Engine, MemEngine, RawEntry, Reader, Store, Txn, View, keys};
+use surefoot_storage::{
+    Batch, Checkpoint, Checkpointed, Engine, MemEngine, RawEntry, Reader, Store, Txn, View, is_disk_full, keys,
+};
 
 const PARTITION: PartitionId = PartitionId(0);
 const KEY: PartitionId = PartitionId(5);
@@ -275,6 +277,28 @@ fn a_key_that_no_engine_takes_stops_the_checkpoint() {
     txn.commit(Lsn(2));
     let Err(error) = store.freeze().unwrap().run() else { panic!("stored") };
     assert_eq!(error.to_string(), "a key of 65536 bytes; at most 65535 can be stored");
+}
+
+#[test]
+fn a_checkpoint_that_found_no_room_goes_on_once_there_is() {
+    let engine = MemEngine::new();
+    let mut store = open(&engine);
+    record(&mut store, |s| s.insert(1));
+    let mut running = store.freeze().unwrap();
+    engine.set_full(true);
+    assert!(running.step().unwrap().is_none());
+    let encoded = running.batch_bytes();
+    for _ in 0..3 {
+        let error = running.step().err().expect("the disk is full");
+        assert!(is_disk_full(&error) && running.batch_bytes() == encoded && encoded > 0);
+    }
+    record(&mut store, |s| s.put(2));
+    engine.set_full(false);
+    let done = running.run().unwrap();
+    assert_eq!((done.operations, done.bytes), (2, encoded));
+    store.checkpointed(done);
+    assert_eq!((store.checkpointed_lsn(), value(&store)), (Lsn(1), Some(2)));
+    assert_eq!(value(&open(&engine.restart())), Some(1));
 }
 
 #[test]

@@ -13,7 +13,7 @@
 )]
 
 use super::{Batch, Engine, RawEntry, View, take_within};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,6 +39,10 @@ const COMPACTION_THREADS: usize = 1;
 /// Table files that nobody has compacted yet, from which on a commit waits.
 const WAITING_TABLES_MAX: usize = 24;
 
+/// Table files that nobody has compacted, from which on a commit fails: compaction does not come along, and each read looks at
+/// all of them.
+const WAITING_TABLES_FATAL: usize = 10 * WAITING_TABLES_MAX;
+
 /// How often, and how many times, a commit looks whether compaction caught up. Bounded, as each commit causes a compaction.
 const WAIT_STEP: Duration = Duration::from_millis(20);
 const WAIT_STEPS_MAX: u32 = 100;
@@ -61,13 +65,27 @@ impl FjallEngine {
         Ok(Self { database, keyspace })
     }
 
-    fn wait_for_compaction(&self) {
+    fn wait_for_compaction(&self) -> io::Result<()> {
         for _ in 0..WAIT_STEPS_MAX {
-            if self.keyspace.l0_table_count() < WAITING_TABLES_MAX {
-                return;
+            if self.keyspace.l0_table_count() < WAITING_TABLES_MAX || self.is_poisoned() {
+                break;
             }
             thread::sleep(WAIT_STEP);
         }
+        let waiting = self.keyspace.l0_table_count();
+        if waiting < WAITING_TABLES_FATAL {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!(
+                "{waiting} table files wait for compaction, which does not come along; restart the server"
+            )))
+        }
+    }
+
+    /// An error ends fjall's only compaction thread. fjall notes it, but ingestion goes on without looking, and reads get slower with
+    /// each table file. Its note can be read by asking its journal, which is empty, to be handed to the system.
+    fn is_poisoned(&self) -> bool {
+        matches!(self.database.persist(PersistMode::Buffer), Err(fjall::Error::Poisoned))
     }
 }
 
@@ -77,7 +95,7 @@ impl Engine for FjallEngine {
     }
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
-        self.wait_for_compaction();
+        self.wait_for_compaction()?;
         let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
         for (key, value) in batch.iter() {
             match value {
@@ -92,6 +110,14 @@ impl Engine for FjallEngine {
     fn flush(&self) -> io::Result<()> {
         // A commit is durable when it returns.
         Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.is_poisoned().then(|| {
+            "compaction of the tables has failed, and is not tried again before the server is restarted; until then they grow and \
+             get slower"
+                .to_owned()
+        })
     }
 }
 
@@ -119,7 +145,7 @@ impl View for FjallView {
 
 fn io_error(error: fjall::Error) -> io::Error {
     match error {
-        fjall::Error::Io(error) => error,
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => error,
         fjall::Error::Locked => io::Error::new(io::ErrorKind::ResourceBusy, "another process has the tables open"),
         other => io::Error::other(other),
     }

@@ -27,6 +27,7 @@ struct Shared {
     volatile: Vec<u64>,
     durable: u64,
     generation: u64,
+    is_full: bool,
     /// How many views there are of each commit.
     views: BTreeMap<u64, usize>,
     /// Keys with a version that nobody can see once all views and the durable point are at this commit or later.
@@ -60,6 +61,11 @@ impl MemEngine {
     /// are dead.
     pub fn restart(&self) -> Self {
         self.reconnect(self.lock())
+    }
+
+    /// Commits fail for want of room, or do not any more.
+    pub fn set_full(&self, is_full: bool) {
+        self.lock().is_full = is_full;
     }
 
     /// Commits that a power loss now might take back.
@@ -102,6 +108,9 @@ impl Engine for MemEngine {
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
         let mut shared = self.live()?;
+        if shared.is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         shared.commit += 1;
         let commit = shared.commit;
         for (key, value) in batch.iter() {

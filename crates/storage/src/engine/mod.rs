@@ -17,11 +17,17 @@ pub trait Engine: Send + Sync {
 
     /// Applies a batch: all of it or nothing, in views as well as after a crash. Not durable until [`Engine::flush`]; after a
     /// power failure what is left is the result of the first n commits, for some n no less than what was flushed.
-    /// **Errors**: the engine takes no more writes; open it anew.
+    /// **Errors**: `StorageFull` or `QuotaExceeded`: nothing was applied, and it may be tried again; else the engine takes no more
+    /// writes: open it anew.
     fn commit(&self, batch: &Batch) -> io::Result<()>;
 
     /// Makes everything committed before this call durable. **Errors**: as for [`Engine::commit`].
     fn flush(&self) -> io::Result<()>;
+
+    /// What is wrong with the engine although it goes on for now: a person must look.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One state of an engine. Held views hold back the clearing away of what was overwritten since: renew or drop them.
