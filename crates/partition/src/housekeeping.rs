@@ -30,9 +30,8 @@ pub(crate) struct Housekeeping {
     /// Where a sweep goes on.
     cursor: Option<ExpiryKey>,
     eviction_cursor: Option<ExpiryKey>,
-    /// Bytes that removals asked for since the last look will free, and what was retained then.
+    /// Bytes that removals free which were asked for since the last look.
     evicting_bytes: u64,
-    retained_bytes: u64,
 }
 
 /// What a sweep goes by.
@@ -119,14 +118,13 @@ impl Housekeeping {
     /// Oldest first, and only what has no name of its own.
     fn evict(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
         let retained = reader.get::<Meta>(&())?.map_or(0, |meta| meta.evictable_bytes);
-        // What was asked for and is not applied yet counts as gone.
-        let freed = self.retained_bytes.saturating_sub(retained);
-        self.evicting_bytes = self.evicting_bytes.saturating_sub(freed);
-        self.retained_bytes = retained;
+        // What was asked for since the last look counts as gone, applied or not.
         let mut over = retained.saturating_sub(looks.share.saturating_add(self.evicting_bytes));
         if over == 0 {
+            // By the next look it is applied, and the counter tells anew.
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
-            if self.evicting_bytes == 0 && retained <= looks.share {
+            self.evicting_bytes = 0;
+            if retained <= looks.share {
                 // What expires later may lie before the cursor.
                 self.eviction_cursor = None;
             }
