@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_model::Text;
 use surefoot_model::catalog::{Catalog, CatalogEvent, KafkaCluster, Subscription};
+use surefoot_protocol::discovery::NAME_BYTES_MAX;
 
 /// Shown in place of a secret.
 const REDACTED: &str = "***";
@@ -126,6 +127,10 @@ fn users<'a>(catalog: &'a Catalog, cluster: &'a str) -> impl Iterator<Item = &'a
 
 /// A name stands in `kafka://<name>/<topic>`.
 fn check_name(name: &str) -> Result<(), Error> {
+    if name.len() > NAME_BYTES_MAX {
+        let reason = format!("it has {} bytes, more than the {NAME_BYTES_MAX} that a cluster's name may have", name.len());
+        return Err(Error::Field { field: "name", reason });
+    }
     let fits = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._~".contains(c));
     let reason = || format!("'{name}' is no name for a cluster: letters, digits, '-', '.', '_' and '~' only");
     if fits { Ok(()) } else { Err(Error::Field { field: "name", reason: reason() }) }
@@ -214,6 +219,8 @@ mod tests {
         for name in ["", "a/b", "a b", "é", "a:1"] {
             assert_eq!(check_name(name).unwrap_err().status(), 400, "{name}");
         }
+        // A longer one would be a key that the tables cannot take.
+        assert!(check_name(&"n".repeat(NAME_BYTES_MAX)).is_ok() && check_name(&"n".repeat(NAME_BYTES_MAX + 1)).is_err());
         assert_eq!(check_properties(&properties(&[("metadata.broker.list", "h:1")])), Ok(()));
         assert_eq!(check_properties(&properties(&[("group.id", "g")])).unwrap_err().status(), 400);
     }
