@@ -13,7 +13,6 @@ mod processes;
 mod run;
 mod screen;
 mod summary;
-mod wait;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};

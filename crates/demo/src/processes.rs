@@ -3,23 +3,20 @@
 //! Owns: starting, killing with -9, starting again, and waiting until they are up. Does not own: when.
 
 use crate::children;
-use crate::wait::eventually;
-use anyhow::{Context, Result, bail, ensure};
-use std::array;
+use anyhow::{Context, Result, bail};
 use std::fs::OpenOptions;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use surefoot_client::{Admin, Ingress};
+use surefoot_sdk_tests::places::free_port;
+use surefoot_sdk_tests::wait::eventually;
 use tokio::net::TcpStream;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// Below the range from which outgoing connections take theirs, so that a port stays free while its process is down.
-const PORTS: std::ops::Range<u16> = 10_000..32_000;
-const PORT_TRIES: usize = 1_000;
 /// How much of a log an error shows, in lines.
 const TAIL_LINES: usize = 15;
 
@@ -88,7 +85,7 @@ impl Drop for Process {
 impl Server {
     /// Starts on an empty data directory below `directory`; returns once it is healthy.
     pub(crate) async fn start(directory: &Path) -> Result<Self> {
-        let [ingress, admin] = free_ports()?.map(|port| format!("127.0.0.1:{port}"));
+        let [ingress, admin] = [free_port()?, free_port()?].map(|port| format!("127.0.0.1:{port}"));
         let arguments = children::Node::arguments(&directory.join("data"), &ingress, &admin);
         let process = Process::start("server", arguments, directory.join("server.log"))?;
         let mut server = Self { process, ingress, admin };
@@ -135,7 +132,7 @@ impl Server {
 impl Handlers {
     /// Starts them, with the social network at `social`; returns once they listen.
     pub(crate) async fn start(directory: &Path, social: &str, poll_interval: Duration) -> Result<Self> {
-        let [port] = free_ports()?;
+        let port = free_port()?;
         let arguments = children::Handlers::arguments(port, social, poll_interval);
         let mut handlers = Self { process: Process::start("handlers", arguments, directory.join("handlers.log"))?, port };
         handlers.until_they_listen().await?;
@@ -195,19 +192,4 @@ fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
-}
-
-/// Ports on loopback that nobody listens on.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    // All are held until the last is found, so that none is found twice.
-    let mut held = Vec::new();
-    for _ in 0..PORT_TRIES {
-        if held.len() == N {
-            break;
-        }
-        let port = fastrand::u16(PORTS);
-        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(|listener| (port, listener)));
-    }
-    ensure!(held.len() == N, "found no free port in {PORTS:?}");
-    Ok(array::from_fn(|n| held[n].0))
 }

@@ -10,7 +10,6 @@ use crate::ledger::Ledger;
 use crate::processes::{Handlers, Server};
 use crate::screen::Screen;
 use crate::summary::{Figures, grouped, millis};
-use crate::wait::eventually;
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::cell::Cell;
@@ -19,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{Invocation, InvocationFilter, KafkaCluster, NewDeployment, NewSubscription};
 use surefoot_client::ingress::{Call, Target};
+use surefoot_sdk_tests::wait::eventually;
 use tokio::time::{interval, sleep};
 
 const SERVICE: &str = "UserFeed";

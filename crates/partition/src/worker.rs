@@ -150,7 +150,7 @@ pub(crate) struct Partition {
     to_send: BTreeMap<PartitionId, Outgoing>,
     notify: Vec<(Lsn, oneshot::Sender<()>)>,
     /// Who wants a view.
-    viewers: Vec<oneshot::Sender<Lent>>,
+    viewers: VecDeque<oneshot::Sender<Lent>>,
     pub(crate) housekeeping: Housekeeping,
     /// The published catalog; of the catalog's partition only.
     catalog: Option<Arc<Catalog>>,
@@ -197,7 +197,7 @@ impl Partition {
             waiters: BTreeMap::new(),
             to_send: BTreeMap::new(),
             notify: Vec::new(),
-            viewers: Vec::new(),
+            viewers: VecDeque::new(),
             housekeeping,
             catalog: None,
             led: Some(led),
@@ -272,7 +272,7 @@ impl Worker {
             // `turn` follows every batch of inputs. Of one that has stopped, who asks learns it from the reply that never comes.
             Input::View { partition, reply } => {
                 if let Some(partition) = self.at(partition) {
-                    partition.viewers.push(reply);
+                    partition.viewers.push_back(reply);
                 }
             }
             Input::Unreadable { partition, error } => {
@@ -645,10 +645,10 @@ impl Worker {
         retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
     }
 
-    /// Gives a view to those who want one. When views hold all that may be held, they wait for the end of one, which wakes.
+    /// Gives a view to those who want one, in the order of asking. When views hold all that may be held, they wait for the end of one, which wakes.
     fn lend(&self, partition: &mut Partition) {
-        while let Some(reply) = partition.viewers.pop() {
-            let Some(view) = partition.store.publish() else { return partition.viewers.push(reply) };
+        while let Some(reply) = partition.viewers.pop_front() {
+            let Some(view) = partition.store.publish() else { return partition.viewers.push_front(reply) };
             // Whoever asked may have gone.
             let _ = reply.send(Lent::new(view, self.mailbox.wake()));
         }
@@ -675,11 +675,12 @@ impl Worker {
             }
             let keys = (outgoing.sent + 1..=outgoing.wanted).map(|sequence| OutboxKey { to, sequence });
             let end = OutboxKey { to, sequence: outgoing.wanted + 1 };
-            let rows = partition.store.read().known::<Outbox, _>(keys, end).collect::<Result<Vec<_>, _>>()?;
-            let arrived = |(key, message): (OutboxKey, Option<_>)| {
-                message.map(|message| Event::MessageArrived { from, sequence: key.sequence, message })
-            };
-            let events = rows.into_iter().filter_map(arrived);
+            let mut events = Vec::new();
+            for row in partition.store.read().known::<Outbox, _>(keys, end) {
+                let (OutboxKey { sequence, .. }, message) = row?;
+                let gap = || StateError { table: "outbox", message: format!("message {sequence} to partition {to} is missing") };
+                events.push(Event::MessageArrived { from, sequence, message: message.ok_or_else(gap)? });
+            }
             let (mailbox, up_to) = (self.mailbox.clone(), outgoing.wanted);
             let durable = Box::new(move |_| mailbox.push(Input::OutboxDurable { from, to, up_to }));
             shared.append(to, events, Some(durable));

@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sim",
         &["server", "model", "env", "machine", "protocol", "log", "storage", "invoker", "partition", "ingress", "kafka", "admin"],
     ),
-    ("demo", &["server", "client", "examples/rust"]),
+    ("demo", &["server", "client", "examples/rust", "sdk-tests"]),
     ("bench", &["client", "sdk-tests"]),
     ("sdk-tests", &["client"]),
     ("examples/rust", &[]),
