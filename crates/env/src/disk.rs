@@ -21,6 +21,30 @@ pub trait Disk: Send + Sync {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The room of the file system that holds `dir`.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+}
+
+/// Room of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write.
+    pub free: u64,
+    /// All that there is, taken or not.
+    pub total: u64,
+}
+
+/// Whether an error says that the system had no room or no descriptor left. What failed has not been done, and may be tried again
+/// once there is some. An error of a sync is never to be asked: after one nothing about the file can be trusted (rule L4).
+pub fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded) || is_out_of_descriptors(error)
+}
+
+/// Whether an error says that the process or the system has no descriptor left.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let code = |errno: rustix::io::Errno| Some(errno.raw_os_error());
+    [code(rustix::io::Errno::MFILE), code(rustix::io::Errno::NFILE)].contains(&error.raw_os_error())
 }
 
 pub trait File: Send {
@@ -39,6 +63,8 @@ pub trait File: Send {
     fn write_zeros(&self, offset: u64, bytes: usize) -> io::Result<()> {
         self.write_at(offset, &vec![0; bytes])
     }
+    /// Makes the file so many bytes long; what lies beyond is gone, and its room is free.
+    fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// Makes everything written before this call durable. After an error nothing about the file can be trusted (rule L4).
     fn sync_data(&self) -> io::Result<()>;
 }
@@ -77,6 +103,12 @@ impl Disk for OsDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         fs::File::open(dir)?.sync_all()
     }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(dir)?;
+        // Not `f_bfree`: a part of that is for the superuser alone.
+        Ok(Space { free: found.f_bavail * found.f_frsize, total: found.f_blocks * found.f_frsize })
+    }
 }
 
 struct OsFile(fs::File);
@@ -109,7 +141,36 @@ impl File for OsFile {
         Ok(())
     }
 
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_is_told_from_what_is_broken() {
+        let errno = |code: rustix::io::Errno| io::Error::from_raw_os_error(code.raw_os_error());
+        use rustix::io::Errno;
+        for short in [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE] {
+            assert!(is_shortage(&errno(short)), "{short:?}");
+        }
+        for broken in [Errno::IO, Errno::ROFS, Errno::ACCESS] {
+            assert!(!is_shortage(&errno(broken)), "{broken:?}");
+        }
+        assert!(is_out_of_descriptors(&errno(Errno::MFILE)) && !is_out_of_descriptors(&errno(Errno::NOSPC)));
+    }
+
+    #[test]
+    fn the_file_system_tells_its_room() {
+        let Space { free, total } = OsDisk.space(Path::new(".")).unwrap();
+        assert!(total > 0 && free <= total);
+        assert!(OsDisk.space(Path::new("/no/such/directory")).is_err());
     }
 }

@@ -4,8 +4,10 @@
 //! The model: an unsynced write survives per 512-byte sector, a sector holding all that had been written to it up to one of its
 //! writes; an unsynced change of a name survives or not; nothing that was synced is ever lost. A sync that fails takes what it was
 //! to make durable for clean, as kernels do: readers still see it, a later sync has nothing to do, and a power loss takes it.
+//! A disk may have a capacity, in bytes of its files, and a process a number of descriptors: then what needs more fails as the
+//! system's calls do. A write that finds no room leaves as much of it as there was room for; what overwrites needs none.
 
-use crate::{Disk, File};
+use crate::{Disk, File, Space};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,14 @@ struct World {
     written: u64,
     crash_at: u64,
     fail_at: u64,
+    syncs: u64,
+    fail_sync_at: u64,
+    /// Bytes that all files may have together.
+    capacity: u64,
+    /// Files that may be open at a time.
+    descriptors_max: u64,
+    /// Of this life.
+    descriptors: u64,
     dead: bool,
     /// Which run of the node; files opened in an earlier one are dead.
     life: u64,
@@ -129,6 +139,11 @@ impl SimDisk {
             written: 0,
             crash_at: u64::MAX,
             fail_at: u64::MAX,
+            syncs: 0,
+            fail_sync_at: u64::MAX,
+            capacity: u64::MAX,
+            descriptors_max: u64::MAX,
+            descriptors: 0,
             dead: false,
             life: 0,
         })))
@@ -153,6 +168,32 @@ impl SimDisk {
     /// Operation number `operation` of this life fails and does nothing, the ones after it work.
     pub fn fail_at(&self, operation: u64) {
         self.world().fail_at = operation;
+    }
+
+    /// Syncs of files and directories since the last restart.
+    pub fn syncs(&self) -> u64 {
+        self.world().syncs
+    }
+
+    /// Sync number `sync` (the first is 1) of this life fails: what it was to make durable is lost with the next power failure,
+    /// though later syncs succeed. `u64::MAX` is never.
+    pub fn fail_sync_at(&self, sync: u64) {
+        self.world().fail_sync_at = sync;
+    }
+
+    /// All files together may have this many bytes; what is there stays. `u64::MAX` is no bound. Survives restarts.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.world().capacity = bytes;
+    }
+
+    /// So many files may be open at a time; those that are stay open. `u64::MAX` is no bound. Survives restarts.
+    pub fn set_descriptors(&self, max: u64) {
+        self.world().descriptors_max = max;
+    }
+
+    /// Bytes of all files that have a name.
+    pub fn bytes_used(&self) -> u64 {
+        self.world().bytes_used()
     }
 
     /// From here on every operation fails, until the next restart.
@@ -250,6 +291,11 @@ impl SimDisk {
             written: world.written,
             crash_at: world.crash_at,
             fail_at: world.fail_at,
+            syncs: world.syncs,
+            fail_sync_at: world.fail_sync_at,
+            capacity: world.capacity,
+            descriptors_max: world.descriptors_max,
+            descriptors: world.descriptors,
             dead: world.dead,
             life: world.life,
         })))
@@ -279,8 +325,29 @@ impl SimDisk {
 impl World {
     fn restart(&mut self) {
         self.life += 1;
-        (self.operations, self.dead) = (0, false);
-        (self.crash_at, self.fail_at) = (u64::MAX, u64::MAX);
+        (self.operations, self.syncs, self.descriptors, self.dead) = (0, 0, 0, false);
+        (self.crash_at, self.fail_at, self.fail_sync_at) = (u64::MAX, u64::MAX, u64::MAX);
+    }
+
+    fn bytes_used(&self) -> u64 {
+        let named = self.names.values().filter_map(|node| if let Node::File(id) = node { self.files.get(id) } else { None });
+        named.map(|contents| contents.cache.len() as u64).sum()
+    }
+
+    /// Counts a sync; an error if it is the one that fails.
+    fn sync(&mut self) -> io::Result<()> {
+        self.syncs += 1;
+        let fails = self.syncs == self.fail_sync_at;
+        died(self.operation()?)?;
+        if fails { Err(io::Error::other("the sync failed")) } else { Ok(()) }
+    }
+
+    /// Takes a descriptor, for a file or for a directory that is to be synced.
+    fn descriptor(&mut self) -> io::Result<()> {
+        if self.descriptors >= self.descriptors_max {
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()));
+        }
+        Ok(())
     }
 
     fn alive(&self) -> io::Result<()> {
@@ -369,20 +436,22 @@ impl Disk for SimDisk {
         if world.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        world.descriptor()?;
         let id = world.files_made;
         world.files_made += 1;
         world.files.insert(id, Contents::default());
         world.change(Change::Put(path.to_owned(), Node::File(id)))?;
+        world.descriptors += 1;
         Ok(Box::new(SimFile { disk: self.clone(), id, life: world.life }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let world = self.world();
+        let mut world = self.world();
         world.alive()?;
-        match world.names.get(path) {
-            Some(Node::File(id)) => Ok(Box::new(SimFile { disk: self.clone(), id: *id, life: world.life })),
-            _ => Err(io::ErrorKind::NotFound.into()),
-        }
+        let Some(Node::File(id)) = world.names.get(path).copied() else { return Err(io::ErrorKind::NotFound.into()) };
+        world.descriptor()?;
+        world.descriptors += 1;
+        Ok(Box::new(SimFile { disk: self.clone(), id, life: world.life }))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -422,7 +491,8 @@ impl Disk for SimDisk {
         let world = &mut *world;
         world.alive()?;
         world.require_dir(dir)?;
-        died(world.operation()?)?;
+        world.descriptor()?;
+        world.sync()?;
         for change in std::mem::take(&mut world.unsynced_names) {
             if parent(change.path()) == dir {
                 change.apply(&mut world.durable_names);
@@ -431,6 +501,13 @@ impl Disk for SimDisk {
             }
         }
         Ok(())
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let world = self.world();
+        world.alive()?;
+        world.require_dir(dir)?;
+        Ok(Space { free: world.capacity.saturating_sub(world.bytes_used()), total: world.capacity })
     }
 }
 
@@ -451,6 +528,15 @@ impl SimFile {
     }
 }
 
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut world = self.disk.world();
+        if world.life == self.life {
+            world.descriptors -= 1;
+        }
+    }
+}
+
 impl File for SimFile {
     fn len(&self) -> io::Result<u64> {
         self.with(|world, id| Ok(world.files[&id].cache.len() as u64))
@@ -468,11 +554,33 @@ impl File for SimFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.with(|world, id| {
             let dies = world.operation()?;
-            world.written += bytes.len() as u64;
+            let free = if world.capacity == u64::MAX { u64::MAX } else { world.capacity.saturating_sub(world.bytes_used()) };
             let contents = world.files.get_mut(&id).expect("an open file of this life has contents");
-            contents.unsynced.push((offset, bytes.to_vec()));
+            let fits = (contents.cache.len() as u64).saturating_add(free).saturating_sub(offset).min(bytes.len() as u64);
+            let written = &bytes[..fits as usize];
+            contents.unsynced.push((offset, written.to_vec()));
             if !dies {
-                put(&mut contents.cache, offset, bytes);
+                put(&mut contents.cache, offset, written);
+            }
+            world.written += fits;
+            died(dies)?;
+            if written.len() < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        })
+    }
+
+    /// Is not torn: what is left of it after a power loss is the old length or the new one, as the next sync of the file says.
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.with(|world, id| {
+            let dies = world.operation()?;
+            let contents = world.files.get_mut(&id).expect("an open file of this life has contents");
+            let bytes = bytes as usize;
+            if !dies {
+                contents.cache.truncate(bytes);
+                contents.durable.truncate(bytes);
+                for (offset, written) in &mut contents.unsynced {
+                    written.truncate(bytes.saturating_sub(*offset as usize));
+                }
+                contents.unsynced.retain(|(_, written)| !written.is_empty());
             }
             died(dies)
         })
@@ -480,7 +588,7 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|world, id| {
-            let done = world.operation().and_then(died);
+            let done = world.sync();
             let is_dead = world.dead;
             let contents = world.files.get_mut(&id).expect("an open file of this life has contents");
             if done.is_err() && !is_dead {
@@ -560,6 +668,53 @@ mod tests {
         file.sync_data().unwrap();
         rewritten.lose_power(&mut |_| false);
         assert_eq!(rewritten.bytes_of(path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_fits_and_overwrites_and_has_room_again_once_something_goes() {
+        let disk = SimDisk::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        disk.set_capacity(1000);
+        assert_eq!(file.write_at(0, &[1; 1500]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!((file.len().unwrap(), disk.bytes_used()), (1000, 1000));
+        assert_eq!(disk.space(Path::new("/")).unwrap(), Space { free: 0, total: 1000 });
+        file.write_at(0, &[2; 1000]).unwrap();
+        file.sync_data().unwrap();
+        let other = disk.create(Path::new("/b")).unwrap();
+        assert!(crate::is_shortage(&other.write_at(0, &[3]).unwrap_err()));
+        file.truncate(990).unwrap();
+        other.write_at(0, &[3; 10]).unwrap();
+        assert!(other.write_at(10, &[3]).is_err());
+        disk.remove(Path::new("/a")).unwrap();
+        other.write_at(10, &[3; 990]).unwrap();
+    }
+
+    #[test]
+    fn descriptors_run_out_and_come_back() {
+        let disk = SimDisk::new();
+        disk.set_descriptors(1);
+        let file = disk.create(Path::new("/a")).unwrap();
+        for error in [disk.create(Path::new("/b")).err(), disk.open(Path::new("/a")).err(), disk.sync_dir(Path::new("/")).err()] {
+            assert!(crate::is_out_of_descriptors(&error.unwrap()));
+        }
+        file.write_at(0, b"x").unwrap();
+        drop(file);
+        disk.sync_dir(Path::new("/")).unwrap();
+        drop(disk.open(Path::new("/a")).unwrap());
+        assert!(disk.open(Path::new("/a")).is_ok());
+    }
+
+    #[test]
+    fn the_sync_that_is_to_fail_does_and_the_next_one_has_nothing_to_do() {
+        let disk = SimDisk::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        file.write_at(0, b"x").unwrap();
+        disk.fail_sync_at(disk.syncs() + 1);
+        assert!(file.sync_data().is_err());
+        file.sync_data().unwrap();
+        disk.lose_power(&mut |_| true);
+        assert_eq!(disk.bytes_of(Path::new("/a")).unwrap(), b"");
     }
 
     #[test]

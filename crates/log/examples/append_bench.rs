@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use surefoot_env::{Disk, File, OsDisk, OsTasks};
+use surefoot_env::{Disk, File, OsDisk, OsTasks, Space};
 use surefoot_log::local::{self, Options};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_model::{Epoch, Lsn, PartitionId};
@@ -139,6 +139,10 @@ impl Disk for Counting {
     fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
         OsDisk.sync_dir(dir)
     }
+
+    fn space(&self, dir: &Path) -> std::io::Result<Space> {
+        OsDisk.space(dir)
+    }
 }
 
 impl File for CountingFile {
@@ -153,6 +157,10 @@ impl File for CountingFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         self.1[0].fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.0.write_at(offset, bytes)
+    }
+
+    fn truncate(&self, bytes: u64) -> std::io::Result<()> {
+        self.0.truncate(bytes)
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
