@@ -4,12 +4,14 @@
 //! Does not own: tables; a worker lends a view of its own, and it is read here.
 
 use crate::answers::{Answer, Requests, Stopped};
+use crate::checkpointer::Checkpoints;
 use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
     self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
     ParkedRows, PartitionHealth, SourceInfo,
 };
+use crate::settings::Settings;
 use crate::views::Lent;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +39,7 @@ pub struct Partitions(Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) env: Env,
+    pub(crate) settings: Settings,
     pub(crate) log: Arc<dyn Log>,
     /// One per partition, then the catalog's.
     pub(crate) epochs: Vec<Epoch>,
@@ -55,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) wants_slot: Vec<AtomicBool>,
     pub(crate) edge: Arc<Semaphore>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
     /// The node stops: nothing is appended any more.
     pub(crate) is_stopping: AtomicBool,
@@ -70,6 +74,11 @@ impl Shared {
         if partition == PartitionId::CATALOG { self.mailboxes.len() - 1 } else { usize::from(partition.0) }
     }
 
+    /// Of the partition's worker.
+    pub(crate) fn mailbox(&self, partition: PartitionId) -> &Mailbox {
+        &self.mailboxes[self.index(partition)]
+    }
+
     /// A partition will answer nothing any more.
     pub(crate) fn stop_partition(&self, health: PartitionHealth) {
         let partition = health.partition;
@@ -81,7 +90,7 @@ impl Shared {
 
     /// A reader of a view met what it could not read: the partition stops (rule C5).
     pub(crate) fn unreadable(&self, partition: PartitionId, error: String) {
-        self.mailboxes[self.index(partition)].push(Input::Unreadable { partition, error });
+        self.mailbox(partition).push(Input::Unreadable { partition, error });
     }
 
     /// To be called after a slot was freed: wakes the workers that want one.
@@ -366,7 +375,7 @@ impl Partitions {
     pub async fn change_catalog(&self, event: CatalogEvent) -> Result<(), Stopped> {
         self.0.expect_running(PartitionId::CATALOG)?;
         let (sender, receiver) = oneshot::channel();
-        let mailbox = self.0.mailboxes[self.0.index(PartitionId::CATALOG)].clone();
+        let mailbox = self.0.mailbox(PartitionId::CATALOG).clone();
         self.0.append(
             PartitionId::CATALOG,
             [Event::CatalogChanged(Box::new(event))],
@@ -436,7 +445,7 @@ impl Partitions {
     /// A partition's tables as they are now, to be read here. To be dropped soon.
     async fn view(&self, partition: PartitionId) -> Result<Lent, Stopped> {
         let (reply, receiver) = oneshot::channel();
-        self.0.mailboxes[self.0.index(partition)].push(Input::View { partition, reply });
+        self.0.mailbox(partition).push(Input::View { partition, reply });
         receiver.await.map_err(|_| self.0.why(partition))
     }
 

@@ -1,9 +1,9 @@
 //! When a partition is swept and when it is checkpointed: the counters and the decisions.
 //!
 //! When to look goes by the monotonic clock, so that no jump of the wall clock holds it up; what is due goes by the wall clock.
-//! Does not own: carrying either out (`worker`, `checkpointer`).
+//! Does not own: carrying either out (`acting`, `checkpointer`).
 
-use crate::worker::Settings;
+use crate::settings::Settings;
 use surefoot_machine::{Expiries, ExpiryKey, Meta, StateError};
 use surefoot_model::{Event, InvocationId, Timestamp};
 use surefoot_storage::Reader;

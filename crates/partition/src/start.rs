@@ -3,14 +3,17 @@
 //! Owns: recovery (the last checkpoint plus the log's tail, without effects) and the start of workers, checkpointer and first
 //! term. Does not own: opening engine and log (`server`).
 
+use crate::acting::ActingPartition;
 use crate::answers::Requests;
+use crate::apply::{ApplyError, apply_entry, panic_message};
 use crate::checkpointer::{Checkpointer, Checkpoints};
 use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
 use crate::mailbox::Mailbox;
 use crate::query::PartitionHealth;
-use crate::worker::{ApplyError, Partition, Settings, Worker, apply_entry, panic_message};
+use crate::settings::Settings;
+use crate::worker::Worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -155,10 +158,11 @@ impl Recovering {
         let boxes: Vec<Mailbox> = wakes.iter().map(|wake| Mailbox::new(wake.clone())).collect();
         let mailboxes: Vec<Mailbox> = (0..ids.len()).map(|at| boxes[at % workers].clone()).collect();
         let process = env.ids.random_u64();
+        let checkpoint_wake = Wake::new();
         let shared = Arc::new(Shared {
             log,
             epochs,
-            mailboxes: mailboxes.clone(),
+            mailboxes,
             workers: boxes.clone(),
             requests: Requests::new(process),
             catalog: CatalogCell::default(),
@@ -169,21 +173,22 @@ impl Recovering {
             edge: edge_permits(),
             catalog_edit: Arc::default(),
             is_stopping: AtomicBool::new(false),
-            gate: Arc::new(Gate::new(boxes.clone(), settings.memory_bytes_max)),
+            gate: Arc::new(Gate::new(boxes, settings.memory_bytes_max)),
+            checkpoints: Checkpoints::new(checkpoint_wake.clone()),
+            settings,
             env: env.clone(),
         });
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
 
-        let checkpoint_wake = Wake::new();
-        let checkpoints = Checkpoints::new(checkpoint_wake.clone());
-        env.tasks.drive("checkpointer", checkpoint_wake, Box::new(Checkpointer::new(checkpoints.clone(), shared.gate.clone())));
+        let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone());
+        env.tasks.drive("checkpointer", checkpoint_wake, Box::new(checkpointer));
 
-        let mut owned: Vec<Vec<Option<Box<Partition>>>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut owned: Vec<Vec<Option<Box<ActingPartition>>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut led = Vec::new();
         let mut leading = Vec::new();
         let now_ms = env.clock.monotonic().as_millis() as u64;
         for (at, Recovered { id, store, applied_bytes }) in self.partitions.into_iter().enumerate() {
-            connect(id, Arc::new(mailboxes[at].clone()));
+            connect(id, Arc::new(shared.mailboxes[at].clone()));
             owned[at % workers].push(match store {
                 Ok(store) => {
                     let (sender, receiver) = oneshot::channel();
@@ -193,7 +198,7 @@ impl Recovering {
                     if applied_bytes > 0 {
                         housekeeping.applied(applied_bytes, now_ms);
                     }
-                    Some(Partition::new(id, store, housekeeping, sender))
+                    Some(ActingPartition::new(id, store, shared.clone(), housekeeping, sender))
                 }
                 Err(error) => {
                     shared.stop_partition(PartitionHealth { partition: id, error });
@@ -202,15 +207,7 @@ impl Recovering {
             });
         }
         for (at, partitions) in owned.into_iter().enumerate() {
-            let worker = Worker::new(
-                at,
-                shared.clone(),
-                invoker.clone(),
-                boxes[at].clone(),
-                checkpoints.clone(),
-                settings.clone(),
-                partitions,
-            );
+            let worker = Worker::new(at, shared.clone(), invoker.clone(), partitions);
             env.tasks.drive("worker", wakes[at].clone(), Box::new(worker));
         }
         for id in leading {

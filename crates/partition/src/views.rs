@@ -34,7 +34,7 @@ impl Lent {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Reader<'_>) -> Result<T, StateError>) -> Result<T, String> {
         match catch_unwind(AssertUnwindSafe(|| read(&self.view.read()))) {
             Ok(done) => done.map_err(|error| error.to_string()),
-            Err(panic) => Err(format!("broken invariant: {}", crate::worker::panic_message(panic))),
+            Err(panic) => Err(format!("broken invariant: {}", crate::apply::panic_message(panic))),
         }
     }
 }

@@ -1,0 +1,219 @@
+//! One partition at work: a durable entry is applied, then what it asks for is carried out.
+//!
+//! Owns: its store, its parts, and which part an effect concerns. Everything beyond the tables is found in them again by a restart.
+//! Does not own: rules (`machine`), what the parts know (one module each), threads, or the order among partitions (`worker`).
+
+use crate::answers::Answer;
+use crate::apply::apply_entry;
+use crate::attempts::PartitionAttempts;
+use crate::clients::PartitionClients;
+use crate::handle::Shared;
+use crate::housekeeping::{Housekeeping, Looks};
+use crate::mailbox::Input;
+use crate::outbox::{MessageBatch, OutboxSender};
+use crate::publisher::CatalogPublisher;
+use crate::settings::Mutant;
+use crate::starting::StartQueue;
+use crate::timers::PartitionTimers;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_log::Entry as LogEntry;
+use surefoot_machine::{Effect, StateError};
+use surefoot_model::{Event, PartitionId, Timestamp};
+use surefoot_storage::{Checkpointed, Store};
+use tokio::sync::oneshot;
+
+pub(crate) struct ActingPartition {
+    pub(crate) id: PartitionId,
+    pub(crate) store: Store,
+    shared: Arc<Shared>,
+    /// Applied records have effects: this process leads.
+    leads: bool,
+    pub(crate) attempts: PartitionAttempts,
+    pub(crate) outbox: OutboxSender,
+    timers: PartitionTimers,
+    pub(crate) clients: PartitionClients,
+    pub(crate) housekeeping: Housekeeping,
+    catalog: CatalogPublisher,
+    effects: Vec<Effect>,
+    /// Told once this process leads.
+    led: Option<oneshot::Sender<()>>,
+}
+
+/// When a turn takes place.
+#[derive(Clone, Copy)]
+pub(crate) struct TurnTime {
+    /// For what is due.
+    pub(crate) now: Timestamp,
+    /// For when to look: no jump of the wall clock holds it up.
+    pub(crate) monotonic_ms: u64,
+}
+
+impl ActingPartition {
+    pub(crate) fn new(
+        id: PartitionId,
+        store: Store,
+        shared: Arc<Shared>,
+        housekeeping: Housekeeping,
+        led: oneshot::Sender<()>,
+    ) -> Box<Self> {
+        let mutant = shared.settings.mutant;
+        Box::new(Self {
+            id,
+            store,
+            leads: false,
+            attempts: PartitionAttempts::new(id, mutant),
+            outbox: OutboxSender::new(id, mutant),
+            timers: PartitionTimers::new(mutant),
+            clients: PartitionClients::default(),
+            housekeeping,
+            catalog: CatalogPublisher::new(shared.catalog.clone(), shared.catalog_changed.clone()),
+            shared,
+            effects: Vec::new(),
+            led: Some(led),
+        })
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// Applies a durable entry, then carries out its effects while this process leads.
+    pub(crate) fn apply(&mut self, entry: &LogEntry, monotonic_ms: u64, queue: &mut StartQueue) -> Result<(), String> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let event = apply_entry(&mut self.store, entry, &mut effects, self.shared.settings.machine_mutant)
+            .map_err(|error| error.to_string())?;
+        self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
+        self.attempts.on_event(&event);
+        if let Event::LeaderElected { process } = event
+            && self.shared.requests.is_process(process)
+        {
+            self.begin_term().map_err(|error| error.to_string())?;
+        }
+        if self.leads {
+            effects.drain(..).for_each(|effect| self.carry_out(effect, queue));
+        }
+        effects.clear();
+        self.effects = effects;
+        self.clients.on_applied(self.store.applied());
+        Ok(())
+    }
+
+    /// This process's own term begins: everything that effects of earlier terms asked for is found again in the tables.
+    fn begin_term(&mut self) -> Result<(), StateError> {
+        self.leads = true;
+        self.timers.begin_term();
+        self.attempts.begin_term();
+        self.outbox.begin_term(&self.store.read())?;
+        if self.id == PartitionId::CATALOG {
+            self.catalog.begin_term(&mut self.store)?;
+        }
+        if let Some(led) = self.led.take() {
+            // A node that stops while it starts does not wait any more.
+            let _ = led.send(());
+        }
+        Ok(())
+    }
+
+    /// Nothing is carried out any more.
+    pub(crate) fn end_term(&mut self) {
+        self.leads = false;
+        self.attempts.end_term();
+    }
+
+    fn carry_out(&mut self, effect: Effect, queue: &mut StartQueue) {
+        let requests = &self.shared.requests;
+        match effect {
+            Effect::StartAttempt { id, attempt } => self.attempts.on_start(id, attempt, queue),
+            Effect::AbortAttempt { id, attempt } => self.attempts.forget(id, attempt),
+            Effect::DeliverNotification { id, attempt, index, notification } => {
+                self.attempts.on_notification(id, attempt, index, notification);
+            }
+            Effect::Accept { request, id, existing, execute_at } => {
+                self.clients.on_accept(request, id, existing, execute_at, requests);
+            }
+            Effect::Complete { id, outcome } => self.clients.on_complete(id, &outcome, requests),
+            Effect::Remove { id } => self.clients.on_remove(id, requests),
+            Effect::ReplyRetained { request, id, outcome, expires_at } => {
+                requests.answer(request, Answer::Completed { id, outcome, expires_at: Some(expires_at) });
+            }
+            Effect::RefuseRepeatedRun { request, id } => requests.answer(request, Answer::AlreadyInvoked { id }),
+            Effect::ReplyOperation { request, answer } => requests.answer(request, Answer::Operation(answer)),
+            Effect::SetTimer(key) => self.timers.on_set(key),
+            Effect::Send { to, sequence } => self.outbox.on_send(to, sequence),
+            // The source asks for the number when it needs it.
+            Effect::CountParked { .. } => {}
+            Effect::PublishCatalog(event) => self.catalog.on_change(&event),
+        }
+    }
+
+    pub(crate) fn page_backlog(&mut self, queue: &mut StartQueue) -> Result<(), StateError> {
+        self.attempts.page_backlog(&self.store.read(), queue)
+    }
+
+    /// Views, timers, messages, sweeps and a checkpoint; says for how long nothing will be due, if it knows.
+    pub(crate) fn turn(&mut self, time: TurnTime) -> Result<Option<Duration>, StateError> {
+        self.clients.lend(&mut self.store, &self.shared.mailbox(self.id).wake());
+        let idle = if self.leads { self.act(time)? } else { None };
+        self.checkpoint_if_due(time.monotonic_ms);
+        Ok(idle)
+    }
+
+    fn act(&mut self, time: TurnTime) -> Result<Option<Duration>, StateError> {
+        let TurnTime { now, monotonic_ms } = time;
+        let settings = &self.shared.settings;
+        let share = settings.retained_bytes_max / u64::from(self.shared.count());
+        let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share };
+        let reader = self.store.read();
+        let timers = self.timers.turn(&reader, now)?;
+        let outbox = self.outbox.turn(&reader, monotonic_ms)?;
+        let removals = self.housekeeping.sweep(&reader, &looks)?;
+        self.append(timers.events);
+        outbox.batches.into_iter().for_each(|batch| self.send(batch));
+        self.append(removals);
+        self.append(outbox.acks);
+        let until_due = timers.next_due.map(|due| Duration::from_millis(due.0.saturating_sub(now.0)));
+        let until_ack = outbox.next_ack_ms.map(|due| Duration::from_millis(due.saturating_sub(monotonic_ms)));
+        Ok(until_due.into_iter().chain(until_ack).min())
+    }
+
+    fn append(&self, events: Vec<Event>) {
+        if !events.is_empty() {
+            self.shared.append(self.id, events, None);
+        }
+    }
+
+    fn send(&self, batch: MessageBatch) {
+        let MessageBatch { to, up_to, events } = batch;
+        let (mailbox, from) = (self.shared.mailbox(self.id).clone(), self.id);
+        let durable = Box::new(move |_| mailbox.push(Input::OutboxDurable { from, to, up_to }));
+        self.shared.append(to, events, Some(durable));
+    }
+
+    fn checkpoint_if_due(&mut self, monotonic_ms: u64) {
+        let shared = &self.shared;
+        let share = shared.settings.memory_bytes_max / 2 / u64::from(shared.count() + 1);
+        let active = self.store.active_bytes() as u64;
+        if self.housekeeping.checkpoint_due(monotonic_ms, active, share, &shared.settings)
+            && let Some(job) = self.store.freeze()
+        {
+            self.housekeeping.checkpoint_started();
+            if shared.settings.mutant == Mutant::TrimAtFreeze {
+                shared.log.trim(self.id, self.store.applied());
+            }
+            shared.checkpoints.push(self.id, job, shared.mailbox(self.id).clone());
+        }
+    }
+
+    pub(crate) fn checkpointed(&mut self, result: Result<Checkpointed, String>) -> Result<(), String> {
+        self.store.checkpointed(result.map_err(|error| format!("checkpoint failed: {error}"))?);
+        self.housekeeping.checkpoint_ended();
+        self.shared.log.trim(self.id, self.store.checkpointed_lsn());
+        Ok(())
+    }
+
+    /// Whether it has been checkpointed once more since the node stops.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.housekeeping.has_ended(self.store.applied() == self.store.checkpointed_lsn())
+    }
+}

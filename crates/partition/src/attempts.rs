@@ -1,0 +1,202 @@
+//! The attempts of one partition: asked for, prepared, fed with notifications, and gone.
+//!
+//! Owns: which attempts run, where those that wait for a slot are found once there are too many to remember, and what an attempt
+//! is shown (rule M5). Does not own: slots and the order of starting across partitions (`starting`), reading long journals
+//! (`replay`), or the streams (`invoker`).
+
+use crate::query;
+use crate::replay::{ON_WORKER, Replay};
+use crate::settings::Mutant;
+use crate::starting::{StartQueue, WaitingAttempt};
+use std::collections::BTreeMap;
+use surefoot_invoker::{AttemptStart, EagerState, Live as LiveNotification};
+use surefoot_machine::{Invocations, Meta, Running, StateError};
+use surefoot_model::{
+    Active, Attempt, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage, Target,
+};
+use surefoot_storage::Reader;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// Running invocations read at a time from the tables.
+const BACKLOG_PAGE: usize = 256;
+
+/// Until what ended them is applied, so that none is started twice.
+pub(crate) struct PartitionAttempts {
+    partition: PartitionId,
+    running: BTreeMap<InvocationId, RunningAttempt>,
+    /// Running invocations that are not all queued yet, or were too many to be.
+    backlog: Option<Backlog>,
+    mutant: Mutant,
+}
+
+struct RunningAttempt {
+    attempt: Attempt,
+    /// Dropped to abort it.
+    notifications: UnboundedSender<LiveNotification>,
+}
+
+/// A pass over the running invocations in the tables, in the order of their ids.
+struct Backlog {
+    next: InvocationId,
+    /// An attempt was asked for whose id the pass may already be beyond.
+    needs_another_pass: bool,
+}
+
+impl Backlog {
+    const START: Self = Self { next: InvocationId { partition_key: 0, unique: 0 }, needs_another_pass: false };
+}
+
+/// An attempt as it stands in the tables at one instant.
+pub(crate) struct PreparedAttempt {
+    pub(crate) start: AttemptStart,
+    /// What is to be read from a view of the same instant before it starts; none where the journal was read whole.
+    pub(crate) unread: Option<Replay>,
+    /// For [`PartitionAttempts::started`].
+    pub(crate) notifications: UnboundedSender<LiveNotification>,
+}
+
+impl PartitionAttempts {
+    pub(crate) fn new(partition: PartitionId, mutant: Mutant) -> Self {
+        Self { partition, running: BTreeMap::new(), backlog: None, mutant }
+    }
+
+    /// A term of this process begins: what runs is found in the tables.
+    pub(crate) fn begin_term(&mut self) {
+        self.backlog = Some(Backlog::START);
+    }
+
+    /// Aborts all, and starts none any more.
+    pub(crate) fn end_term(&mut self) {
+        self.running.clear();
+        self.backlog = None;
+    }
+
+    /// What ended an attempt has been applied.
+    pub(crate) fn on_event(&mut self, event: &Event) {
+        if let Event::AttemptProgressed(progress) = event
+            && progress.end.is_some()
+        {
+            self.forget(progress.id, progress.attempt);
+        }
+    }
+
+    pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, queue: &mut StartQueue) {
+        match &mut self.backlog {
+            // It is found in the tables, in this pass or the next.
+            Some(backlog) => backlog.needs_another_pass = true,
+            None if queue.is_full() => self.backlog = Some(Backlog::START),
+            None => queue.push(WaitingAttempt { partition: self.partition, id, attempt }),
+        }
+    }
+
+    /// Its stream is reset if it still runs.
+    pub(crate) fn forget(&mut self, id: InvocationId, attempt: Attempt) {
+        if self.runs(id, attempt) {
+            self.running.remove(&id);
+        }
+    }
+
+    /// An attempt that still waits for its slot finds the notification in the journal.
+    pub(crate) fn on_notification(&self, id: InvocationId, attempt: Attempt, index: u32, notification: Notification) {
+        if let Some(running) = self.running.get(&id).filter(|running| running.attempt == attempt) {
+            // An attempt that has just ended needs it no more.
+            let _ = running.notifications.send(LiveNotification { index, notification });
+        }
+    }
+
+    /// Attempts are still to be found in the tables.
+    pub(crate) fn has_backlog(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Queues one page of the backlog.
+    pub(crate) fn page_backlog(&mut self, reader: &Reader<'_>, queue: &mut StartQueue) -> Result<(), StateError> {
+        let Some(backlog) = &mut self.backlog else { return Ok(()) };
+        let rows = reader.scan::<Running>(&backlog.next, None, BACKLOG_PAGE)?;
+        match rows.last() {
+            Some((last, _)) if rows.len() == BACKLOG_PAGE => backlog.next = query::next_id(*last),
+            _ if backlog.needs_another_pass => *backlog = Backlog::START,
+            _ => self.backlog = None,
+        }
+        for (id, attempt) in rows.into_iter().filter(|(id, attempt)| !self.runs(*id, *attempt)) {
+            queue.push(WaitingAttempt { partition: self.partition, id, attempt });
+        }
+        Ok(())
+    }
+
+    /// Reads what an attempt starts with, all of one instant (rule M5): what comes into the journal from now on it gets live.
+    /// Nothing where it was killed, paused or voided while it waited, or runs already. `eager_state_bytes` says how much of a
+    /// key's state is sent along.
+    pub(crate) fn prepare(
+        &self,
+        reader: &Reader<'_>,
+        waiting: WaitingAttempt,
+        eager_state_bytes: impl FnOnce(&Target, Option<Pin>) -> usize,
+    ) -> Result<Option<PreparedAttempt>, StateError> {
+        let WaitingAttempt { partition, id, attempt } = waiting;
+        if self.runs(id, attempt) {
+            return Ok(None);
+        }
+        let Some((invocation, active)) = current(reader, id, attempt)? else { return Ok(None) };
+        let state_bytes = eager_state_bytes(&invocation.target, active.pin);
+        let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
+        let mut replay = Replay::new(id, active.journal_len, object);
+        let (notifications, live) = unbounded_channel();
+        let mut start = AttemptStart {
+            partition,
+            id,
+            attempt,
+            random_seed: invocation.random_seed,
+            pin: active.pin,
+            commands: active.commands,
+            replay: Vec::new(),
+            state: EagerState::default(),
+            retries_since_entry: active.retries_since_entry,
+            last_entry_at: active.last_entry_at,
+            attempts_counted: active.attempts_counted(reader.get::<Meta>(&())?.unwrap_or_default().epoch),
+            target: invocation.target,
+            live,
+        };
+        let unread = if replay.step(reader, ON_WORKER)? {
+            replay.hand_over(&mut start);
+            misread(self.mutant, &mut start.replay, &notifications);
+            None
+        } else {
+            Some(replay)
+        };
+        Ok(Some(PreparedAttempt { start, unread, notifications }))
+    }
+
+    /// A prepared attempt runs from here on: what its journal takes in reaches it live.
+    pub(crate) fn started(&mut self, id: InvocationId, attempt: Attempt, notifications: UnboundedSender<LiveNotification>) {
+        self.running.insert(id, RunningAttempt { attempt, notifications });
+    }
+
+    fn runs(&self, id: InvocationId, attempt: Attempt) -> bool {
+        self.running.get(&id).is_some_and(|running| running.attempt == attempt)
+    }
+}
+
+/// A running invocation, if the attempt that was asked for is still its newest.
+fn current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<Option<(Invocation, Active)>, StateError> {
+    let Some(mut invocation) = reader.get::<Invocations>(&id)? else { return Ok(None) };
+    match std::mem::replace(&mut invocation.stage, Stage::Scheduled) {
+        Stage::Active(active) if active.attempt == attempt && active.progress == Progress::Running => {
+            Ok(Some((invocation, *active)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Breaks what an attempt is shown, for the variants that do.
+fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &UnboundedSender<LiveNotification>) {
+    if mutant == Mutant::ShowTwice
+        && let Some(Entry::Notification(notification)) = replay.last().cloned()
+    {
+        let index = replay.len() as u32 - 1;
+        live.send(LiveNotification { index, notification }).expect("the receiver is at hand");
+    }
+    while mutant == Mutant::ShowLess && matches!(replay.last(), Some(Entry::Notification(_))) {
+        replay.pop();
+    }
+}

@@ -1,0 +1,44 @@
+//! Bounds of a node's partitions, and their deliberately broken variants.
+//!
+//! Owns: both types. Does not own: where the values come from (`server`, `sim`).
+
+use surefoot_machine::Mutant as MachineMutant;
+
+/// Bounds of a node's partitions.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How often expired completions are swept.
+    pub cleanup_interval_ms: u64,
+    /// Bytes of completed invocations kept on this node beyond which the oldest journals and unnamed results go (rule R1).
+    pub retained_bytes_max: u64,
+    /// Memory of all layers of this node, half of it for the active ones.
+    pub memory_bytes_max: u64,
+    /// A partition that changed is checkpointed at least this often.
+    pub checkpoint_interval_ms: u64,
+    /// Log bytes of one partition that a restart may have to apply.
+    pub replay_bytes_max: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// What the simulator breaks on purpose, here and in the machine.
+    pub mutant: Mutant,
+    pub machine_mutant: MachineMutant,
+}
+
+/// Deliberately broken variants of a worker, which simulation must catch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    #[default]
+    None,
+    /// Trims the log when a checkpoint begins, not when it is synced (rule C2).
+    TrimAtFreeze,
+    /// Does not look for messages that an earlier term had not sent (rule O1).
+    ForgetOutbox,
+    /// Does not look for timers that an earlier term had set.
+    ForgetTimers,
+    /// Fires timers up to a second early (rule T2).
+    FireEarly,
+    /// Sends the newest notification of a replay live, too (rule M5).
+    ShowTwice,
+    /// Leaves notifications at the end of a journal out of its replay, and does not send them live either (rule M5).
+    ShowLess,
+}

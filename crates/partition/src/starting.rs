@@ -1,0 +1,152 @@
+//! In which order the attempts of a worker's partitions take slots, and how they are handed to the invoker.
+//!
+//! Owns: the queue of attempts that wait for a slot, the turns in which partitions page their backlogs into it, and the replays
+//! that are read from views. Does not own: what an attempt is shown (`attempts`), or what becomes of it (`invoker`).
+
+use crate::acting::ActingPartition;
+use crate::attempts::PreparedAttempt;
+use crate::handle::Shared;
+use crate::owned::OwnedPartitions;
+use crate::replay::Load;
+use crate::views::Lent;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use surefoot_invoker::Invoker;
+use surefoot_machine::StateError;
+use surefoot_model::{Attempt, InvocationId, PartitionId};
+
+/// Attempts that wait for a slot in memory; further ones are found in the tables once these have started.
+const WAITING_MAX: usize = 4_096;
+/// Attempts whose replay is being read from views.
+const LOADS_MAX: usize = 16;
+
+/// An attempt that was asked for and has no slot yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WaitingAttempt {
+    pub(crate) partition: PartitionId,
+    pub(crate) id: InvocationId,
+    pub(crate) attempt: Attempt,
+}
+
+/// Attempts that wait for a slot, in the order in which they were asked for. A page of a backlog may exceed its bound.
+#[derive(Default)]
+pub(crate) struct StartQueue(VecDeque<WaitingAttempt>);
+
+impl StartQueue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// More are left to the tables.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= WAITING_MAX
+    }
+
+    pub(crate) fn push(&mut self, waiting: WaitingAttempt) {
+        self.0.push_back(waiting);
+    }
+}
+
+/// Starts attempts while slots are free.
+pub(crate) struct AttemptStarter {
+    worker: usize,
+    shared: Arc<Shared>,
+    invoker: Arc<Invoker>,
+    pub(crate) queue: StartQueue,
+    /// Whose backlog is looked at next.
+    backlog_turn: usize,
+    /// One more holder per replay that is being read from a view.
+    loads: Arc<()>,
+}
+
+enum Started {
+    Yes,
+    /// It was killed, paused or voided while it waited, or runs already.
+    No,
+    /// Its replay has to be read from a view, and there is none to be had now. The end of another one wakes.
+    Later,
+}
+
+impl AttemptStarter {
+    pub(crate) fn new(worker: usize, shared: Arc<Shared>, invoker: Arc<Invoker>) -> Self {
+        Self { worker, shared, invoker, queue: StartQueue::default(), backlog_turn: 0, loads: Arc::default() }
+    }
+
+    /// Starts none any more.
+    pub(crate) fn stop(&mut self) {
+        self.queue.0.clear();
+    }
+
+    /// Starts what waits while slots are free.
+    pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) {
+        loop {
+            if self.queue.is_empty() {
+                self.page_backlogs(partitions);
+            }
+            let Some(&waiting) = self.queue.0.front() else { return };
+            if !self.reserve_slot() {
+                return;
+            }
+            self.queue.0.pop_front();
+            let start = |partition: &mut ActingPartition| self.start(partition, waiting).map_err(|error| error.to_string());
+            let started = partitions.guard(waiting.partition, start).unwrap_or(Started::No);
+            if !matches!(started, Started::Yes) {
+                self.invoker.release();
+            }
+            if matches!(started, Started::Later) {
+                return self.queue.0.push_front(waiting);
+            }
+        }
+    }
+
+    /// Whether there is more to queue at once.
+    pub(crate) fn is_behind(&self, partitions: &OwnedPartitions) -> bool {
+        self.queue.is_empty() && partitions.iter().any(|partition| partition.attempts.has_backlog())
+    }
+
+    /// Whether a slot was free; if not, the next one that becomes free wakes this worker.
+    fn reserve_slot(&mut self) -> bool {
+        if self.invoker.try_reserve() {
+            return true;
+        }
+        self.shared.wants_slot[self.worker].store(true, Ordering::Relaxed);
+        // Either this sees the slot that somebody frees now, or they see that one is wanted.
+        fence(Ordering::SeqCst);
+        self.invoker.try_reserve()
+    }
+
+    /// Queues a page of the next partition that has a backlog.
+    fn page_backlogs(&mut self, partitions: &mut OwnedPartitions) {
+        for _ in 0..partitions.len() {
+            let at = self.backlog_turn % partitions.len();
+            self.backlog_turn = at + 1;
+            let queue = &mut self.queue;
+            partitions.guard_at(at, |partition| partition.page_backlog(queue).map_err(|error| error.to_string()));
+            if !self.queue.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn start(&self, partition: &mut ActingPartition, waiting: WaitingAttempt) -> Result<Started, StateError> {
+        if !partition.leads() {
+            return Ok(Started::No);
+        }
+        let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
+        let prepared = partition.attempts.prepare(&partition.store.read(), waiting, eager_state_bytes)?;
+        let Some(PreparedAttempt { start, unread, notifications }) = prepared else { return Ok(Started::No) };
+        match unread {
+            None => self.invoker.start(start),
+            Some(replay) => {
+                let has_turn = Arc::strong_count(&self.loads) <= LOADS_MAX;
+                let Some(view) = has_turn.then(|| partition.store.publish()).flatten() else { return Ok(Started::Later) };
+                let view = Lent::new(view, self.shared.workers[self.worker].wake());
+                let load = Load { replay, start, turn: self.loads.clone(), view };
+                self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
+            }
+        }
+        partition.attempts.started(waiting.id, waiting.attempt, notifications);
+        Ok(Started::Yes)
+    }
+}
