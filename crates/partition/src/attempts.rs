@@ -200,3 +200,147 @@ fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &UnboundedSender<LiveN
         replay.pop();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HERE, command, empty_store, id, invocation, write, write_running};
+    use surefoot_machine::State;
+    use surefoot_model::{AttemptEnd, AttemptProgress, DeploymentId, NotificationId, Resolution, entry_type};
+    use surefoot_storage::Store;
+
+    const FIRST: Attempt = Attempt(1);
+
+    fn attempts() -> PartitionAttempts {
+        PartitionAttempts::new(HERE, Mutant::None)
+    }
+
+    fn waiting(unique: u128, attempt: Attempt) -> WaitingAttempt {
+        WaitingAttempt { partition: HERE, id: id(unique), attempt }
+    }
+
+    fn running(count: u128) -> Store {
+        let mut store = empty_store();
+        write(&mut store, |txn| (1..=count).for_each(|n| write_running(txn, id(n), FIRST, 1)));
+        store
+    }
+
+    /// Prepares an attempt and lets it run; what it is shown.
+    fn start(attempts: &mut PartitionAttempts, store: &Store, waiting: WaitingAttempt) -> Option<AttemptStart> {
+        let PreparedAttempt { start, unread, notifications } = attempts.prepare(&store.read(), waiting, |_, _| 0).unwrap()?;
+        assert!(unread.is_none());
+        attempts.started(waiting.id, waiting.attempt, notifications);
+        Some(start)
+    }
+
+    fn progress(id: InvocationId, attempt: Attempt, end: Option<AttemptEnd>) -> Event {
+        let pin = Pin { deployment: DeploymentId(1), protocol: 6 };
+        Event::AttemptProgressed(Box::new(AttemptProgress { id, attempt, first_command: 1, pin, items: Vec::new(), end }))
+    }
+
+    fn is_aborted(start: &mut AttemptStart) -> bool {
+        matches!(start.live.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Disconnected))
+    }
+
+    /// Pages until there is no backlog; what was queued.
+    fn page_all(attempts: &mut PartitionAttempts, store: &Store) -> Vec<InvocationId> {
+        let mut queue = StartQueue::default();
+        while attempts.has_backlog() {
+            attempts.page_backlog(&store.read(), &mut queue).unwrap();
+        }
+        queue.take_all().into_iter().map(|waiting| waiting.id).collect()
+    }
+
+    #[test]
+    fn an_attempt_is_shown_the_journal_of_one_instant_and_hears_the_rest_live() {
+        let (mut store, mut attempts) = (empty_store(), attempts());
+        write(&mut store, |txn| write_running(txn, id(1), FIRST, 3));
+        let mut start = start(&mut attempts, &store, waiting(1, FIRST)).unwrap();
+        assert_eq!(start.replay, [0, 1, 2].map(command));
+        assert_eq!((start.commands, start.random_seed), (3, 7));
+        let notification =
+            Notification { ty: entry_type::SLEEP_COMPLETION, id: NotificationId::Completion(1), result: Resolution::Void };
+        attempts.on_notification(id(1), Attempt(9), 3, notification.clone());
+        assert!(start.live.try_recv().is_err(), "another attempt's");
+        attempts.on_notification(id(1), FIRST, 3, notification);
+        assert_eq!(start.live.try_recv().unwrap().index, 3);
+    }
+
+    #[test]
+    fn a_long_journal_is_left_to_a_view() {
+        let (mut store, attempts) = (empty_store(), attempts());
+        write(&mut store, |txn| write_running(txn, id(1), FIRST, 5_000));
+        let prepared = attempts.prepare(&store.read(), waiting(1, FIRST), |_, _| 0).unwrap().unwrap();
+        assert!(prepared.unread.is_some() && prepared.start.replay.is_empty());
+    }
+
+    #[test]
+    fn an_attempt_that_counts_no_more_is_not_started_and_none_is_started_twice() {
+        let (mut store, mut attempts) = (running(3), attempts());
+        write(&mut store, |txn| {
+            txn.delete::<Invocations>(&id(1));
+            let suspended = Progress::Suspended { awaiting: Vec::new() };
+            let stage = Stage::Active(Box::new(Active { progress: suspended, ..crate::testing::active(FIRST, 1) }));
+            txn.put::<Invocations>(id(2), Invocation { stage, ..invocation(crate::testing::active(FIRST, 1)) });
+        });
+        for gone in [waiting(1, FIRST), waiting(2, FIRST), waiting(3, Attempt(2))] {
+            assert!(start(&mut attempts, &store, gone).is_none());
+        }
+        let _start = start(&mut attempts, &store, waiting(3, FIRST)).unwrap();
+        assert!(start(&mut attempts, &store, waiting(3, FIRST)).is_none(), "it runs");
+    }
+
+    #[test]
+    fn an_attempt_is_forgotten_when_its_own_end_is_applied() {
+        let (store, mut attempts) = (running(1), attempts());
+        let mut start = start(&mut attempts, &store, waiting(1, FIRST)).unwrap();
+        attempts.on_event(&progress(id(1), FIRST, None));
+        attempts.on_event(&progress(id(1), Attempt(2), Some(AttemptEnd::Completed)));
+        assert!(!is_aborted(&mut start));
+        attempts.on_event(&progress(id(1), FIRST, Some(AttemptEnd::Completed)));
+        assert!(is_aborted(&mut start));
+    }
+
+    #[test]
+    fn the_end_of_a_term_aborts_all() {
+        let (store, mut attempts) = (running(2), attempts());
+        attempts.begin_term();
+        let mut starts = [1, 2].map(|n| start(&mut attempts, &store, waiting(n, FIRST)).unwrap());
+        attempts.end_term();
+        assert!(starts.iter_mut().all(is_aborted) && !attempts.has_backlog());
+    }
+
+    #[test]
+    fn a_term_finds_everything_that_runs_in_the_tables_but_what_it_has_started() {
+        let (store, mut attempts) = (running(600), attempts());
+        let _start = start(&mut attempts, &store, waiting(5, FIRST)).unwrap();
+        attempts.begin_term();
+        let expected: Vec<_> = (1..=600).filter(|n| *n != 5).map(id).collect();
+        assert_eq!(page_all(&mut attempts, &store), expected);
+    }
+
+    /// An attempt is asked for by its id, which may lie before the rows that were looked at last.
+    #[test]
+    fn an_attempt_asked_for_behind_the_pass_is_found_by_the_next() {
+        let (mut store, mut attempts, mut queue) = (running(300), attempts(), StartQueue::default());
+        attempts.begin_term();
+        attempts.page_backlog(&store.read(), &mut queue).unwrap();
+        write(&mut store, |txn| write_running(txn, id(0), Attempt(2), 1));
+        attempts.on_start(id(0), Attempt(2), &mut queue);
+        assert_eq!(queue.take_all().len(), BACKLOG_PAGE, "one page, and nothing beside the tables");
+        assert!(page_all(&mut attempts, &store).contains(&id(0)));
+    }
+
+    #[test]
+    fn what_the_queue_does_not_hold_is_found_in_the_tables() {
+        let (store, mut attempts, mut queue) = (running(3), attempts(), StartQueue::default());
+        while !queue.is_full() {
+            attempts.on_start(id(1), FIRST, &mut queue);
+        }
+        assert!(!attempts.has_backlog());
+        attempts.on_start(id(2), FIRST, &mut queue);
+        attempts.on_start(id(3), FIRST, &mut queue);
+        queue.take_all();
+        assert_eq!(page_all(&mut attempts, &store)[..3], [1, 2, 3].map(id));
+    }
+}

@@ -84,3 +84,101 @@ impl PartitionClients {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HERE, empty_store, id, was_woken, write};
+    use bytes::Bytes;
+    use surefoot_machine::{Inbound, State};
+    use surefoot_model::{PartitionId, RequestId};
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    const RESULT: Outcome = Outcome::Success(Bytes::from_static(b"42"));
+
+    fn awaiting(id: RequestId) -> Request {
+        Request { id, awaits_result: true }
+    }
+
+    #[test]
+    fn a_client_that_sends_hears_that_it_is_accepted_and_one_that_calls_hears_the_result() {
+        let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
+        let ((send, mut sent), (call, mut called)) = (requests.open(HERE), requests.open(HERE));
+        clients.on_accept(Request { id: send, awaits_result: false }, id(1), false, None, &requests);
+        clients.on_accept(awaiting(call), id(1), true, None, &requests);
+        assert_eq!(sent.try_recv(), Ok(Answer::Accepted { id: id(1), existing: false, execute_at: None }));
+        assert_eq!(called.try_recv(), Err(TryRecvError::Empty));
+        clients.on_complete(id(2), &RESULT, &requests);
+        assert_eq!(called.try_recv(), Err(TryRecvError::Empty));
+        clients.on_complete(id(1), &RESULT, &requests);
+        assert_eq!(called.try_recv(), Ok(Answer::Completed { id: id(1), outcome: RESULT, expires_at: None }));
+    }
+
+    #[test]
+    fn all_who_wait_hear_that_an_invocation_was_removed() {
+        let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let (request, answer) = requests.open(HERE);
+            clients.on_accept(awaiting(request), id(1), false, None, &requests);
+            answers.push(answer);
+        }
+        clients.on_remove(id(1), &requests);
+        assert!(answers.iter_mut().all(|answer| answer.try_recv() == Ok(Answer::Removed { id: id(1) })));
+    }
+
+    /// Request numbers of a process that is gone mean nothing to this one (rule O2).
+    #[test]
+    fn a_client_of_another_process_is_not_answered() {
+        let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
+        let (own, mut answer) = requests.open(HERE);
+        for awaits_result in [false, true] {
+            let request = Request { id: RequestId { process: 2, ..own }, awaits_result };
+            clients.on_accept(request, id(1), false, None, &requests);
+        }
+        clients.on_complete(id(1), &RESULT, &requests);
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+    }
+
+    #[test]
+    fn an_lsn_is_reported_once_it_is_applied() {
+        let mut clients = PartitionClients::default();
+        let mut wait = |lsn, applied| {
+            let (done, wait) = oneshot::channel();
+            clients.notify_applied(Lsn(lsn), done, Lsn(applied));
+            wait
+        };
+        let (mut past, mut soon, mut later) = (wait(3, 3), wait(4, 3), wait(6, 3));
+        assert_eq!((past.try_recv(), soon.try_recv()), (Ok(()), Err(TryRecvError::Empty)));
+        clients.on_applied(Lsn(5));
+        assert_eq!((soon.try_recv(), later.try_recv()), (Ok(()), Err(TryRecvError::Empty)));
+        clients.on_applied(Lsn(6));
+        assert_eq!(later.try_recv(), Ok(()));
+    }
+
+    #[test]
+    fn views_are_lent_in_order_and_the_end_of_one_wakes_the_worker_for_the_next() {
+        let (mut store, mut clients, wake) = (empty_store(), PartitionClients::default(), Wake::new());
+        let mut lent = Vec::new();
+        let mut waits = VecDeque::new();
+        for n in 1.. {
+            write(&mut store, |txn| txn.put::<Inbound>(PartitionId(1), n));
+            let (reply, mut wait) = oneshot::channel();
+            clients.want_view(reply);
+            clients.lend(&mut store, &wake);
+            match wait.try_recv() {
+                Ok(view) => lent.push(view),
+                Err(_) => waits.push_back(wait),
+            }
+            if waits.len() == 2 {
+                break;
+            }
+        }
+        assert!(!was_woken(&wake));
+        drop(lent);
+        assert!(was_woken(&wake));
+        clients.lend(&mut store, &wake);
+        let views: Vec<_> = waits.iter_mut().map(|wait| wait.try_recv().unwrap()).collect();
+        assert!(views.iter().all(|view| view.applied() == store.applied()), "as of now");
+    }
+}

@@ -161,3 +161,118 @@ fn after(key: &ExpiryKey) -> ExpiryKey {
         ExpiryKey { journal_only: true, ..*key }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Mutant;
+    use crate::testing::{empty_store, id, write};
+    use surefoot_machine::{ExpiryRow, MetaRow, State};
+    use surefoot_model::Incarnation;
+    use surefoot_storage::Store;
+
+    fn expiry(at: u64) -> ExpiryKey {
+        ExpiryKey { at: Timestamp(at), id: id(u128::from(at)), journal_only: false }
+    }
+
+    /// Completed invocations that expire at these times, each with so many bytes that may be evicted.
+    fn completed(at: impl Iterator<Item = u64>, evictable_bytes: u64) -> Store {
+        let mut store = empty_store();
+        write(&mut store, |txn| {
+            let mut sum = 0;
+            for at in at {
+                txn.put::<Expiries>(expiry(at), ExpiryRow { incarnation: Incarnation(1), evictable_bytes });
+                sum += evictable_bytes;
+            }
+            txn.put::<Meta>((), MetaRow { evictable_bytes: sum, ..MetaRow::default() });
+        });
+        store
+    }
+
+    fn looks(now: u64, monotonic_ms: u64, share: u64) -> Looks {
+        Looks { now: Timestamp(now), monotonic_ms, interval_ms: 10_000, share }
+    }
+
+    fn swept(housekeeping: &mut Housekeeping, store: &Store, looks: &Looks) -> Vec<u128> {
+        let events = housekeeping.sweep(&store.read(), looks).unwrap();
+        let ids = events.iter().map(|event| match event {
+            Event::RetentionExpired { id, .. } => id.unique,
+            other => panic!("{other:?}"),
+        });
+        ids.collect()
+    }
+
+    #[test]
+    fn what_has_expired_goes_and_the_rest_is_looked_at_again_later() {
+        let (store, mut housekeeping) = (completed([10, 20, 30].into_iter(), 0), Housekeeping::default());
+        assert_eq!(swept(&mut housekeeping, &store, &looks(20, 0, u64::MAX)), [10, 20]);
+        assert_eq!(swept(&mut housekeeping, &store, &looks(30, 9_999, u64::MAX)), [] as [u128; 0]);
+        assert!(swept(&mut housekeeping, &store, &looks(30, 10_000, u64::MAX)).contains(&30));
+    }
+
+    #[test]
+    fn a_sweep_of_many_goes_on_where_it_ended() {
+        let count = SWEEP_STEP as u64 * 2 + 5;
+        let (store, mut housekeeping) = (completed(0..count, 0), Housekeeping::default());
+        let steps = [(); 4].map(|()| swept(&mut housekeeping, &store, &looks(count, 0, u64::MAX)));
+        assert_eq!(steps.each_ref().map(Vec::len), [SWEEP_STEP, SWEEP_STEP, 5, 0]);
+        assert!(steps.concat().into_iter().eq(0..u128::from(count)));
+    }
+
+    #[test]
+    fn what_is_retained_beyond_the_bound_goes_oldest_first_and_is_asked_for_once() {
+        let (store, mut housekeeping) = (completed(100..110, 50), Housekeeping::default());
+        assert_eq!(swept(&mut housekeeping, &store, &looks(0, 0, 500)), [] as [u128; 0]);
+        let at = EVICTION_INTERVAL_MS;
+        assert_eq!(swept(&mut housekeeping, &store, &looks(0, at, 380)), [100, 101, 102]);
+        assert_eq!(swept(&mut housekeeping, &store, &looks(0, at, 380)), [] as [u128; 0], "it is on its way");
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_by_memory_by_log_by_time_and_on_request() {
+        let settings = Settings {
+            cleanup_interval_ms: 0,
+            retained_bytes_max: 0,
+            memory_bytes_max: 0,
+            checkpoint_interval_ms: 1_000,
+            replay_bytes_max: 100,
+            workers: 1,
+            mutant: Mutant::None,
+            machine_mutant: surefoot_machine::Mutant::None,
+        };
+        let is_due = |housekeeping: &Housekeeping, at, active| housekeeping.checkpoint_due(at, active, 64, &settings);
+        let mut clean = Housekeeping::default();
+        clean.hurry();
+        assert!(!is_due(&clean, 9_999, 65), "nothing was applied");
+        let dirty = |bytes| {
+            let mut housekeeping = Housekeeping::default();
+            housekeeping.applied(bytes, 500);
+            housekeeping
+        };
+        assert!(!is_due(&dirty(100), 1_499, 64));
+        assert!(is_due(&dirty(101), 500, 0));
+        assert!(is_due(&dirty(1), 1_500, 0));
+        assert!(is_due(&dirty(1), 500, 65));
+        let mut hurried = dirty(1);
+        hurried.hurry();
+        assert!(is_due(&hurried, 500, 0));
+        hurried.checkpoint_started();
+        hurried.applied(1_000, 600);
+        assert!(!is_due(&hurried, 9_999, 65), "one at a time");
+        hurried.checkpoint_ended();
+        assert!(is_due(&hurried, 600, 0));
+    }
+
+    #[test]
+    fn a_node_that_stops_waits_for_one_more_checkpoint_of_what_is_not_clean() {
+        let mut housekeeping = Housekeeping::default();
+        assert!(housekeeping.has_ended(true));
+        housekeeping.applied(1, 0);
+        housekeeping.last_round();
+        assert!(!housekeeping.has_ended(false));
+        housekeeping.checkpoint_started();
+        assert!(!housekeeping.has_ended(false));
+        housekeeping.checkpoint_ended();
+        assert!(housekeeping.has_ended(false));
+    }
+}

@@ -27,6 +27,8 @@ mod replay;
 mod settings;
 mod start;
 mod starting;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod views;
 mod wheel;

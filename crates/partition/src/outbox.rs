@@ -120,3 +120,95 @@ impl OutboxSender {
         events
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HERE, checkpoint, empty_store, id, write};
+    use surefoot_machine::{OutboxRow, State};
+    use surefoot_model::{Caller, Incarnation, Message};
+    use surefoot_storage::Store;
+
+    const ONE: PartitionId = PartitionId(1);
+    const TWO: PartitionId = PartitionId(2);
+
+    fn message(n: u64) -> Message {
+        let caller = Caller { partition: HERE, id: id(1), incarnation: Incarnation(n), completion: 1 };
+        Message::Kill { id: id(2), caller }
+    }
+
+    /// Rows as the machine writes them.
+    fn queue(store: &mut Store, to: PartitionId, sequences: std::ops::RangeInclusive<u64>, acked: u64) {
+        let last = *sequences.end();
+        write(store, |txn| {
+            sequences.for_each(|sequence| txn.put::<Outbox>(OutboxKey { to, sequence }, message(sequence)));
+            txn.put::<Outboxes>(to, OutboxRow { last, acked });
+        });
+    }
+
+    fn sender() -> OutboxSender {
+        OutboxSender::new(HERE, Mutant::None)
+    }
+
+    fn sent(turn: &OutboxTurn) -> Vec<(PartitionId, u64)> {
+        let events = turn.batches.iter().flat_map(|batch| batch.events.iter().map(|event| (batch.to, event)));
+        events
+            .map(|(to, event)| match event {
+                Event::MessageArrived { from: HERE, sequence, message: m } if *m == message(*sequence) => (to, *sequence),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn messages_go_once_and_in_order_to_each_destination() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue(&mut store, ONE, 1..=2, 0);
+        queue(&mut store, TWO, 1..=1, 0);
+        for (to, sequence) in [(ONE, 1), (ONE, 2), (TWO, 1)] {
+            sender.on_send(to, sequence);
+        }
+        let turn = sender.turn(&store.read(), 0).unwrap();
+        assert_eq!(sent(&turn), [(ONE, 1), (ONE, 2), (TWO, 1)]);
+        assert_eq!(turn.batches.iter().map(|batch| (batch.to, batch.up_to)).collect::<Vec<_>>(), [(ONE, 2), (TWO, 1)]);
+        assert_eq!(sent(&sender.turn(&store.read(), 0).unwrap()), []);
+        queue(&mut store, ONE, 3..=3, 0);
+        sender.on_send(ONE, 3);
+        assert_eq!(sent(&sender.turn(&store.read(), 0).unwrap()), [(ONE, 3)]);
+    }
+
+    #[test]
+    fn rows_go_in_batches_once_their_messages_are_durable() {
+        let (store, mut sender) = (empty_store(), sender());
+        sender.on_durable(ONE, 1, 1_000);
+        sender.on_durable(ONE, 2, 1_100);
+        let turn = sender.turn(&store.read(), 1_100).unwrap();
+        assert_eq!((turn.acks, turn.next_ack_ms), (vec![], Some(1_000 + ACK_DELAY_MS)));
+        let turn = sender.turn(&store.read(), 1_000 + ACK_DELAY_MS).unwrap();
+        assert_eq!((turn.acks, turn.next_ack_ms), (vec![Event::OutboxAcked { to: ONE, up_to: 2 }], None));
+        // Many do not wait.
+        sender.on_durable(ONE, 2 + ACK_MESSAGES_MAX, 2_000);
+        let turn = sender.turn(&store.read(), 2_000).unwrap();
+        assert_eq!(turn.acks, [Event::OutboxAcked { to: ONE, up_to: 2 + ACK_MESSAGES_MAX }]);
+    }
+
+    #[test]
+    fn a_new_term_sends_again_what_was_not_acknowledged() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue(&mut store, ONE, 4..=6, 3);
+        queue(&mut store, TWO, 9..=8, 8);
+        checkpoint(&mut store);
+        sender.begin_term(&store.read()).unwrap();
+        let turn = sender.turn(&store.read(), 0).unwrap();
+        assert_eq!((sent(&turn), turn.acks), (vec![(ONE, 4), (ONE, 5), (ONE, 6)], vec![]));
+    }
+
+    #[test]
+    fn a_missing_message_is_never_skipped() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue(&mut store, ONE, 2..=2, 0);
+        sender.on_send(ONE, 2);
+        let error = sender.turn(&store.read(), 0).err().unwrap().to_string();
+        assert!(error.contains("message 1 to partition"), "{error}");
+    }
+}

@@ -44,3 +44,33 @@ impl CatalogPublisher {
         self.cell.publish(self.value.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{empty_store, was_woken, write};
+    use std::collections::BTreeMap;
+    use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, State};
+    use surefoot_model::Timestamp;
+    use surefoot_model::catalog::KafkaCluster;
+
+    fn cluster(name: &str) -> KafkaCluster {
+        KafkaCluster { name: name.into(), properties: BTreeMap::new(), created_at: Timestamp(0) }
+    }
+
+    #[test]
+    fn the_published_value_is_the_tables_and_every_change_since() {
+        let (mut store, cell, wake) = (empty_store(), CatalogCell::default(), Wake::new());
+        write(&mut store, |txn| {
+            txn.put::<CatalogRows>(CatalogKey::KafkaCluster("old".into()), CatalogRow::KafkaCluster(cluster("old")));
+        });
+        let mut publisher = CatalogPublisher::new(cell.clone(), vec![wake.clone()]);
+        publisher.begin_term(&mut store).unwrap();
+        assert!(was_woken(&wake));
+        publisher.on_change(&CatalogEvent::KafkaClusterStored(cluster("new")));
+        let names: Vec<_> = cell.load().kafka_clusters.keys().map(|name| name.to_string()).collect();
+        assert_eq!((names, was_woken(&wake)), (vec!["new".to_owned(), "old".to_owned()], true));
+        publisher.on_change(&CatalogEvent::PositionsAdvanced(Vec::new()));
+        assert!(!was_woken(&wake), "positions decide nothing about what runs");
+    }
+}

@@ -46,6 +46,11 @@ impl StartQueue {
     pub(crate) fn push(&mut self, waiting: WaitingAttempt) {
         self.0.push_back(waiting);
     }
+
+    #[cfg(test)]
+    pub(crate) fn take_all(&mut self) -> VecDeque<WaitingAttempt> {
+        std::mem::take(&mut self.0)
+    }
 }
 
 /// Starts attempts while slots are free.
