@@ -87,8 +87,8 @@ pub enum Error {
 impl From<Stopped> for Error {
     fn from(stopped: Stopped) -> Self {
         match stopped {
-            Stopped::Node => Self::Stopping,
-            Stopped::Partition(_) => Self::Unanswered(stopped.to_string()),
+            Stopped::NotTaken => Self::Stopping,
+            Stopped::Partition(_) | Stopped::Unknown => Self::Unanswered(stopped.to_string()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What goes into the invoker and what comes out.
 
 use bytes::Bytes;
+use surefoot_env::BoxFuture;
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{Attempt, AttemptProgress, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -95,4 +96,11 @@ pub trait Output: Send + Sync {
 
     /// Replays in flight are below their bound again: attempts that were refused a slot may ask again.
     fn has_room(&self);
+
+    /// Whether memory lets attempts start and read on (rule C7). Where it does not, the caller of `try_reserve` is told when to ask
+    /// again. Only checkpoints free that memory, and they wait for no attempt.
+    fn has_memory(&self) -> bool;
+
+    /// Completes while it does.
+    fn memory(&self) -> BoxFuture;
 }

@@ -33,9 +33,9 @@ pub(crate) enum End {
 impl From<Stopped> for End {
     fn from(stopped: Stopped) -> Self {
         match stopped {
-            Stopped::Node => Self::Stop,
-            // No Kafka record may be passed over (rule K2): the subscription waits, visibly.
-            Stopped::Partition(_) => Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string())),
+            Stopped::NotTaken => Self::Stop,
+            // No Kafka record may be passed over (rule K2): the subscription waits, visibly. What is unknown is asked again.
+            Stopped::Partition(_) | Stopped::Unknown => Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string())),
         }
     }
 }

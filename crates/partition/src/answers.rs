@@ -25,14 +25,19 @@ pub enum Answer {
     Operation(OperationAnswer),
 }
 
-/// Nobody answers; nothing is known about the request's fate.
+/// Why no answer will come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
+    /// The node stops and has not taken the request: nothing of it will happen, and it can be sent again.
     #[error("the server is stopping; retry later")]
-    Node,
-    /// Alone (rule C5); the others run on.
+    NotTaken,
+    /// The partition has stopped alone (rule C5) and has not taken the request; the others run on.
     #[error("partition {0} has stopped, and with it this part of the keys; GET /health of the admin port says why")]
     Partition(PartitionId),
+    /// The request was appended, and the node or its partition stopped before the answer. It may be carried out all the same: nobody
+    /// is to be told to send it again.
+    #[error("the server stopped before the answer; the request may be carried out all the same")]
+    Unknown,
 }
 
 /// Requests of this process that wait.

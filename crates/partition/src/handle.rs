@@ -104,41 +104,52 @@ impl Shared {
         }
     }
 
+    pub(crate) fn has_stopped(&self, partition: PartitionId) -> bool {
+        self.is_stopped[self.index(partition)].load(Ordering::SeqCst)
+    }
+
     /// Fails for a partition that will not answer.
     fn expect_running(&self, partition: PartitionId) -> Result<(), Stopped> {
-        if self.is_stopped[self.index(partition)].load(Ordering::SeqCst) { Err(Stopped::Partition(partition)) } else { Ok(()) }
+        if self.has_stopped(partition) { Err(Stopped::Partition(partition)) } else { Ok(()) }
     }
 
-    /// Why a partition's answer never came.
-    fn why(&self, partition: PartitionId) -> Stopped {
-        self.expect_running(partition).err().unwrap_or(Stopped::Node)
+    /// Why a question to a partition was not answered.
+    fn unanswered(&self, partition: PartitionId) -> Stopped {
+        self.expect_running(partition).err().unwrap_or(Stopped::NotTaken)
     }
 
-    pub(crate) fn append(&self, partition: PartitionId, events: impl IntoIterator<Item = Event>, durable: Option<Durable>) {
+    /// Whether the events were taken: none is once the node stops, as if it came a moment later, to a process that is gone.
+    pub(crate) fn append(
+        &self,
+        partition: PartitionId,
+        events: impl IntoIterator<Item = Event>,
+        durable: Option<Durable>,
+    ) -> bool {
         if self.is_stopping.load(Ordering::Acquire) {
-            return; // as if it came a moment later, to a process that is gone
+            return false;
         }
         let at = Timestamp(self.env.clock.now_ms());
         let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect();
         self.log.append(partition, self.epochs[self.index(partition)], payloads, durable);
+        true
     }
 }
 
 /// Forgets a request when its client goes away before the answer.
 struct OpenRequest<'a> {
     shared: &'a Shared,
-    partition: PartitionId,
     id: RequestId,
     answer: oneshot::Receiver<Answer>,
     is_answered: bool,
 }
 
 impl OpenRequest<'_> {
+    /// To be called once its event is appended. **Errors**: [`Stopped::Unknown`].
     async fn wait(mut self) -> Result<Answer, Stopped> {
         let answer = (&mut self.answer).await;
         // Whoever answered has forgotten it, too.
         self.is_answered = true;
-        answer.map_err(|_| self.shared.why(self.partition))
+        answer.map_err(|_| Stopped::Unknown)
     }
 }
 
@@ -154,7 +165,8 @@ impl Drop for OpenRequest<'_> {
 pub struct Submitted<'a>(OpenRequest<'a>);
 
 impl Submitted<'_> {
-    /// Waits until the invocation is accepted, or has completed where its result was asked for.
+    /// Waits until the invocation is accepted, or has completed where its result was asked for. **Errors**: [`Stopped::Unknown`], for
+    /// the submission is in the log.
     pub async fn answer(self) -> Result<Answer, Stopped> {
         self.0.wait().await
     }
@@ -209,16 +221,12 @@ impl Partitions {
     async fn append_permitted(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         self.0.expect_running(partition)?;
         let bytes = event_bytes(&event);
-        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped::Node)?;
-        self.0.append(
-            partition,
-            [event],
-            Some(Box::new(move |lsn| {
-                drop(permit);
-                durable(lsn);
-            })),
-        );
-        Ok(())
+        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped::NotTaken)?;
+        let durable: Durable = Box::new(move |lsn| {
+            drop(permit);
+            durable(lsn);
+        });
+        if self.0.append(partition, [event], Some(durable)) { Ok(()) } else { Err(Stopped::NotTaken) }
     }
 
     /// Kills, pauses, resumes or purges one invocation. Does not wait for memory: an operator may have come to make room.
@@ -376,12 +384,12 @@ impl Partitions {
         self.0.expect_running(PartitionId::CATALOG)?;
         let (sender, receiver) = oneshot::channel();
         let mailbox = self.0.mailbox(PartitionId::CATALOG).clone();
-        self.0.append(
-            PartitionId::CATALOG,
-            [Event::CatalogChanged(Box::new(event))],
-            Some(Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition: PartitionId::CATALOG, lsn, done: sender }))),
-        );
-        receiver.await.map_err(|_| self.0.why(PartitionId::CATALOG))
+        let durable: Durable =
+            Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition: PartitionId::CATALOG, lsn, done: sender }));
+        if !self.0.append(PartitionId::CATALOG, [Event::CatalogChanged(Box::new(event))], Some(durable)) {
+            return Err(Stopped::NotTaken);
+        }
+        receiver.await.map_err(|_| Stopped::Unknown)
     }
 
     /// Ends every attempt, takes a last checkpoint and stops the workers; what is asked after that is answered with [`Stopped`].
@@ -408,6 +416,7 @@ impl Partitions {
             let _ = wait.await;
         }
         self.0.requests.close_all();
+        self.0.gate.end();
     }
 
     /// Partitions that have stopped on unreadable data or a broken invariant; empty when all is well.
@@ -417,7 +426,7 @@ impl Partitions {
 
     fn open_request(&self, partition: PartitionId) -> Result<OpenRequest<'_>, Stopped> {
         let (id, answer) = self.0.requests.open(partition);
-        let request = OpenRequest { shared: &self.0, partition, id, answer, is_answered: false };
+        let request = OpenRequest { shared: &self.0, id, answer, is_answered: false };
         self.0.expect_running(partition)?;
         Ok(request)
     }
@@ -426,18 +435,17 @@ impl Partitions {
         let mut waits = Vec::new();
         for partition in (0..self.count()).map(PartitionId) {
             let (sender, receiver) = oneshot::channel();
-            self.0.append(
-                partition,
-                [event()],
-                Some(Box::new(move |_| {
-                    // Whoever asked may have gone; the record is durable all the same.
-                    let _ = sender.send(());
-                })),
-            );
+            let durable: Durable = Box::new(move |_| {
+                // The caller may have gone; the record is durable all the same.
+                let _ = sender.send(());
+            });
+            if !self.0.append(partition, [event()], Some(durable)) {
+                return Err(Stopped::NotTaken);
+            }
             waits.push(receiver);
         }
         for wait in waits {
-            wait.await.map_err(|_| Stopped::Node)?;
+            wait.await.map_err(|_| Stopped::Unknown)?;
         }
         Ok(())
     }
@@ -446,7 +454,7 @@ impl Partitions {
     async fn view(&self, partition: PartitionId) -> Result<Lent, Stopped> {
         let (reply, receiver) = oneshot::channel();
         self.0.mailbox(partition).push(Input::View { partition, reply });
-        receiver.await.map_err(|_| self.0.why(partition))
+        receiver.await.map_err(|_| self.0.unanswered(partition))
     }
 
     /// Reads a bounded piece of a view. A partition whose tables are unreadable stops.
@@ -472,7 +480,7 @@ fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
         Err(Stopped::Partition(_)) => Ok(None),
-        Err(Stopped::Node) => Err(Stopped::Node),
+        Err(stopped @ (Stopped::NotTaken | Stopped::Unknown)) => Err(stopped),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::worker::Worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use surefoot_env::{Env, Wake};
+use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::{Meta, Mutant};
@@ -248,6 +248,15 @@ impl Output for Reports {
 
     fn has_room(&self) {
         self.0.slot_freed();
+    }
+
+    fn has_memory(&self) -> bool {
+        self.0.gate.try_attempts()
+    }
+
+    fn memory(&self) -> BoxFuture {
+        let gate = self.0.gate.clone();
+        Box::pin(async move { gate.wait_attempts().await })
     }
 }
 

@@ -160,7 +160,9 @@ impl Worker {
             idle = idle.min(due.flatten().unwrap_or(CLOCK_REREAD));
         }
         let bytes = self.partitions.iter().map(|partition| partition.store.memory_bytes() as u64).sum();
-        self.shared.gate.set(self.number, bytes);
+        if self.shared.gate.set(self.number, bytes) {
+            self.shared.slot_freed();
+        }
         if self.starter.is_behind(&self.partitions) { Duration::ZERO } else { idle }
     }
 

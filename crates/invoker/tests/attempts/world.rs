@@ -312,6 +312,14 @@ impl Output for Partition {
     fn has_room(&self) {
         self.0.lock().unwrap().story.push("= room for replays".to_owned());
     }
+
+    fn has_memory(&self) -> bool {
+        true
+    }
+
+    fn memory(&self) -> BoxFuture {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 fn told(progress: &AttemptProgress) -> String {
