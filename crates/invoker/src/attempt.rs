@@ -366,7 +366,7 @@ impl<'a> Attempt<'a> {
                                 next @ (Next::Over | Next::Aborted) => return Ok(next),
                             }
                         }
-                        ExchangeEvent::Chunk(_) => {}
+                        ExchangeEvent::Chunk(_) | ExchangeEvent::Writable => {}
                         ExchangeEvent::End => return Err(ended_early()),
                         ExchangeEvent::Error(error) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
                     }
@@ -478,7 +478,7 @@ impl<'a> Attempt<'a> {
                         chunk = Some(next);
                         continue;
                     }
-                    Some(ExchangeEvent::Head(..)) | None => {}
+                    Some(ExchangeEvent::Head(..) | ExchangeEvent::Writable) | None => {}
                     Some(ExchangeEvent::End) => return Err(ended_early()),
                     Some(ExchangeEvent::Error(error)) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
                 }
@@ -797,7 +797,7 @@ async fn drain(mut exchange: Box<dyn Exchange>, clock: &Arc<dyn surefoot_env::Cl
             biased;
             // The exchange keeps what it has read until it is asked again.
             event = poll_fn(|cx| exchange.poll_event(cx)) => match event {
-                ExchangeEvent::Head(..) | ExchangeEvent::Chunk(_) => {}
+                ExchangeEvent::Head(..) | ExchangeEvent::Chunk(_) | ExchangeEvent::Writable => {}
                 ExchangeEvent::End | ExchangeEvent::Error(_) => return,
             },
             // Polled by reference: it keeps its due time.

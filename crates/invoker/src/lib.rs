@@ -15,4 +15,6 @@ pub mod transport;
 pub use api::{AttemptStart, EagerState, Live, Output, Room, Settings};
 pub use invoker::Invoker;
 pub use retry::{Delay, Wish, verdict};
-pub use transport::{DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError};
+pub use transport::{
+    DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,
+};

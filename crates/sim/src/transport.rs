@@ -51,6 +51,10 @@ impl Exchange for SimExchange {
         }
     }
 
+    fn unsent_bytes(&self) -> usize {
+        0
+    }
+
     fn half_close(&mut self) {
         self.request = None;
     }

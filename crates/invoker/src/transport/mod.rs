@@ -20,10 +20,18 @@ pub trait Transport: Send + Sync {
     fn discover(&self, request: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>>;
 }
 
+/// Bytes of one request that may wait for the peer before its sender is to wait, too (rule O6). One that sends more all the same is
+/// not stopped.
+pub const UNSENT_BYTES_MAX: usize = 256 << 10;
+
 /// One request and its response. Dropping it before its end resets the stream.
 pub trait Exchange: Send {
     /// Adds bytes to the request; they leave as the peer's window allows, while the response is read.
     fn send(&mut self, bytes: Bytes);
+
+    /// Bytes of the request that have not left yet, as the peer reads slowly or not at all. Above [`UNSENT_BYTES_MAX`] nothing that
+    /// can wait should be sent until [`ExchangeEvent::Writable`] comes.
+    fn unsent_bytes(&self) -> usize;
 
     /// Ends the request. Nothing may be sent after.
     fn half_close(&mut self);
@@ -35,6 +43,8 @@ pub trait Exchange: Send {
 /// What a response brings, in this order: a head, chunks, an end; an error at any point instead, and nothing after it.
 #[derive(Debug)]
 pub enum ExchangeEvent {
+    /// Not of the response, and between any two events of it: after more than [`UNSENT_BYTES_MAX`] had not left, less has not now.
+    Writable,
     Head(StatusCode, HeaderMap),
     Chunk(Bytes),
     End,

@@ -412,6 +412,10 @@ impl Exchange for Connection {
         }
     }
 
+    fn unsent_bytes(&self) -> usize {
+        0
+    }
+
     fn half_close(&mut self) {
         self.seen.lock().unwrap().story.push("> half-close".to_owned());
     }

@@ -117,6 +117,11 @@ impl Exchange for Http1Exchange {
         }
     }
 
+    /// It is sent whole, once it is whole: until then there is nobody who could read it.
+    fn unsent_bytes(&self) -> usize {
+        0
+    }
+
     fn half_close(&mut self) {
         if let State::Collecting(head, body) = &mut self.state
             && let Some(head) = head.take()

@@ -5,7 +5,8 @@
 
 use super::connect::Io;
 use super::pool::Pool;
-use super::{Address, Exchange, ExchangeEvent, TransportError};
+use super::unsent::{Piece, Unsent};
+use super::{Address, Exchange, ExchangeEvent, TransportError, UNSENT_BYTES_MAX};
 use ::http::{Request, Version};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -27,7 +28,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 5 << 20;
 /// A connection, as its pool knows it.
 #[derive(Clone)]
 pub(super) struct Connection {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Piece>,
     streams: Arc<AtomicUsize>,
     /// When it was first seen without a stream, if it has had none since.
     idle_since: Option<Instant>,
@@ -43,7 +44,7 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_max_send_streams(0)
             .enable_push(false)
-            .handshake(io)
+            .handshake::<_, Piece>(io)
             .await
             .map_err(failed)?;
         let greeted = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
@@ -105,7 +106,7 @@ fn broken(error: &h2::Error) -> TransportError {
 }
 
 /// Runs a connection to its end, and asks the peer for signs of life.
-async fn drive(mut connection: h2::client::Connection<Io, Bytes>, pool: Arc<Pool>) {
+async fn drive(mut connection: h2::client::Connection<Io, Piece>, pool: Arc<Pool>) {
     let mut ping_pong = connection.ping_pong().expect("it is taken once");
     let timing = *pool.timing();
     let watching = async {
@@ -130,7 +131,7 @@ async fn drive(mut connection: h2::client::Connection<Io, Bytes>, pool: Arc<Pool
 
 /// A place on a connection for a stream that has not begun.
 pub(super) struct Place {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Piece>,
     streams: Streams,
 }
 
@@ -151,7 +152,7 @@ impl Place {
 }
 
 struct Stream {
-    request: SendStream<Bytes>,
+    request: SendStream<Piece>,
     response: ResponseFuture,
     streams: Streams,
 }
@@ -169,11 +170,16 @@ impl Stream {
 /// One stream.
 pub(super) struct Http2Exchange {
     /// Absent while the request is being sent once more.
-    request: Option<SendStream<Bytes>>,
+    request: Option<SendStream<Piece>>,
     response: Response,
+    unsent: Arc<Unsent>,
+    /// So much was unsent that the sender is to hear when it is less.
+    is_choked: bool,
     is_closed: bool,
     /// What it takes to send the request once more, until the peer has begun to answer it.
     once_more: Option<OnceMore>,
+    /// The response has been asked for.
+    is_polled: bool,
     /// Declared last: the place is free after the stream has gone.
     streams: Option<Streams>,
 }
@@ -190,6 +196,8 @@ struct OnceMore {
     pool: Arc<Pool>,
     head: Request<()>,
     sent: Vec<Bytes>,
+    /// Those sent after the response was first asked for: not counted by whoever counts the replay.
+    later_bytes: usize,
 }
 
 impl Http2Exchange {
@@ -200,13 +208,16 @@ impl Http2Exchange {
         Ok(Self {
             request: Some(request),
             response: Response::Head(response),
+            unsent: Arc::default(),
+            is_choked: false,
             is_closed: is_whole,
-            once_more: Some(OnceMore { pool, head, sent: Vec::new() }),
+            once_more: Some(OnceMore { pool, head, sent: Vec::new(), later_bytes: 0 }),
+            is_polled: false,
             streams: Some(streams),
         })
     }
 
-    fn reopen(&mut self, OnceMore { pool, head, sent }: OnceMore) {
+    fn reopen(&mut self, OnceMore { pool, head, sent, .. }: OnceMore) {
         (self.request, self.streams) = (None, None);
         let is_whole = self.is_closed && sent.is_empty();
         let opening = Box::pin(async move { Stream::open(&pool, &head, is_whole).await });
@@ -217,12 +228,13 @@ impl Http2Exchange {
         let Stream { mut request, response, streams } = stream;
         for bytes in unsent {
             // As for `send`.
-            let _ = request.send_data(bytes, false);
+            let _ = request.send_data(self.unsent.piece(bytes), false);
         }
         if self.is_closed {
             // Refused where it was opened whole, which is as well.
-            let _ = request.send_data(Bytes::new(), true);
+            let _ = request.send_data(self.unsent.piece(Bytes::new()), true);
         }
+        self.is_choked |= self.unsent.is_above_limit();
         (self.request, self.response, self.streams) = (Some(request), Response::Head(response), Some(streams));
     }
 }
@@ -239,10 +251,21 @@ impl Exchange for Http2Exchange {
         }
         if let Some(once_more) = &mut self.once_more {
             once_more.sent.push(bytes.clone());
+            once_more.later_bytes += if self.is_polled { bytes.len() } else { 0 };
         }
+        // A peer that reads much and answers nothing has looked at the request.
+        self.once_more.take_if(|once_more| once_more.later_bytes > UNSENT_BYTES_MAX);
         if let Some(request) = &mut self.request {
             // Kept by the connection until the peer's window has room. An error shows in the response, too.
-            let _ = request.send_data(bytes, false);
+            let _ = request.send_data(self.unsent.piece(bytes), false);
+        }
+        self.is_choked |= self.unsent.is_above_limit();
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        match &self.response {
+            Response::Reopening(_, unsent) => unsent.iter().map(Bytes::len).sum(),
+            _ => self.unsent.bytes(),
         }
     }
 
@@ -251,11 +274,16 @@ impl Exchange for Http2Exchange {
             && let Some(request) = &mut self.request
         {
             // As for `send`.
-            let _ = request.send_data(Bytes::new(), true);
+            let _ = request.send_data(self.unsent.piece(Bytes::new()), true);
         }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<ExchangeEvent> {
+        self.is_polled = true;
+        if self.is_choked && self.unsent.poll_below_limit(cx).is_ready() {
+            self.is_choked = false;
+            return Poll::Ready(ExchangeEvent::Writable);
+        }
         loop {
             let event = match &mut self.response {
                 Response::Reopening(opening, unsent) => match ready!(opening.as_mut().poll(cx)) {

@@ -17,8 +17,11 @@ mod pool;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unsent;
 
-use super::{DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError};
+use super::{
+    DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,
+};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use base::{Address, Base};
 use bytes::{Bytes, BytesMut};
@@ -178,6 +181,7 @@ async fn collect(exchange: &mut dyn Exchange) -> Result<(StatusCode, HeaderMap, 
     let (mut head, mut body) = (None, BytesMut::new());
     loop {
         match poll_fn(|cx| exchange.poll_event(cx)).await {
+            ExchangeEvent::Writable => {}
             ExchangeEvent::Head(status, headers) => head = Some((status, headers)),
             ExchangeEvent::Chunk(chunk) if body.len() + chunk.len() <= MANIFEST_BYTES_MAX => body.extend_from_slice(&chunk),
             ExchangeEvent::Chunk(_) => {

@@ -77,6 +77,7 @@ async fn read(exchange: &mut Box<dyn Exchange>) -> Result<Vec<u8>, TransportErro
     let mut body = Vec::new();
     loop {
         match next(exchange).await {
+            ExchangeEvent::Writable => {}
             ExchangeEvent::Head(status, _) => assert_eq!(status, StatusCode::OK),
             ExchangeEvent::Chunk(chunk) => body.extend_from_slice(&chunk),
             ExchangeEvent::End => return Ok(body),
@@ -275,6 +276,50 @@ async fn big_bodies_pass_small_windows_both_ways_at_once() {
     let ((answer, _exchange), request) = tokio::join!(ask, serve);
     let expected: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
     assert!(answer == expected && request == expected, "{} and {} bytes", answer.len(), request.len());
+}
+
+#[tokio::test]
+async fn whoever_sends_hears_how_much_has_not_left_and_when_it_is_little_again() {
+    const CHUNK: usize = 64 << 10;
+    let mut settings = server::Builder::new();
+    settings.initial_window_size(1 << 14);
+    let mut peer = Http2Peer::start(settings).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let mut exchange = open(&transport, &deployment).await;
+    let mut received = peer.request().await;
+    let mut sent = 0;
+    while exchange.unsent_bytes() <= UNSENT_BYTES_MAX {
+        exchange.send(Bytes::from(vec![1; CHUNK]));
+        sent += CHUNK;
+    }
+    // The peer's window and what fits into sockets may have left, and no more than that.
+    assert!(sent <= UNSENT_BYTES_MAX + (1 << 14) + CHUNK, "{sent}");
+    assert!(exchange.poll_event(&mut noop()).is_pending(), "nothing is read");
+
+    exchange.half_close();
+    let (event, body) = tokio::join!(next(&mut exchange), received.read_body());
+    assert!(matches!(event, ExchangeEvent::Writable), "{event:?}");
+    assert_eq!(body.unwrap().len(), sent);
+    assert_eq!(exchange.unsent_bytes(), 0);
+    assert!(exchange.poll_event(&mut noop()).is_pending(), "told once");
+}
+
+#[tokio::test]
+async fn a_large_request_that_is_refused_is_sent_once_more_and_counted_again() {
+    let mut settings = server::Builder::new();
+    settings.initial_window_size(1 << 14);
+    let mut peer = Http2Peer::start(settings).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let mut exchange = open(&transport, &deployment).await;
+    let sent = vec![1; UNSENT_BYTES_MAX * 2];
+    exchange.send(Bytes::from(sent.clone()));
+    exchange.half_close();
+    let (answer, ()) = tokio::join!(read(&mut exchange), async {
+        peer.request().await.refuse();
+        peer.request().await.echo().await;
+    });
+    assert!(answer.unwrap() == sent);
+    assert_eq!(exchange.unsent_bytes(), 0);
 }
 
 #[tokio::test]
