@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, StateError};
-use surefoot_model::{Event, PartitionId, Timestamp};
+use surefoot_model::{Epoch, Event, PartitionId, Timestamp};
 use surefoot_storage::{Checkpointed, Store};
 use tokio::sync::oneshot;
 
@@ -49,6 +49,15 @@ pub(crate) struct TurnTime {
     pub(crate) monotonic_ms: u64,
 }
 
+/// What a turn left to be done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TurnDone {
+    /// For how long nothing will be due, where that is known.
+    pub(crate) idle: Option<Duration>,
+    /// Something waits that comes without an input: the end of a view.
+    pub(crate) waits: bool,
+}
+
 impl ActingPartition {
     pub(crate) fn new(
         id: PartitionId,
@@ -64,7 +73,7 @@ impl ActingPartition {
             leads: false,
             attempts: PartitionAttempts::new(id, mutant),
             outbox: OutboxSender::new(id, mutant),
-            timers: PartitionTimers::new(mutant),
+            timers: PartitionTimers::new(shared.count(), mutant),
             clients: PartitionClients::default(),
             housekeeping,
             catalog: CatalogPublisher::new(shared.catalog.clone(), shared.catalog_changed.clone()),
@@ -85,10 +94,9 @@ impl ActingPartition {
             .map_err(|error| error.to_string())?;
         self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
         self.attempts.on_event(&event);
-        if let Event::LeaderElected { process } = event
-            && self.shared.requests.is_process(process)
-        {
-            self.begin_term().map_err(|error| error.to_string())?;
+        self.timers.on_event(&event);
+        if let Event::LeaderElected { process } = event {
+            self.elected(process, entry.epoch).map_err(|error| error.to_string())?;
         }
         if self.leads {
             effects.drain(..).for_each(|effect| self.carry_out(effect, queue));
@@ -96,6 +104,20 @@ impl ActingPartition {
         effects.clear();
         self.effects = effects;
         self.clients.on_applied(self.store.applied());
+        Ok(())
+    }
+
+    fn elected(&mut self, process: u64, epoch: Epoch) -> Result<(), StateError> {
+        if self.shared.requests.is_process(process) {
+            self.shared.enter_epoch(self.id, epoch);
+            return self.begin_term();
+        }
+        if self.leads {
+            tracing::info!(partition = %self.id, epoch = epoch.0, "another process leads this partition from here on");
+            self.end_term();
+            // Its clients cannot know what the other one makes of their requests.
+            self.shared.requests.close_partition(self.id);
+        }
         Ok(())
     }
 
@@ -119,6 +141,8 @@ impl ActingPartition {
     pub(crate) fn end_term(&mut self) {
         self.leads = false;
         self.attempts.end_term();
+        self.outbox.end_term();
+        self.clients.end_term();
     }
 
     fn carry_out(&mut self, effect: Effect, queue: &mut StartQueue) {
@@ -151,12 +175,12 @@ impl ActingPartition {
         self.attempts.page_backlog(&self.store.read(), queue)
     }
 
-    /// Views, timers, messages, sweeps and a checkpoint; says for how long nothing will be due, if it knows.
-    pub(crate) fn turn(&mut self, time: TurnTime) -> Result<Option<Duration>, StateError> {
+    /// Views, timers, messages, sweeps and a checkpoint.
+    pub(crate) fn turn(&mut self, time: TurnTime) -> Result<TurnDone, StateError> {
         self.clients.lend(&mut self.store, &self.shared.mailbox(self.id).wake());
         let idle = if self.leads { self.act(time)? } else { None };
         self.checkpoint_if_due(time.monotonic_ms);
-        Ok(idle)
+        Ok(TurnDone { idle, waits: self.clients.want_views() })
     }
 
     fn act(&mut self, time: TurnTime) -> Result<Option<Duration>, StateError> {
@@ -166,7 +190,7 @@ impl ActingPartition {
         let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share };
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, now)?;
-        let outbox = self.outbox.turn(&reader, monotonic_ms)?;
+        let outbox = self.outbox.turn(&reader, monotonic_ms, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
         self.append(timers.events);
         outbox.batches.into_iter().for_each(|batch| self.send(batch));
@@ -174,12 +198,14 @@ impl ActingPartition {
         self.append(outbox.acks);
         let until_due = timers.next_due.map(|due| Duration::from_millis(due.0.saturating_sub(now.0)));
         let until_ack = outbox.next_ack_ms.map(|due| Duration::from_millis(due.saturating_sub(monotonic_ms)));
-        Ok(until_due.into_iter().chain(until_ack).min())
+        let at_once = outbox.is_behind.then_some(Duration::ZERO);
+        Ok(until_due.into_iter().chain(until_ack).chain(at_once).min())
     }
 
     fn append(&self, events: Vec<Event>) {
         if !events.is_empty() {
-            self.shared.append(self.id, events, None);
+            // A node that stops takes nothing more, and its next life finds it due again.
+            let _ = self.shared.append(self.id, events, None);
         }
     }
 
@@ -187,22 +213,26 @@ impl ActingPartition {
         let MessageBatch { to, up_to, events } = batch;
         let (mailbox, from) = (self.shared.mailbox(self.id).clone(), self.id);
         let durable = Box::new(move |_| mailbox.push(Input::OutboxDurable { from, to, up_to }));
-        self.shared.append(to, events, Some(durable));
+        // As above.
+        let _ = self.shared.append(to, events, Some(durable));
     }
 
     fn checkpoint_if_due(&mut self, monotonic_ms: u64) {
-        let shared = &self.shared;
-        let share = shared.settings.memory_bytes_max / 2 / u64::from(shared.count() + 1);
-        let active = self.store.active_bytes() as u64;
-        if self.housekeeping.checkpoint_due(monotonic_ms, active, share, &shared.settings)
-            && let Some(job) = self.store.freeze()
-        {
-            self.housekeeping.checkpoint_started();
-            if shared.settings.mutant == Mutant::TrimAtFreeze {
-                shared.log.trim(self.id, self.store.applied());
-            }
-            shared.checkpoints.push(self.id, job, shared.mailbox(self.id).clone());
+        if self.housekeeping.checkpoint_due(monotonic_ms, &self.shared.settings) {
+            self.checkpoint();
         }
+    }
+
+    /// Has what was applied written to the engine; false while that is being done, and where nothing was applied.
+    pub(crate) fn checkpoint(&mut self) -> bool {
+        let Some(job) = self.store.freeze() else { return false };
+        let shared = &self.shared;
+        self.housekeeping.checkpoint_started();
+        if shared.settings.mutant == Mutant::TrimAtFreeze {
+            shared.log.trim(self.id, self.store.applied());
+        }
+        shared.checkpoints.push(self.id, job, shared.mailbox(self.id).clone());
+        true
     }
 
     pub(crate) fn checkpointed(&mut self, result: Result<Checkpointed, String>) -> Result<(), String> {

@@ -13,13 +13,22 @@ use tokio::sync::oneshot;
 
 /// Waiting clients of one invocation beyond which those that have gone are sorted out.
 const WAITERS_SWEEP: usize = 16;
+/// Invocations with waiting clients below which it is not worth looking for clients that have gone.
+const SWEEP_MIN: usize = 1_024;
 
-#[derive(Default)]
 pub(crate) struct PartitionClients {
     /// Clients that wait for a result: request numbers of this process.
     waiters: BTreeMap<InvocationId, Vec<u64>>,
+    /// With so many invocations among them, those whose clients have gone are sorted out.
+    sweep_at: usize,
     applied: Vec<(Lsn, oneshot::Sender<()>)>,
     viewers: VecDeque<oneshot::Sender<Lent>>,
+}
+
+impl Default for PartitionClients {
+    fn default() -> Self {
+        Self { waiters: BTreeMap::new(), sweep_at: SWEEP_MIN, applied: Vec::new(), viewers: VecDeque::new() }
+    }
 }
 
 impl PartitionClients {
@@ -38,11 +47,28 @@ impl PartitionClients {
         if !request.awaits_result {
             return requests.answer(request.id, Answer::Accepted { id, existing, execute_at });
         }
+        if self.waiters.len() >= self.sweep_at {
+            self.sweep(requests);
+        }
         let waiters = self.waiters.entry(id).or_default();
         if waiters.len() >= WAITERS_SWEEP {
             waiters.retain(|number| requests.is_open(*number));
         }
         waiters.push(request.id.number);
+    }
+
+    /// Forgets clients that have gone. What an addition costs stays the same: the map doubles until the next time.
+    fn sweep(&mut self, requests: &Requests) {
+        self.waiters.retain(|_, waiters| {
+            waiters.retain(|number| requests.is_open(*number));
+            !waiters.is_empty()
+        });
+        self.sweep_at = SWEEP_MIN.max(self.waiters.len() * 2);
+    }
+
+    /// Another process answers from here on.
+    pub(crate) fn end_term(&mut self) {
+        self.waiters.clear();
     }
 
     pub(crate) fn on_complete(&mut self, id: InvocationId, outcome: &Outcome, requests: &Requests) {
@@ -68,6 +94,11 @@ impl PartitionClients {
             // The caller may have gone.
             let _ = done.send(());
         }
+    }
+
+    /// Some wait for a view: until another one ends.
+    pub(crate) fn want_views(&self) -> bool {
+        !self.viewers.is_empty()
     }
 
     pub(crate) fn want_view(&mut self, reply: oneshot::Sender<Lent>) {
@@ -138,6 +169,25 @@ mod tests {
         }
         clients.on_complete(id(1), &RESULT, &requests);
         assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+    }
+
+    /// Each client that gave up left an entry until its invocation ended: sleepers of a week held them all.
+    #[test]
+    fn clients_that_have_gone_are_forgotten_before_their_invocations_end() {
+        let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
+        let mut staying = Vec::new();
+        for n in 0..100_000 {
+            let (request, answer) = requests.open(HERE);
+            clients.on_accept(awaiting(request), id(n), false, None, &requests);
+            if n % 1_000 == 0 {
+                staying.push((n, answer));
+            }
+        }
+        assert!(clients.waiters.len() <= 2 * SWEEP_MIN, "{}", clients.waiters.len());
+        for (n, mut answer) in staying {
+            clients.on_complete(id(n), &RESULT, &requests);
+            assert!(answer.try_recv().is_ok(), "a client that waits is answered");
+        }
     }
 
     #[test]

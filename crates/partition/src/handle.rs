@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::views::Lent;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake, yield_now};
 use surefoot_log::{Durable, Log};
@@ -41,8 +41,8 @@ pub(crate) struct Shared {
     pub(crate) env: Env,
     pub(crate) settings: Settings,
     pub(crate) log: Arc<dyn Log>,
-    /// One per partition, then the catalog's.
-    pub(crate) epochs: Vec<Epoch>,
+    /// The newest epoch known of each partition, then of the catalog's: what is appended carries it.
+    pub(crate) epochs: Vec<AtomicU32>,
     /// The mailbox of each partition's worker, in the same order.
     pub(crate) mailboxes: Vec<Mailbox>,
     /// Each worker's mailbox once.
@@ -72,6 +72,19 @@ impl Shared {
 
     pub(crate) fn index(&self, partition: PartitionId) -> usize {
         if partition == PartitionId::CATALOG { self.mailboxes.len() - 1 } else { usize::from(partition.0) }
+    }
+
+    pub(crate) fn worker_of(&self, partition: PartitionId) -> usize {
+        self.index(partition) % self.workers.len()
+    }
+
+    pub(crate) fn epoch(&self, partition: PartitionId) -> Epoch {
+        Epoch(self.epochs[self.index(partition)].load(Ordering::Acquire))
+    }
+
+    /// A term of this process begins.
+    pub(crate) fn enter_epoch(&self, partition: PartitionId, epoch: Epoch) {
+        self.epochs[self.index(partition)].fetch_max(epoch.0, Ordering::AcqRel);
     }
 
     /// Of the partition's worker.
@@ -130,7 +143,7 @@ impl Shared {
         }
         let at = Timestamp(self.env.clock.now_ms());
         let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect();
-        self.log.append(partition, self.epochs[self.index(partition)], payloads, durable);
+        self.log.append(partition, self.epoch(partition), payloads, durable);
         true
     }
 }
@@ -175,6 +188,11 @@ impl Submitted<'_> {
 impl Partitions {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
     }
 
     /// The number of partitions, the catalog's not counted.
@@ -402,8 +420,8 @@ impl Partitions {
             // Whoever asked may not wait any more.
             let _ = done.send(());
         });
-        self.0.log.append(PartitionId::CATALOG, self.0.epochs[self.0.index(PartitionId::CATALOG)], Vec::new(), Some(through));
-        // A log that is gone has told.
+        self.0.log.append(PartitionId::CATALOG, self.0.epoch(PartitionId::CATALOG), Vec::new(), Some(through));
+        // The failed log already reported through `fatal`; nothing to do here.
         let _ = wait.await;
         let mut waits = Vec::new();
         for mailbox in &self.0.workers {

@@ -54,11 +54,11 @@ impl Housekeeping {
         self.is_urgent = true;
     }
 
-    pub(crate) fn checkpoint_due(&self, monotonic_ms: u64, active_bytes: u64, share: u64, settings: &Settings) -> bool {
+    /// Whether its age, its log or a wish asks for one. Memory does so across partitions (`owned`).
+    pub(crate) fn checkpoint_due(&self, monotonic_ms: u64, settings: &Settings) -> bool {
         let Some(since) = self.dirty_since_ms else { return false };
         !self.is_checkpointing
-            && (active_bytes > share
-                || self.is_urgent
+            && (self.is_urgent
                 || self.applied_bytes > settings.replay_bytes_max
                 || monotonic_ms.saturating_sub(since) >= settings.checkpoint_interval_ms
                 || self.is_last_round && !self.has_run_last_round)
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_due_by_memory_by_log_by_time_and_on_request() {
+    fn a_checkpoint_is_due_by_log_by_time_and_on_request() {
         let settings = Settings {
             cleanup_interval_ms: 0,
             retained_bytes_max: 0,
@@ -240,27 +240,26 @@ mod tests {
             mutant: Mutant::None,
             machine_mutant: surefoot_machine::Mutant::None,
         };
-        let is_due = |housekeeping: &Housekeeping, at, active| housekeeping.checkpoint_due(at, active, 64, &settings);
+        let is_due = |housekeeping: &Housekeeping, at| housekeeping.checkpoint_due(at, &settings);
         let mut clean = Housekeeping::default();
         clean.hurry();
-        assert!(!is_due(&clean, 9_999, 65), "nothing was applied");
+        assert!(!is_due(&clean, 9_999), "nothing was applied");
         let dirty = |bytes| {
             let mut housekeeping = Housekeeping::default();
             housekeeping.applied(bytes, 500);
             housekeeping
         };
-        assert!(!is_due(&dirty(100), 1_499, 64));
-        assert!(is_due(&dirty(101), 500, 0));
-        assert!(is_due(&dirty(1), 1_500, 0));
-        assert!(is_due(&dirty(1), 500, 65));
+        assert!(!is_due(&dirty(100), 1_499));
+        assert!(is_due(&dirty(101), 500));
+        assert!(is_due(&dirty(1), 1_500));
         let mut hurried = dirty(1);
         hurried.hurry();
-        assert!(is_due(&hurried, 500, 0));
+        assert!(is_due(&hurried, 500));
         hurried.checkpoint_started();
         hurried.applied(1_000, 600);
-        assert!(!is_due(&hurried, 9_999, 65), "one at a time");
+        assert!(!is_due(&hurried, 9_999), "one at a time");
         hurried.checkpoint_ended();
-        assert!(is_due(&hurried, 600, 0));
+        assert!(is_due(&hurried, 600));
     }
 
     #[test]

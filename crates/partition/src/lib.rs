@@ -24,6 +24,8 @@ mod owned;
 mod publisher;
 mod query;
 mod replay;
+#[cfg(test)]
+mod scenarios;
 mod settings;
 mod start;
 mod starting;

@@ -6,7 +6,7 @@
 use crate::views::Lent;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use surefoot_env::Wake;
 use surefoot_log::{Entry, Sink};
 use surefoot_model::{Lsn, PartitionId};
@@ -35,10 +35,17 @@ pub(crate) enum Input {
 /// The sending half; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Mailbox {
-    queue: Arc<Mutex<VecDeque<Input>>>,
+    queue: Arc<Mutex<InputQueue>>,
     /// Payload bytes of entries that are durable and not applied.
     waiting_bytes: Arc<AtomicU64>,
     wake: Wake,
+}
+
+#[derive(Default)]
+struct InputQueue {
+    inputs: VecDeque<Input>,
+    /// The worker has ended: what is pushed is dropped, and those who wait for its reply hear that.
+    is_closed: bool,
 }
 
 impl Mailbox {
@@ -48,9 +55,12 @@ impl Mailbox {
 
     pub(crate) fn push(&self, input: Input) {
         let was_empty = {
-            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            queue.push_back(input);
-            queue.len() == 1
+            let mut queue = self.lock();
+            if queue.is_closed {
+                return;
+            }
+            queue.inputs.push_back(input);
+            queue.inputs.len() == 1
         };
         // A queue that was not empty has woken its worker already.
         if was_empty {
@@ -65,7 +75,22 @@ impl Mailbox {
 
     /// Takes everything that is there, in order, into an empty `into`.
     pub(crate) fn take(&self, into: &mut VecDeque<Input>) {
-        std::mem::swap(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner), into);
+        std::mem::swap(&mut self.lock().inputs, into);
+    }
+
+    /// Nobody takes anything any more.
+    pub(crate) fn close(&self) {
+        let dropped = {
+            let mut queue = self.lock();
+            queue.is_closed = true;
+            std::mem::take(&mut queue.inputs)
+        };
+        // Not under the lock: the end of a reply may wake a task that pushes.
+        drop(dropped);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InputQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Entries with so many bytes were applied.

@@ -1,12 +1,13 @@
-//! The partitions of one worker, each of which may stop alone (rule C5).
+//! The partitions of one worker: each may stop alone (rule C5), and has its turn when it was touched or something of it is due.
 //!
-//! Owns: that a failure or a panic stops the partition it happened to, loudly, and no other. Does not own: what is done with a
-//! partition (`acting`).
+//! Owns: that a failure or a panic stops the partition it happened to, loudly, and no other; whose turn it is; and what all of them
+//! take in memory. Does not own: what is done with a partition (`acting`).
 
 use crate::acting::ActingPartition;
 use crate::apply::panic_message;
 use crate::handle::Shared;
 use crate::query::PartitionHealth;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use surefoot_model::PartitionId;
@@ -14,34 +15,59 @@ use surefoot_model::PartitionId;
 pub(crate) struct OwnedPartitions {
     worker: usize,
     shared: Arc<Shared>,
-    /// Partition p is at p / workers; empty where one has stopped.
-    partitions: Vec<Option<Box<ActingPartition>>>,
+    /// Partition p is at p / workers.
+    slots: Vec<OwnedSlot>,
+    /// Positions of those that were touched since their last turn.
+    touched: BTreeSet<usize>,
+    /// When each of the others has its next turn, by the monotonic clock in milliseconds.
+    due: BTreeSet<(u64, usize)>,
+    active_bytes: u64,
+    memory_bytes: u64,
+}
+
+struct OwnedSlot {
+    /// None once it has stopped.
+    partition: Option<Box<ActingPartition>>,
+    /// As they stand in `due` and the sums.
+    due_ms: u64,
+    active_bytes: u64,
+    memory_bytes: u64,
 }
 
 impl OwnedPartitions {
     pub(crate) fn new(worker: usize, shared: Arc<Shared>, partitions: Vec<Option<Box<ActingPartition>>>) -> Self {
-        Self { worker, shared, partitions }
+        let slot = |partition| OwnedSlot { partition, due_ms: 0, active_bytes: 0, memory_bytes: 0 };
+        let slots: Vec<_> = partitions.into_iter().map(slot).collect();
+        let due = (0..slots.len()).map(|at| (0, at)).collect();
+        Self { worker, shared, slots, touched: BTreeSet::new(), due, active_bytes: 0, memory_bytes: 0 }
     }
 
     /// How many there are, stopped ones included.
     pub(crate) fn len(&self) -> usize {
-        self.partitions.len()
+        self.slots.len()
     }
 
     /// Those that have not stopped.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ActingPartition> {
-        self.partitions.iter().flatten().map(|partition| &**partition)
+        self.slots.iter().filter_map(|slot| slot.partition.as_deref())
     }
 
-    /// Those that have not stopped.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut ActingPartition> {
-        self.partitions.iter_mut().flatten().map(|partition| &mut **partition)
+    /// Those that have not stopped, each of which counts as touched.
+    pub(crate) fn touch_all(&mut self) -> impl Iterator<Item = &mut ActingPartition> {
+        self.touched.extend(0..self.slots.len());
+        self.slots.iter_mut().filter_map(|slot| slot.partition.as_deref_mut())
+    }
+
+    /// Takes fresh views of the engine: one that is held keeps it from clearing what others have overwritten since.
+    pub(crate) fn refresh(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.partition.as_deref_mut()).for_each(|partition| partition.store.refresh());
     }
 
     /// One that has not stopped.
     pub(crate) fn find(&mut self, id: PartitionId) -> Option<&mut ActingPartition> {
         let at = self.position(id);
-        self.partitions[at].as_deref_mut()
+        self.touched.insert(at);
+        self.slots[at].partition.as_deref_mut()
     }
 
     /// Does something with a partition, unless it has stopped; one that fails or panics stops now.
@@ -50,12 +76,14 @@ impl OwnedPartitions {
         id: PartitionId,
         work: impl FnOnce(&mut ActingPartition) -> Result<T, String>,
     ) -> Option<T> {
-        self.guard_at(self.position(id), work)
+        let at = self.position(id);
+        self.touched.insert(at);
+        self.guard_at(at, work)
     }
 
-    /// As [`Self::guard`], by position.
+    /// As [`Self::guard`], by position, and without touching it.
     pub(crate) fn guard_at<T>(&mut self, at: usize, work: impl FnOnce(&mut ActingPartition) -> Result<T, String>) -> Option<T> {
-        let partition = self.partitions[at].as_deref_mut()?;
+        let partition = self.slots[at].partition.as_deref_mut()?;
         let error = match catch_unwind(AssertUnwindSafe(|| work(partition))) {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(error)) => error,
@@ -67,9 +95,66 @@ impl OwnedPartitions {
 
     /// Its records stay in the log; those who wait for it hear that nobody will answer.
     fn stop(&mut self, at: usize, error: String) {
-        let Some(partition) = self.partitions[at].take() else { return };
+        let Some(partition) = self.slots[at].partition.take() else { return };
         tracing::error!(partition = %partition.id, error, "partition stopped; its data is kept, other partitions run on");
         self.shared.stop_partition(PartitionHealth { partition: partition.id, error });
+        self.weigh(at);
+    }
+
+    /// Positions of the partitions whose turn it is.
+    pub(crate) fn take_due(&mut self, monotonic_ms: u64) -> BTreeSet<usize> {
+        let mut turns = std::mem::take(&mut self.touched);
+        turns.extend(self.due.range(..=(monotonic_ms, usize::MAX)).map(|(_, at)| *at));
+        turns
+    }
+
+    /// A partition has had its turn. `waits`: for something that comes without an input, so that its next turn is with the worker's
+    /// next step.
+    pub(crate) fn had_turn(&mut self, at: usize, next_ms: u64, waits: bool) {
+        self.due.remove(&(self.slots[at].due_ms, at));
+        self.slots[at].due_ms = next_ms;
+        if self.slots[at].partition.is_some() {
+            self.due.insert((next_ms, at));
+        }
+        if waits {
+            self.touched.insert(at);
+        }
+        self.weigh(at);
+    }
+
+    /// When the next one is due, by the monotonic clock.
+    pub(crate) fn next_due_ms(&self) -> Option<u64> {
+        self.due.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Memory of all layers, as of each partition's last turn.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Has the partitions with the largest active layers checkpointed until the rest takes no more than `bytes_max`. Those whose
+    /// checkpoint runs are left out: their turn comes when it has ended.
+    pub(crate) fn checkpoint_largest(&mut self, bytes_max: u64) {
+        while self.active_bytes > bytes_max {
+            let can_be_written = |slot: &OwnedSlot| slot.partition.as_ref().is_some_and(|p| !p.store.checkpoint_is_running());
+            let candidates = self.slots.iter().enumerate().filter(|(_, slot)| can_be_written(slot));
+            let Some((at, _)) = candidates.max_by_key(|(_, slot)| slot.active_bytes) else { return };
+            let has_begun = self.guard_at(at, |partition| Ok(partition.checkpoint()));
+            self.weigh(at);
+            if has_begun != Some(true) {
+                return;
+            }
+        }
+    }
+
+    fn weigh(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        let store = slot.partition.as_ref().map(|partition| &partition.store);
+        let (active_bytes, memory_bytes) =
+            store.map_or((0, 0), |store| (store.active_bytes() as u64, store.memory_bytes() as u64));
+        self.active_bytes = self.active_bytes - slot.active_bytes + active_bytes;
+        self.memory_bytes = self.memory_bytes - slot.memory_bytes + memory_bytes;
+        (slot.active_bytes, slot.memory_bytes) = (active_bytes, memory_bytes);
     }
 
     fn position(&self, id: PartitionId) -> usize {

@@ -24,7 +24,14 @@ pub struct Settings {
     pub machine_mutant: MachineMutant,
 }
 
-/// Deliberately broken variants of a worker, which simulation must catch.
+impl Settings {
+    /// Memory that the active layers of all partitions may take before the largest one is written.
+    pub(crate) fn active_bytes_max(&self) -> u64 {
+        self.memory_bytes_max / 2
+    }
+}
+
+/// Deliberately broken variants, each of which a check must catch: a scenario of this room, or the simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mutant {
     #[default]
@@ -33,6 +40,12 @@ pub enum Mutant {
     TrimAtFreeze,
     /// Does not look for messages that an earlier term had not sent (rule O1).
     ForgetOutbox,
+    /// Sends messages to a partition that has stopped, and acknowledges them (rule O1).
+    SendToStopped,
+    /// Appends for a partition that could not be opened under the epoch of a partition that never had a leader (rule M8).
+    ForgetEpoch,
+    /// Replays the whole tail into memory before anything of it is written (rule C7).
+    FillMemory,
     /// Does not look for timers that an earlier term had set.
     ForgetTimers,
     /// Fires timers up to a second early (rule T2).

@@ -1,7 +1,7 @@
 //! From an engine and a log to running partitions.
 //!
-//! Owns: recovery (the last checkpoint plus the log's tail, without effects) and the start of workers, checkpointer and first
-//! term. Does not own: opening engine and log (`server`).
+//! Owns: recovery (the last checkpoint plus the log's tail, without effects, within the bounds of running) and the start of workers,
+//! checkpointer and first term. Does not own: opening engine and log (`server`).
 
 use crate::acting::ActingPartition;
 use crate::answers::Requests;
@@ -12,17 +12,17 @@ use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
 use crate::mailbox::Mailbox;
 use crate::query::PartitionHealth;
-use crate::settings::Settings;
+use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
-use surefoot_machine::{Meta, Mutant};
+use surefoot_machine::Meta;
 use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
-use surefoot_storage::{Engine, Store};
+use surefoot_storage::{Engine, Store, is_disk_full};
 use tokio::sync::oneshot;
 
 /// What keeps a node from starting. Trouble of one partition does not, but for the catalog's: that one stops and says so (rule C5).
@@ -32,6 +32,8 @@ pub enum StartError {
     Partition { partition: PartitionId, message: String },
     #[error("the log holds records of partition {0}, which this node was not created with")]
     UnknownPartition(PartitionId),
+    #[error("the log holds more than `memory-size` takes, and the disk has no room to write it to tables ({0}): make room on it")]
+    DiskFull(std::io::Error),
 }
 
 /// Partitions that take the log's tail.
@@ -39,13 +41,18 @@ pub struct Recovering {
     /// In the order of their ids, the catalog's last.
     partitions: Vec<Recovered>,
     records: u64,
-    mutant: Mutant,
+    /// Memory of all active layers.
+    active_bytes: u64,
+    settings: Settings,
 }
 
 struct Recovered {
     id: PartitionId,
     /// What stopped it, where that is not a reason for the whole node.
     store: Result<Store, String>,
+    /// The largest one in its tables and in entries of the log: what is appended for it carries one that counts (rule M8), whether
+    /// or not it can be opened.
+    epoch: Epoch,
     /// Log bytes that the next recovery would have to apply again.
     applied_bytes: u64,
 }
@@ -60,6 +67,28 @@ impl Recovered {
         self.store = Err(message);
         Ok(())
     }
+
+    /// Moves what it has in memory into the engine. **Errors** where the disk is full: there is no bound to keep without it.
+    fn checkpoint(&mut self) -> Result<(), StartError> {
+        let Ok(store) = &mut self.store else { return Ok(()) };
+        let Some(checkpoint) = store.freeze() else { return Ok(()) };
+        match checkpoint.run() {
+            Ok(done) => {
+                store.checkpointed(done);
+                self.applied_bytes = 0;
+                Ok(())
+            }
+            Err(error) if is_disk_full(&error) => Err(StartError::DiskFull(error)),
+            Err(error) => self.stop(format!("checkpoint failed: {error}")),
+        }
+    }
+}
+
+/// A partition's tables, and the epoch they were written in.
+fn open(engine: &Arc<dyn Engine>, id: PartitionId) -> Result<(Store, Epoch), String> {
+    let store = Store::open(engine.clone(), id).map_err(|error| error.to_string())?;
+    let meta = store.read().get::<Meta>(&()).map_err(|error| error.to_string())?;
+    Ok((store, meta.unwrap_or_default().epoch))
 }
 
 impl Recovering {
@@ -68,19 +97,19 @@ impl Recovering {
         engine: &Arc<dyn Engine>,
         count: u16,
         storage_mutant: surefoot_storage::Mutant,
-        mutant: Mutant,
+        settings: Settings,
     ) -> Result<Self, StartError> {
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let mut partitions = Vec::with_capacity(usize::from(count) + 1);
         for id in ids {
-            let mut recovered = Recovered { id, store: Err(String::new()), applied_bytes: 0 };
-            match Store::open(engine.clone(), id) {
-                Ok(store) => recovered.store = Ok(store.with_mutant(storage_mutant)),
-                Err(error) => recovered.stop(error.to_string())?,
+            let mut recovered = Recovered { id, store: Err(String::new()), epoch: Epoch::default(), applied_bytes: 0 };
+            match open(engine, id) {
+                Ok((store, epoch)) => (recovered.store, recovered.epoch) = (Ok(store.with_mutant(storage_mutant)), epoch),
+                Err(error) => recovered.stop(error)?,
             }
             partitions.push(recovered);
         }
-        Ok(Self { partitions, records: 0, mutant })
+        Ok(Self { partitions, records: 0, active_bytes: 0, settings })
     }
 
     fn find(&mut self, partition: PartitionId) -> Option<&mut Recovered> {
@@ -93,25 +122,52 @@ impl Recovering {
     /// the tables once a new term begins. Errors where tables and log do not meet (rule C2), or a newer version wrote the record
     /// (rule M7): both are mended from outside, and starting would make them worse.
     pub fn replay(&mut self, entry: &Entry) -> Result<(), StartError> {
-        let (partition, mutant) = (entry.partition, self.mutant);
+        let (partition, mutant) = (entry.partition, self.settings.machine_mutant);
         let recovered = self.find(partition).ok_or(StartError::UnknownPartition(partition))?;
+        recovered.epoch = recovered.epoch.max(entry.epoch);
         let Ok(store) = &mut recovered.store else { return Ok(()) };
         if entry.lsn <= store.applied() {
             return Ok(());
         }
         store.check_next(entry.lsn).map_err(|error| StartError::Partition { partition, message: error.to_string() })?;
+        let before = store.active_bytes() as u64;
         let applied = catch_unwind(AssertUnwindSafe(|| apply_entry(store, entry, &mut Vec::new(), mutant)));
+        let after = store.active_bytes() as u64;
         let stopped = match applied {
             Ok(Ok(_)) => {
                 recovered.applied_bytes += entry.payload.len() as u64;
                 self.records += 1;
-                return Ok(());
+                self.active_bytes = self.active_bytes - before + after;
+                return self.keep_bound();
             }
             Ok(Err(ApplyError::NewerVersion(message))) => return Err(StartError::Partition { partition, message }),
             Ok(Err(error)) => error.to_string(),
             Err(panic) => format!("broken invariant at lsn {}: {}", entry.lsn, panic_message(panic)),
         };
-        recovered.stop(stopped)
+        recovered.stop(stopped)?;
+        self.active_bytes -= before;
+        Ok(())
+    }
+
+    /// Writes the largest layer once all of them take what they may while the node runs (rule C7): what once filled memory does not
+    /// fill it again at every start.
+    fn keep_bound(&mut self) -> Result<(), StartError> {
+        if self.active_bytes <= self.settings.active_bytes_max() || self.settings.mutant == Mutant::FillMemory {
+            return Ok(());
+        }
+        let active_bytes = |recovered: &Recovered| recovered.store.as_ref().map_or(0, Store::active_bytes);
+        let Some(largest) = self.partitions.iter_mut().max_by_key(|recovered| active_bytes(recovered)) else { return Ok(()) };
+        self.active_bytes -= active_bytes(largest) as u64;
+        largest.checkpoint()?;
+        // A view that is held keeps the engine from clearing what others have overwritten since.
+        self.partitions.iter_mut().filter_map(|recovered| recovered.store.as_mut().ok()).for_each(Store::refresh);
+        Ok(())
+    }
+
+    /// Bytes of layers in memory.
+    #[cfg(test)]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.partitions.iter().filter_map(|recovered| recovered.store.as_ref().ok()).map(Store::memory_bytes).sum()
     }
 
     /// Records applied from the log so far.
@@ -132,26 +188,20 @@ impl Recovering {
     /// Starts workers and a new term. `connect` tells the log where a partition's entries go; `invoker` makes the invoker that
     /// reports to the given output.
     pub fn start(
-        mut self,
+        self,
         env: Env,
         log: Arc<dyn Log>,
         connect: impl Fn(PartitionId, Arc<dyn Sink>),
         invoker: impl FnOnce(CatalogCell, Arc<dyn Output>) -> Arc<Invoker>,
-        settings: Settings,
         catalog_changed: Vec<Wake>,
     ) -> Result<Started, StartError> {
-        let mut epochs = Vec::new();
-        for recovered in &mut self.partitions {
-            let meta = recovered.store.as_ref().map(|store| store.read().get::<Meta>(&()));
-            epochs.push(match meta {
-                Ok(Ok(meta)) => Epoch(meta.unwrap_or_default().epoch.0 + 1),
-                Ok(Err(error)) => {
-                    recovered.stop(error.to_string())?;
-                    Epoch::default()
-                }
-                Err(_) => Epoch::default(),
-            });
-        }
+        let settings = self.settings;
+        let epochs = self.partitions.iter().map(|recovered| match recovered.store {
+            Ok(_) => AtomicU32::new(recovered.epoch.0 + 1),
+            Err(_) if settings.mutant == Mutant::ForgetEpoch => AtomicU32::new(0),
+            Err(_) => AtomicU32::new(recovered.epoch.0),
+        });
+        let epochs = epochs.collect();
         let ids: Vec<PartitionId> = self.partitions.iter().map(|recovered| recovered.id).collect();
         let workers = settings.workers.clamp(1, ids.len());
         let wakes: Vec<Wake> = (0..workers).map(|_| Wake::new()).collect();
@@ -187,7 +237,7 @@ impl Recovering {
         let mut led = Vec::new();
         let mut leading = Vec::new();
         let now_ms = env.clock.monotonic().as_millis() as u64;
-        for (at, Recovered { id, store, applied_bytes }) in self.partitions.into_iter().enumerate() {
+        for (at, Recovered { id, store, applied_bytes, .. }) in self.partitions.into_iter().enumerate() {
             connect(id, Arc::new(shared.mailboxes[at].clone()));
             owned[at % workers].push(match store {
                 Ok(store) => {
@@ -273,7 +323,7 @@ mod tests {
 
     fn open() -> Recovering {
         let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
-        Recovering::open(&engine, 2, surefoot_storage::Mutant::None, Mutant::None).unwrap()
+        Recovering::open(&engine, 2, surefoot_storage::Mutant::None, crate::testing::settings()).unwrap()
     }
 
     #[test]

@@ -20,6 +20,8 @@ use surefoot_model::{Attempt, InvocationId, PartitionId};
 const WAITING_MAX: usize = 4_096;
 /// Attempts whose replay is being read from views.
 const LOADS_MAX: usize = 16;
+/// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
+const POSTPONED_MAX: usize = 256;
 
 /// An attempt that was asked for and has no slot yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub(crate) struct AttemptStarter {
     shared: Arc<Shared>,
     invoker: Arc<Invoker>,
     pub(crate) queue: StartQueue,
+    /// Attempts whose replay is to be read from a view once there is one to be had.
+    postponed: VecDeque<WaitingAttempt>,
     /// Whose backlog is looked at next.
     backlog_turn: usize,
     /// One more holder per replay that is being read from a view.
@@ -75,34 +79,61 @@ enum Started {
 
 impl AttemptStarter {
     pub(crate) fn new(worker: usize, shared: Arc<Shared>, invoker: Arc<Invoker>) -> Self {
-        Self { worker, shared, invoker, queue: StartQueue::default(), backlog_turn: 0, loads: Arc::default() }
+        Self {
+            worker,
+            shared,
+            invoker,
+            queue: StartQueue::default(),
+            postponed: VecDeque::new(),
+            backlog_turn: 0,
+            loads: Arc::default(),
+        }
     }
 
     /// Starts none any more.
     pub(crate) fn stop(&mut self) {
         self.queue.0.clear();
+        self.postponed.clear();
     }
 
     /// Starts what waits while slots are free.
     pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) {
+        let mut can_load = true;
         loop {
             if self.queue.is_empty() {
                 self.page_backlogs(partitions);
             }
-            let Some(&waiting) = self.queue.0.front() else { return };
-            if !self.reserve_slot() {
+            can_load &= self.has_turn();
+            let is_postponed = can_load && !self.postponed.is_empty();
+            let next = if is_postponed { self.postponed.front() } else { self.queue.0.front() };
+            let Some(&waiting) = next else { return };
+            if self.postponed.len() >= POSTPONED_MAX && !is_postponed || !self.reserve_slot() {
                 return;
             }
-            self.queue.0.pop_front();
             let start = |partition: &mut ActingPartition| self.start(partition, waiting).map_err(|error| error.to_string());
             let started = partitions.guard(waiting.partition, start).unwrap_or(Started::No);
             if !matches!(started, Started::Yes) {
                 self.invoker.release();
+                // Another worker may have found none free meanwhile.
+                self.shared.slot_freed();
             }
-            if matches!(started, Started::Later) {
-                return self.queue.0.push_front(waiting);
+            let is_later = matches!(started, Started::Later);
+            can_load &= !is_later;
+            match is_postponed {
+                // It keeps its place.
+                true if is_later => {}
+                true => drop(self.postponed.pop_front()),
+                false => {
+                    self.queue.0.pop_front();
+                    self.postponed.extend(is_later.then_some(waiting));
+                }
             }
         }
+    }
+
+    /// Whether one more replay may be read from a view.
+    fn has_turn(&self) -> bool {
+        Arc::strong_count(&self.loads) <= LOADS_MAX
     }
 
     /// Whether there is more to queue at once.
@@ -144,8 +175,8 @@ impl AttemptStarter {
         match unread {
             None => self.invoker.start(start),
             Some(replay) => {
-                let has_turn = Arc::strong_count(&self.loads) <= LOADS_MAX;
-                let Some(view) = has_turn.then(|| partition.store.publish()).flatten() else { return Ok(Started::Later) };
+                let view = self.has_turn().then(|| partition.store.publish()).flatten();
+                let Some(view) = view else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
                 let load = Load { replay, start, turn: self.loads.clone(), view };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));

@@ -1,17 +1,28 @@
-//! What the tests of the parts share: a store over an engine in memory, and rows as the machine writes them.
+//! What the tests of this room share: a store over an engine in memory, rows as the machine writes them, and a node without a
+//! runtime, whose log, clock and tasks go on when the test says so.
 //!
-//! Owns: the shortest way to such rows. Does not own: rules; a test that needs the machine applies records.
+//! Owns: the shortest way to either. Does not own: rules; a test that needs the machine applies records.
 
+use crate::handle::{Partitions, Shared};
+use crate::settings::{Mutant, Settings};
+use crate::start::Recovering;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
-use surefoot_env::Wake;
-use surefoot_machine::{Invocations, Journal, JournalKey, Running, State};
+use std::time::Duration;
+use surefoot_env::{BoxFuture, Clock, Env, Ids, OsDisk, Step, Steps, Tasks, Wake};
+use surefoot_invoker::{DiscoverRequest, DiscoverResponse, Exchange, Invoker, OpenRequest, Transport, TransportError};
+use surefoot_log::{Durable, Entry as LogEntry, Log, Retained, Sink};
+use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, State};
+use surefoot_model::catalog::Defaults;
 use surefoot_model::{
-    Active, Attempt, Entry, Epoch, Incarnation, Invocation, InvocationId, Origin, PartitionId, Progress, Retention, Stage,
-    Target, TargetKind, Timestamp, entry_type,
+    Active, Attempt, Entry, Epoch, Event, Incarnation, Invocation, InvocationId, Lsn, Origin, PartitionId, Progress, Record,
+    Retention, Stage, Target, TargetKind, Timestamp, encoding, entry_type,
 };
-use surefoot_storage::{MemEngine, Store, Txn};
+use surefoot_storage::{Engine, MemEngine, Store, Txn};
 
 pub(crate) const HERE: PartitionId = PartitionId(0);
 
@@ -87,6 +98,270 @@ pub(crate) fn invocation(active: Active) -> Invocation {
 
 /// Whether somebody woke since this was last asked.
 pub(crate) fn was_woken(wake: &Wake) -> bool {
-    let woken = std::pin::pin!(wake.woken());
+    let woken = pin!(wake.woken());
     matches!(woken.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()))
+}
+
+/// Bounds as a small node has them.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        cleanup_interval_ms: 10_000,
+        retained_bytes_max: 1 << 30,
+        memory_bytes_max: 64 << 20,
+        checkpoint_interval_ms: 30_000,
+        replay_bytes_max: 16 << 20,
+        workers: 1,
+        mutant: Mutant::None,
+        machine_mutant: MachineMutant::None,
+    }
+}
+
+/// A log in memory: what is appended becomes durable when a test says so. It outlives the nodes that write it.
+#[derive(Default)]
+pub(crate) struct TestLog(Mutex<LogState>);
+
+#[derive(Default)]
+struct LogState {
+    sinks: BTreeMap<PartitionId, Arc<dyn Sink>>,
+    durable: Vec<LogEntry>,
+    queued: VecDeque<(Vec<LogEntry>, Option<Durable>)>,
+    last: BTreeMap<PartitionId, Lsn>,
+    trimmed: Vec<PartitionId>,
+}
+
+impl Log for TestLog {
+    fn append(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>) {
+        let mut log = self.0.lock().unwrap();
+        let last = log.last.entry(partition).or_default();
+        let entries = payloads.into_iter().map(|payload| {
+            *last = last.next();
+            LogEntry { partition, lsn: *last, epoch, payload }
+        });
+        let entries = entries.collect();
+        log.queued.push_back((entries, durable));
+    }
+
+    fn trim(&self, partition: PartitionId, _: Lsn) {
+        self.0.lock().unwrap().trimmed.push(partition);
+    }
+
+    fn retained(&self) -> Retained {
+        Retained { bytes: 0, oldest_holder: None }
+    }
+}
+
+impl TestLog {
+    /// Makes the oldest append durable; false where there is none.
+    fn sync_one(&self) -> bool {
+        let (entries, durable, sink) = {
+            let mut log = self.0.lock().unwrap();
+            let Some((entries, durable)) = log.queued.pop_front() else { return false };
+            log.durable.extend(entries.iter().cloned());
+            let sink = entries.first().and_then(|entry| log.sinks.get(&entry.partition).cloned());
+            (entries, durable, sink)
+        };
+        let lsn = entries.last().map_or(Lsn(0), |entry| entry.lsn);
+        if let Some(sink) = sink {
+            sink.durable(entries);
+        }
+        if let Some(durable) = durable {
+            durable(lsn);
+        }
+        true
+    }
+
+    /// Partitions whose checkpoints ended, in order.
+    pub(crate) fn trimmed(&self) -> Vec<PartitionId> {
+        self.0.lock().unwrap().trimmed.clone()
+    }
+
+    /// What a partition's log holds.
+    pub(crate) fn entries(&self, partition: PartitionId) -> Vec<LogEntry> {
+        self.0.lock().unwrap().durable.iter().filter(|entry| entry.partition == partition).cloned().collect()
+    }
+
+    pub(crate) fn events(&self, partition: PartitionId) -> Vec<Event> {
+        let record = |entry: &LogEntry| encoding::decode::<Record>(&entry.payload, "record").unwrap();
+        self.entries(partition).iter().map(|entry| record(entry).event).collect()
+    }
+
+    /// Swaps an entry's payload: what a broken build cannot read, a repaired one can.
+    pub(crate) fn swap_payload(&self, partition: PartitionId, lsn: Lsn, payload: &mut Bytes) {
+        let mut log = self.0.lock().unwrap();
+        let entry = log.durable.iter_mut().find(|entry| (entry.partition, entry.lsn) == (partition, lsn)).unwrap();
+        std::mem::swap(&mut entry.payload, payload);
+    }
+
+    /// What was not durable is gone, and nobody listens any more.
+    fn kill(&self) {
+        let mut log = self.0.lock().unwrap();
+        log.queued.clear();
+        log.sinks.clear();
+        log.last.clear();
+        let log = &mut *log;
+        for entry in &log.durable {
+            log.last.insert(entry.partition, entry.lsn);
+        }
+    }
+}
+
+/// Time as a test sets it, tasks that run when it says so, and numbers in order.
+#[derive(Default)]
+struct TestWorld {
+    now_ms: AtomicU64,
+    numbers: AtomicU64,
+    tasks: Mutex<Vec<BoxFuture>>,
+    steppers: Mutex<Vec<(Wake, Box<dyn Steps>)>>,
+}
+
+impl Clock for TestWorld {
+    fn now_ms(&self) -> u64 {
+        1_000_000 + self.now_ms.load(Ordering::Relaxed)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.now_ms.load(Ordering::Relaxed))
+    }
+
+    fn sleep(&self, _: Duration) -> BoxFuture {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Ids for TestWorld {
+    fn random_u64(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Tasks for TestWorld {
+    fn spawn(&self, future: BoxFuture) {
+        self.tasks.lock().unwrap().push(future);
+    }
+
+    fn drive(&self, _: &'static str, wake: Wake, stepper: Box<dyn Steps>) {
+        self.steppers.lock().unwrap().push((wake, stepper));
+    }
+}
+
+/// Handlers that never answer.
+struct SilentHandlers;
+
+impl Transport for SilentHandlers {
+    fn open(&self, _: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn discover(&self, _: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// All partitions of a node with real parts, one thread, and a log and an engine that outlive it.
+pub(crate) struct TestNode {
+    pub(crate) partitions: Partitions,
+    pub(crate) shared: Arc<Shared>,
+    log: Arc<TestLog>,
+    world: Arc<TestWorld>,
+}
+
+/// Partitions of a [`TestNode`], the catalog's not counted.
+pub(crate) const COUNT: u16 = 4;
+
+/// Which life of a node this is: each has another process number.
+pub(crate) struct NodeLife(pub(crate) u64);
+
+impl TestNode {
+    pub(crate) fn start(log: &Arc<TestLog>, engine: &MemEngine, life: NodeLife, settings: Settings) -> Self {
+        log.kill();
+        let engine: Arc<dyn Engine> = Arc::new(engine.clone());
+        let mut recovering = Recovering::open(&engine, COUNT, surefoot_storage::Mutant::None, settings).unwrap();
+        let entries = log.0.lock().unwrap().durable.clone();
+        entries.iter().for_each(|entry| recovering.replay(entry).unwrap());
+        let world = Arc::new(TestWorld { numbers: AtomicU64::new(life.0 << 32), ..TestWorld::default() });
+        let env = Env { clock: world.clone(), tasks: world.clone(), ids: world.clone(), disk: Arc::new(OsDisk) };
+        let invoker_env = env.clone();
+        let invoker = move |catalog, output| {
+            let settings = surefoot_invoker::Settings {
+                defaults: Defaults::default(),
+                // None starts: a test reports what attempts bring.
+                attempts_max: 0,
+                replay_bytes_max: 1 << 20,
+                report_bytes_max: 1 << 20,
+                message_bytes_max: 1 << 20,
+                eager_state_bytes_max: 1 << 20,
+                partitions: COUNT,
+                additional_headers: Vec::new(),
+            };
+            Invoker::new(invoker_env, settings, catalog, Arc::new(SilentHandlers), output)
+        };
+        let connect = |partition, sink| drop(log.0.lock().unwrap().sinks.insert(partition, sink));
+        let started = recovering.start(env, log.clone(), connect, invoker, Vec::new()).unwrap();
+        let shared = started.partitions.shared().clone();
+        let node = Self { partitions: started.partitions, shared, log: log.clone(), world };
+        node.settle();
+        node
+    }
+
+    /// One step of each stepper; whether one has more to do.
+    pub(crate) fn step(&self) -> bool {
+        let mut steppers = std::mem::take(&mut *self.world.steppers.lock().unwrap());
+        let mut has_worked = false;
+        steppers.retain_mut(|(_, stepper)| {
+            let step = stepper.step();
+            has_worked |= matches!(step, Step::Worked | Step::IdleFor(Duration::ZERO));
+            step != Step::Done
+        });
+        self.world.steppers.lock().unwrap().append(&mut steppers);
+        let mut tasks = std::mem::take(&mut *self.world.tasks.lock().unwrap());
+        tasks.retain_mut(|task| task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        self.world.tasks.lock().unwrap().append(&mut tasks);
+        has_worked
+    }
+
+    /// Everything that is appended becomes durable, and is applied.
+    pub(crate) fn settle(&self) {
+        let mut quiet = 0;
+        while quiet < 3 {
+            let has_synced = self.log.sync_one();
+            quiet = if self.step() || has_synced { 0 } else { quiet + 1 };
+        }
+    }
+
+    pub(crate) fn pass_ms(&self, ms: u64) {
+        self.skip_ms(ms);
+        self.settle();
+    }
+
+    /// As an edge, an attempt or another partition appends it.
+    pub(crate) fn append(&self, partition: PartitionId, event: Event) {
+        assert!(self.shared.append(partition, [event], None));
+        self.settle();
+    }
+
+    /// Time passes, and nobody has noticed yet.
+    pub(crate) fn skip_ms(&self, ms: u64) {
+        self.world.now_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp(self.world.now_ms())
+    }
+
+    /// An answer, while everything goes on.
+    pub(crate) fn ask<T>(&self, question: impl Future<Output = T>) -> T {
+        let mut question = pin!(question);
+        for _ in 0..100_000 {
+            if let Poll::Ready(answer) = question.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return answer;
+            }
+            self.log.sync_one();
+            self.step();
+        }
+        panic!("no answer ever comes");
+    }
+
+    pub(crate) fn stopped(&self) -> Vec<PartitionId> {
+        self.partitions.stopped().into_iter().map(|health| health.partition).collect()
+    }
 }

@@ -1,6 +1,7 @@
 //! The timers of one partition: which events say that one is due.
 //!
-//! Owns: how many fire at a time. Does not own: which timers are due (`wheel`), the clock, or what a timer's end does (`machine`).
+//! Owns: how many are on their way through the log at a time, so that calls go on between those that are overdue. Does not own: which
+//! timers are due (`wheel`), the clock, or what a timer's end does (`machine`).
 
 use crate::settings::Mutant;
 use crate::wheel::Wheel;
@@ -8,13 +9,18 @@ use surefoot_machine::{StateError, TimerKey};
 use surefoot_model::{Event, Timestamp};
 use surefoot_storage::Reader;
 
-/// Timers fired per turn.
-const FIRE_MAX: usize = 512;
+/// Timers of a node that may be fired and not applied: a call waits behind no more, some ten milliseconds.
+const FIRING_MAX: usize = 1_024;
+/// Each partition's share is at least this.
+const FIRING_MIN: usize = 16;
 /// How early the broken variant fires, in milliseconds.
 const EARLY_MS: u64 = 1_000;
 
 pub(crate) struct PartitionTimers {
     wheel: Wheel,
+    /// Fired by this term and not applied.
+    firing: usize,
+    firing_max: usize,
     mutant: Mutant,
 }
 
@@ -25,12 +31,15 @@ pub(crate) struct TimersTurn {
 }
 
 impl PartitionTimers {
-    pub(crate) fn new(mutant: Mutant) -> Self {
-        Self { wheel: Wheel::new(), mutant }
+    /// One of so many partitions of a node.
+    pub(crate) fn new(partitions: u16, mutant: Mutant) -> Self {
+        let firing_max = (FIRING_MAX / usize::from(partitions.max(1))).max(FIRING_MIN);
+        Self { wheel: Wheel::new(), firing: 0, firing_max, mutant }
     }
 
     /// A term of this process begins: what earlier ones set is found in the table.
     pub(crate) fn begin_term(&mut self) {
+        self.firing = 0;
         self.wheel = if self.mutant == Mutant::ForgetTimers { Wheel::forgetful() } else { Wheel::new() };
     }
 
@@ -38,11 +47,22 @@ impl PartitionTimers {
         self.wheel.set(key);
     }
 
+    pub(crate) fn on_event(&mut self, event: &Event) {
+        if let Event::TimerFired { .. } = event {
+            // What an earlier term fired is applied before this one begins, or counts as nothing.
+            self.firing = self.firing.saturating_sub(1);
+        }
+    }
+
     pub(crate) fn turn(&mut self, reader: &Reader<'_>, now: Timestamp) -> Result<TimersTurn, StateError> {
         let now = if self.mutant == Mutant::FireEarly { now.after_ms(EARLY_MS) } else { now };
-        let due = self.wheel.take_due(reader, now, FIRE_MAX)?;
+        let due = self.wheel.take_due(reader, now, self.firing_max - self.firing)?;
         let events = due.iter().map(|key| Event::TimerFired { due: key.due, id: key.id, slot: key.slot }).collect();
-        Ok(TimersTurn { events, next_due: self.wheel.next_due(reader)? })
+        self.firing += due.len();
+        assert!(self.firing <= self.firing_max, "{} timers are on their way", self.firing);
+        // At the bound the next turn comes when one of them is applied.
+        let next_due = if self.firing < self.firing_max { self.wheel.next_due(reader)? } else { None };
+        Ok(TimersTurn { events, next_due })
     }
 }
 
@@ -74,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_timer_fires_once_when_it_is_due_and_the_next_is_named() {
-        let (mut store, mut timers) = (empty_store(), PartitionTimers::new(Mutant::None));
+        let (mut store, mut timers) = (empty_store(), PartitionTimers::new(16, Mutant::None));
         set(&mut store, &mut timers, key(20, 1));
         set(&mut store, &mut timers, key(10, 2));
         assert_eq!(fire(&store, &mut timers, 9), (vec![], Some(10)));
@@ -84,16 +104,23 @@ mod tests {
 
     #[test]
     fn a_new_term_finds_timers_in_the_tables_and_fires_a_bounded_number_at_a_time() {
-        let (mut store, mut timers) = (empty_store(), PartitionTimers::new(Mutant::None));
-        let count = FIRE_MAX as u64 + 100;
+        let (mut store, mut timers) = (empty_store(), PartitionTimers::new(16, Mutant::None));
+        let count = 960;
         write(&mut store, |txn| {
             (0..count).for_each(|n| txn.put::<Timers>(key(n, n), TimerRow { incarnation: Incarnation(1) }));
         });
         checkpoint(&mut store);
         timers.begin_term();
-        let (first, next) = fire(&store, &mut timers, count);
-        assert_eq!((first.len(), next), (FIRE_MAX, Some(FIRE_MAX as u64)));
-        let (rest, next) = fire(&store, &mut timers, count);
-        assert_eq!((first.into_iter().chain(rest).collect::<Vec<_>>(), next), ((0..count).collect(), None));
+        let mut all = Vec::new();
+        while all.len() < count as usize {
+            let (fired, next) = fire(&store, &mut timers, count);
+            assert_eq!((fired.len(), next), (FIRING_MAX / 16, None));
+            assert_eq!(fire(&store, &mut timers, count), (vec![], None), "those are on their way");
+            for due in &fired {
+                timers.on_event(&Event::TimerFired { due: Timestamp(*due), id: id(u128::from(*due)), slot: 1 });
+            }
+            all.extend(fired);
+        }
+        assert!(all.into_iter().eq(0..count));
     }
 }

@@ -4,7 +4,7 @@
 //! cannot start yet stays in state and is pulled when a slot is free. Does not own: what a partition does with an input
 //! (`acting`), or how one stops alone (`owned`).
 
-use crate::acting::{ActingPartition, TurnTime};
+use crate::acting::{ActingPartition, TurnDone, TurnTime};
 use crate::handle::Shared;
 use crate::mailbox::{Input, Mailbox};
 use crate::owned::OwnedPartitions;
@@ -46,7 +46,6 @@ impl Steps for Worker {
             self.mailbox.take(&mut self.inputs);
         }
         let mut cost = STEP_COST;
-        let worked = !self.inputs.is_empty();
         while cost > 0
             && let Some(input) = self.inputs.pop_front()
         {
@@ -56,13 +55,15 @@ impl Steps for Worker {
         self.starter.turn(&mut self.partitions);
         let idle = self.turn();
         if self.stopping.is_some() && self.partitions.iter().all(ActingPartition::has_ended) {
+            self.mailbox.close();
             if let Some(done) = self.stopping.take() {
                 // The caller may not wait any more.
                 let _ = done.send(());
             }
             return Step::Done;
         }
-        if worked { Step::Worked } else { Step::IdleFor(idle) }
+        // What came since the mailbox was emptied has woken this worker.
+        if self.inputs.is_empty() { Step::IdleFor(idle) } else { Step::Worked }
     }
 }
 
@@ -71,6 +72,11 @@ fn cost_of(input: &Input) -> usize {
         Input::Durable(entries) => entries.iter().map(|entry| ENTRY_COST + entry.payload.len()).sum(),
         _ => ENTRY_COST,
     }
+}
+
+/// Never a moment early.
+fn millis_up(duration: Duration) -> u64 {
+    duration.as_nanos().div_ceil(1_000_000) as u64
 }
 
 impl Worker {
@@ -121,7 +127,7 @@ impl Worker {
             Input::Stop { done } => {
                 self.stopping = Some(done);
                 self.starter.stop();
-                for partition in self.partitions.iter_mut() {
+                for partition in self.partitions.touch_all() {
                     partition.end_term();
                     partition.housekeeping.last_round();
                 }
@@ -141,8 +147,7 @@ impl Worker {
 
     fn checkpointed(&mut self, id: PartitionId, result: Result<Checkpointed, String>) {
         if self.partitions.guard(id, |partition| partition.checkpointed(result)).is_some() {
-            // A view that is held keeps the engine from clearing what others have overwritten since.
-            self.partitions.iter_mut().for_each(|partition| partition.store.refresh());
+            self.partitions.refresh();
         }
     }
 
@@ -150,20 +155,26 @@ impl Worker {
     fn turn(&mut self) -> Duration {
         let time = TurnTime { now: Timestamp(self.shared.env.clock.now_ms()), monotonic_ms: self.monotonic_ms() };
         if let Some(holder) = self.oldest_holder(time.monotonic_ms)
-            && let Some(partition) = self.find_own(holder)
+            && self.shared.worker_of(holder) == self.number
+            && let Some(partition) = self.partitions.find(holder)
         {
             partition.housekeeping.hurry();
         }
-        let mut idle = CLOCK_REREAD;
-        for at in 0..self.partitions.len() {
-            let due = self.partitions.guard_at(at, |partition| partition.turn(time).map_err(|error| error.to_string()));
-            idle = idle.min(due.flatten().unwrap_or(CLOCK_REREAD));
+        for at in self.partitions.take_due(time.monotonic_ms) {
+            let turn = self.partitions.guard_at(at, |partition| partition.turn(time).map_err(|error| error.to_string()));
+            let TurnDone { idle, waits } = turn.unwrap_or_default();
+            let idle = idle.unwrap_or(CLOCK_REREAD).min(CLOCK_REREAD);
+            self.partitions.had_turn(at, time.monotonic_ms + millis_up(idle), waits);
         }
-        let bytes = self.partitions.iter().map(|partition| partition.store.memory_bytes() as u64).sum();
-        if self.shared.gate.set(self.number, bytes) {
+        self.partitions.checkpoint_largest(self.shared.settings.active_bytes_max() / self.shared.workers.len() as u64);
+        if self.shared.gate.set(self.number, self.partitions.memory_bytes()) {
             self.shared.slot_freed();
         }
-        if self.starter.is_behind(&self.partitions) { Duration::ZERO } else { idle }
+        if self.starter.is_behind(&self.partitions) {
+            return Duration::ZERO;
+        }
+        let next_ms = self.partitions.next_due_ms().unwrap_or(u64::MAX);
+        Duration::from_millis(next_ms.saturating_sub(time.monotonic_ms)).min(CLOCK_REREAD)
     }
 
     /// The partition that keeps the log from being trimmed, where the log is too large.
@@ -174,10 +185,6 @@ impl Worker {
         self.next_log_look_ms = monotonic_ms + LOG_LOOK_MS;
         let retained = self.shared.log.retained();
         retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
-    }
-
-    fn find_own(&mut self, id: PartitionId) -> Option<&mut ActingPartition> {
-        self.partitions.iter_mut().find(|partition| partition.id == id)
     }
 
     fn monotonic_ms(&self) -> u64 {

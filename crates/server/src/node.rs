@@ -81,7 +81,8 @@ impl Node {
     pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
         let mutants = seams.mutants;
-        let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, mutants.machine)?;
+        let settings = partition_settings(config, mutants);
+        let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, settings)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
         options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
@@ -104,7 +105,6 @@ impl Node {
             Arc::new(log.clone()),
             |partition, sink| log.connect(partition, sink),
             |catalog, output| Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output),
-            partition_settings(config, mutants),
             vec![catalog_changed.clone()],
         )?;
         opened.writer.drive(&*env.tasks);

@@ -1,0 +1,272 @@
+//! What a user sees of all partitions together: real parts on one thread, in the order that each test fixes.
+//!
+//! Owns: the scenarios that need neither handlers nor threads. Does not own: what random schedules find (`sim`).
+
+use crate::answers::{Answer, Stopped};
+use crate::settings::{Mutant, Settings};
+use crate::start::Recovering;
+use crate::testing::{COUNT, NodeLife, TestLog, TestNode, settings};
+use bytes::Bytes;
+use std::sync::Arc;
+use surefoot_log::Log;
+use surefoot_model::{
+    Action, Attempt, AttemptEnd, AttemptProgress, DeploymentId, Epoch, Event, InvocationId, Item, Origin, PartitionId, Pin,
+    Record, Retention, Submission, SubscriptionId, Target, TargetKind, Timestamp, encoding, entry_type,
+};
+use surefoot_storage::{Engine, MemEngine};
+
+/// The n-th id of a partition.
+fn id(partition: u16, n: u128) -> InvocationId {
+    let partition_key = u64::from(partition) << (64 - COUNT.trailing_zeros());
+    let id = InvocationId { partition_key, unique: n };
+    assert_eq!(id.partition(COUNT), PartitionId(partition));
+    id
+}
+
+fn submission(id: InvocationId, input_bytes: usize) -> Submission {
+    Submission {
+        id,
+        target: Target::new(TargetKind::Service, "Greeter", "", "greet"),
+        input: Bytes::from(vec![7; input_bytes]),
+        idempotency_key: None,
+        origin: Origin::Ingress,
+        execute_at: None,
+        retention: Retention { completion_ms: 1_000_000, journal_ms: 0 },
+        random_seed: 1,
+        request: None,
+        caller: None,
+        source: None,
+    }
+}
+
+fn submitted(id: InvocationId, input_bytes: usize) -> Event {
+    Event::InvocationSubmitted(Box::new(submission(id, input_bytes)))
+}
+
+/// What the first attempt of a partition brings.
+fn progressed(id: InvocationId, attempt: u64, items: Vec<Item>, end: Option<AttemptEnd>) -> Event {
+    let pin = Pin { deployment: DeploymentId(1), protocol: 6 };
+    Event::AttemptProgressed(Box::new(AttemptProgress { id, attempt: Attempt(attempt), first_command: 1, pin, items, end }))
+}
+
+fn call(submission: Submission) -> Item {
+    let partition = submission.id.partition(COUNT);
+    let action = Action::Call { submission: Box::new(submission), partition, id_completion: 1, result: Some(2) };
+    Item::Command { ty: entry_type::CALL, raw: Bytes::new(), action }
+}
+
+fn output() -> Item {
+    Item::Command { ty: entry_type::OUTPUT, raw: Bytes::from_static(b"42"), action: Action::Succeed { value: (0, 2) } }
+}
+
+fn messages(log: &TestLog, to: PartitionId) -> Vec<PartitionId> {
+    let from = |event: &Event| match event {
+        Event::MessageArrived { from, .. } => Some(*from),
+        _ => None,
+    };
+    log.events(to).iter().filter_map(from).collect()
+}
+
+fn has_acked(log: &TestLog, from: PartitionId, destination: PartitionId) -> bool {
+    log.events(from).iter().any(|event| matches!(event, Event::OutboxAcked { to, .. } if *to == destination))
+}
+
+fn exists(node: &TestNode, id: InvocationId) -> bool {
+    node.ask(node.partitions.invocation(id)).unwrap().is_some()
+}
+
+/// A partition stops in replay; meanwhile others call it, and answer into it. The next build can read what this one could not.
+struct Repaired {
+    log: Arc<TestLog>,
+    engine: MemEngine,
+}
+
+const BROKEN: PartitionId = PartitionId(1);
+
+impl Repaired {
+    /// Runs up to the repair, under these settings.
+    fn until_repair(settings: Settings) -> Self {
+        let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+        let first = TestNode::start(&log, &engine, NodeLife(1), settings.clone());
+        first.append(PartitionId(0), submitted(id(0, 1), 10));
+        first.append(BROKEN, submitted(id(1, 1), 10));
+        // It has called one on partition 2, which runs.
+        first.append(BROKEN, progressed(id(1, 1), 1, vec![call(submission(id(2, 1), 10))], None));
+        assert_eq!(messages(&log, PartitionId(2)), [BROKEN]);
+        drop(first);
+        // The build cannot read the record of the call: its version byte is right, what follows is not.
+        let lsn = log.entries(BROKEN).iter().rfind(|entry| entry.payload.len() > 100).unwrap().lsn;
+        let mut record = Bytes::from_static(&[1, 0xff]);
+        log.swap_payload(BROKEN, lsn, &mut record);
+        let second = TestNode::start(&log, &engine, NodeLife(2), settings);
+        assert_eq!(second.stopped(), [BROKEN]);
+        second.append(PartitionId(0), progressed(id(0, 1), 1, vec![call(submission(id(1, 2), 10))], None));
+        let end = Some(AttemptEnd::Completed);
+        second.append(PartitionId(2), progressed(id(2, 1), 1, vec![output()], end));
+        second.ask(second.partitions.open_source(SubscriptionId(5), 1)).unwrap();
+        second.pass_ms(60_000);
+        drop(second);
+        log.swap_payload(BROKEN, lsn, &mut record);
+        Self { log, engine }
+    }
+}
+
+#[test]
+fn nothing_is_lost_for_a_partition_that_was_stopped_when_the_node_started() {
+    let Repaired { log, engine } = Repaired::until_repair(settings());
+    assert_eq!(messages(&log, BROKEN), [], "kept by their senders");
+    assert!(!has_acked(&log, PartitionId(0), BROKEN) && !has_acked(&log, PartitionId(2), BROKEN));
+    let node = TestNode::start(&log, &engine, NodeLife(3), settings());
+    assert_eq!(node.stopped(), []);
+    assert!(exists(&node, id(1, 2)), "it was called");
+    assert_eq!(messages(&log, BROKEN), [PartitionId(0), PartitionId(2)]);
+    // Its caller has the result: an entry for the id of the callee, and one for what it brought.
+    let caller = node.ask(node.partitions.invocation(id(1, 1))).unwrap().unwrap();
+    assert_eq!(caller.journal_len, 4);
+    node.pass_ms(1_000);
+    assert!(has_acked(&log, PartitionId(0), BROKEN) && has_acked(&log, PartitionId(2), BROKEN));
+}
+
+#[test]
+fn a_worker_that_sends_to_a_stopped_partition_is_caught() {
+    let Repaired { log, .. } = Repaired::until_repair(Settings { mutant: Mutant::SendToStopped, ..settings() });
+    assert!(!messages(&log, BROKEN).is_empty() && has_acked(&log, PartitionId(0), BROKEN));
+}
+
+/// What is appended for a partition that could not be opened counts once it can be.
+#[test]
+fn what_is_appended_for_a_stopped_partition_carries_an_epoch_that_counts() {
+    for (mutant, counts) in [(Mutant::None, true), (Mutant::ForgetEpoch, false)] {
+        let Repaired { log, .. } = Repaired::until_repair(Settings { mutant, ..settings() });
+        let entries = log.entries(BROKEN);
+        let newest = entries.iter().map(|entry| entry.epoch).max().unwrap();
+        assert_eq!(log.events(BROKEN).last().unwrap(), &Event::SourceOpened { subscription: SubscriptionId(5), epoch: 1 });
+        assert_eq!(entries.last().unwrap().epoch == newest, counts, "{mutant:?}");
+    }
+}
+
+#[test]
+fn another_process_that_leads_silences_this_one() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    let here = PartitionId(0);
+    let due = Timestamp(node.now().0 + 1_000);
+    node.append(here, Event::InvocationSubmitted(Box::new(Submission { execute_at: Some(due), ..submission(id(0, 1), 1) })));
+    let waiting = node.ask(node.partitions.submit(submission(id(0, 2), 1), true)).unwrap();
+    node.settle();
+    let election = encoding::encode(&Record::new(node.now(), Event::LeaderElected { process: 99 }));
+    log.append(here, Epoch(7), vec![election.into()], None);
+    node.settle();
+    assert_eq!(node.ask(waiting.answer()), Err(Stopped::Unknown), "the other process answers nobody here");
+    node.pass_ms(10_000);
+    assert!(!log.events(here).iter().any(|event| matches!(event, Event::TimerFired { .. })), "it fires no timer");
+    // Another partition of this process goes on.
+    let sent = node.ask(node.partitions.submit(submission(id(1, 1), 1), false)).unwrap();
+    assert!(matches!(node.ask(sent.answer()), Ok(Answer::Accepted { .. })));
+}
+
+/// After a night's standstill a call waited seconds behind a million timers.
+#[test]
+fn a_call_waits_behind_a_bounded_number_of_overdue_timers() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    let due = Timestamp(node.now().0 + 5);
+    let count = 5_000;
+    let later = |n| Event::InvocationSubmitted(Box::new(Submission { execute_at: Some(due), ..submission(id(0, n), 1) }));
+    assert!(node.shared.append(PartitionId(0), (1..=count).map(later), None));
+    node.settle();
+    drop(node);
+    let node = TestNode::start(&log, &engine, NodeLife(2), settings());
+    node.skip_ms(10);
+    for _ in 0..10 {
+        node.step();
+    }
+    let called = id(0, count + 1);
+    assert!(node.shared.append(PartitionId(0), [submitted(called, 1)], None));
+    node.settle();
+    let events = log.events(PartitionId(0));
+    let is_fired = |event: &&Event| matches!(event, Event::TimerFired { .. });
+    let at = events.iter().position(|e| matches!(e, Event::InvocationSubmitted(s) if s.id == called)).unwrap();
+    let before = events[..at].iter().filter(is_fired).count();
+    assert!((1..=300).contains(&before), "{before} timers were before it");
+    assert_eq!(events.iter().filter(is_fired).count(), count as usize, "all of them fire");
+}
+
+/// A log whose tail takes more than memory may: what recovery holds at a time at most.
+fn recovered_bytes_max(settings: Settings) -> usize {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings_of(64 << 20));
+    for n in 1..=400 {
+        node.append(PartitionId((n % 4) as u16), submitted(id((n % 4) as u16, n), 10_000));
+    }
+    drop(node);
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    let mut recovering = Recovering::open(&engine, COUNT, surefoot_storage::Mutant::None, settings).unwrap();
+    let mut bytes_max = 0;
+    for partition in (0..COUNT).map(PartitionId) {
+        for entry in log.entries(partition) {
+            recovering.replay(&entry).unwrap();
+            bytes_max = bytes_max.max(recovering.memory_bytes());
+        }
+    }
+    assert_eq!(recovering.records(), 400 + u64::from(COUNT));
+    bytes_max
+}
+
+fn settings_of(memory_bytes_max: u64) -> Settings {
+    Settings { memory_bytes_max, ..settings() }
+}
+
+/// What once filled memory filled it again at every start.
+#[test]
+fn recovery_keeps_the_bound_of_running() {
+    let bound = 1 << 20;
+    let kept = recovered_bytes_max(settings_of(bound));
+    assert!(kept <= bound as usize, "{kept}");
+    let filled = recovered_bytes_max(Settings { mutant: Mutant::FillMemory, ..settings_of(bound) });
+    assert!(filled > bound as usize * 2, "{filled}");
+}
+
+#[test]
+fn what_recovery_wrote_is_there_and_nothing_is_applied_twice() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    for n in 1..=50 {
+        node.append(PartitionId(0), submitted(id(0, n), 10_000));
+    }
+    drop(node);
+    for life in 2..=3 {
+        let node = TestNode::start(&log, &engine, NodeLife(life), settings_of(100_000));
+        assert_eq!(node.stopped(), []);
+        assert!((1..=50).all(|n| exists(&node, id(0, n))));
+    }
+}
+
+/// With a share of its own each partition was written long before memory was short, and one that was busy all the time.
+#[test]
+fn the_largest_partition_is_written_once_all_together_take_half_of_memory() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings_of(1 << 20));
+    let busy = PartitionId(2);
+    (1..=40).for_each(|n| node.append(busy, submitted(id(2, n), 10_000)));
+    node.append(PartitionId(0), submitted(id(0, 1), 10_000));
+    assert_eq!(log.trimmed(), [], "there is room");
+    (41..=60).for_each(|n| node.append(busy, submitted(id(2, n), 10_000)));
+    assert_eq!(log.trimmed(), [busy]);
+}
+
+/// A client that was told to retry ran its work twice: its first request was in the log.
+#[test]
+fn a_stop_tells_what_was_not_taken_from_what_may_still_be_carried_out() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    let waiting = node.ask(node.partitions.submit(submission(id(0, 1), 1), true)).unwrap();
+    node.ask(node.partitions.stop());
+    assert_eq!(node.ask(waiting.answer()), Err(Stopped::Unknown));
+    let refused = node.ask(node.partitions.submit(submission(id(0, 2), 1), true));
+    assert_eq!(refused.err(), Some(Stopped::NotTaken));
+    assert_eq!(node.ask(node.partitions.invocation(id(0, 1))).err(), Some(Stopped::NotTaken));
+    drop(node);
+    let node = TestNode::start(&log, &engine, NodeLife(2), settings());
+    assert!(exists(&node, id(0, 1)) && !exists(&node, id(0, 2)));
+}
