@@ -3,7 +3,7 @@
 //! Effects are never the only trace of work: whoever leads next finds attempts to start, timers to fire and messages to send in
 //! the tables alone. Answers to clients are the exception, and go only to the process that asked (rule O2).
 
-use crate::TimerKey;
+use crate::{ExpiryKey, TimerKey};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{Attempt, InvocationId, Notification, Outcome, PartitionId, Request, RequestId, SubscriptionId, Timestamp};
 
@@ -60,6 +60,8 @@ pub enum Effect {
     },
     /// A timer was set.
     SetTimer(TimerKey),
+    /// Something is kept until then.
+    SetExpiry(ExpiryKey),
     /// A message waits in the outbox.
     Send {
         to: PartitionId,

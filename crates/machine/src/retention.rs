@@ -4,7 +4,7 @@
 //! removes both; the byte bound removes journals and results without a name only (rule R1), so that no promise is broken.
 
 use crate::apply::Context;
-use crate::{Expiries, ExpiryKey, ExpiryRow, Invocations, Journal, JournalKey, State, StateError, object};
+use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, Journal, JournalKey, State, StateError, object};
 use surefoot_model::{Active, Incarnation, Invocation, InvocationId, Outcome, Stage, TargetKind, Timestamp};
 
 /// Bytes of a completed row beside its payloads, for the byte bound.
@@ -63,6 +63,7 @@ fn journal_expiry(id: InvocationId, invocation: &Invocation, completed_at: Times
 fn expire<S: State>(cx: &mut Context<S>, key: ExpiryKey, incarnation: Incarnation, evictable_bytes: u64) {
     cx.meta.evictable_bytes += evictable_bytes;
     cx.state.insert::<Expiries>(key, ExpiryRow { incarnation, evictable_bytes });
+    cx.effect(Effect::SetExpiry(key));
 }
 
 fn unexpire<S: State>(cx: &mut Context<S>, key: &ExpiryKey) -> Result<(), StateError> {

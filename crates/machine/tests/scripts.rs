@@ -65,6 +65,7 @@ impl World {
             Effect::Complete { id, outcome } => format!("{}: complete {}", self.name(id), show(&outcome.into())),
             Effect::Remove { id } => format!("{}: removed", self.name(id)),
             Effect::ReplyOperation { answer, .. } => format!("operator: {answer:?}"),
+            Effect::SetExpiry(_) => return,
             Effect::SetTimer(key) => format!("{}: timer at {} for {}", self.name(key.id), key.due.0, key.slot),
             Effect::Send { to, sequence } => format!("send #{sequence} to {to}"),
             Effect::CountParked { parked, .. } => format!("{parked} parked"),

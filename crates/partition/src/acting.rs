@@ -95,6 +95,7 @@ impl ActingPartition {
         self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
         self.attempts.on_event(&event);
         self.timers.on_event(&event);
+        self.housekeeping.on_event(&event);
         if let Event::LeaderElected { process } = event {
             self.elected(process, entry.epoch).map_err(|error| error.to_string())?;
         }
@@ -125,6 +126,7 @@ impl ActingPartition {
     fn begin_term(&mut self) -> Result<(), StateError> {
         self.leads = true;
         self.timers.begin_term();
+        self.housekeeping.begin_term();
         self.attempts.begin_term();
         self.outbox.begin_term(&self.store.read())?;
         if self.id == PartitionId::CATALOG {
@@ -164,6 +166,7 @@ impl ActingPartition {
             Effect::RefuseRepeatedRun { request, id } => requests.answer(request, Answer::AlreadyInvoked { id }),
             Effect::ReplyOperation { request, answer } => requests.answer(request, Answer::Operation(answer)),
             Effect::SetTimer(key) => self.timers.on_set(key),
+            Effect::SetExpiry(key) => self.housekeeping.on_expiry(key),
             Effect::Send { to, sequence } => self.outbox.on_send(to, sequence),
             // The source asks for the number when it needs it.
             Effect::CountParked { .. } => {}
@@ -236,7 +239,8 @@ impl ActingPartition {
     }
 
     pub(crate) fn checkpointed(&mut self, result: Result<Checkpointed, String>) -> Result<(), String> {
-        self.store.checkpointed(result.map_err(|error| format!("checkpoint failed: {error}"))?);
+        let retired = self.store.checkpointed(result.map_err(|error| format!("checkpoint failed: {error}"))?);
+        self.shared.checkpoints.free(self.id, retired, self.shared.mailbox(self.id).clone());
         self.housekeeping.checkpoint_ended();
         self.shared.log.trim(self.id, self.store.checkpointed_lsn());
         Ok(())

@@ -1,23 +1,37 @@
 //! Checkpoints, one at a time, on a thread of their own (rule C1).
 //!
-//! Owns: the queue between workers and the thread that writes; patience while the disk is full, during which the gate is shut.
+//! Owns: the queue between workers and the thread that writes; patience while the disk is full, during which the gate is shut; and
+//! freeing what has been written, which takes too long for a worker.
 //! Does not own: what is written (`storage`), or when (`housekeeping`).
 
 use crate::gate::Gate;
 use crate::mailbox::{Input, Mailbox};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::{Step, Steps, Wake};
 use surefoot_model::PartitionId;
-use surefoot_storage::{Checkpoint, is_disk_full};
+use surefoot_storage::{Checkpoint, RetiredLayers, is_disk_full};
 
 /// The sending half; cheap to clone. At most one job per partition is in the queue.
 #[derive(Clone)]
 pub(crate) struct Checkpoints {
-    queue: Arc<Mutex<VecDeque<Job>>>,
+    queue: Arc<Mutex<Queue>>,
     wake: Wake,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    retired: Vec<Retired>,
+}
+
+/// Layers that a partition reads no more.
+struct Retired {
+    partition: PartitionId,
+    layers: RetiredLayers,
+    reply: Mailbox,
 }
 
 struct Job {
@@ -32,8 +46,18 @@ impl Checkpoints {
     }
 
     pub(crate) fn push(&self, partition: PartitionId, checkpoint: Checkpoint, reply: Mailbox) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(Job { partition, checkpoint, reply });
+        self.lock().jobs.push_back(Job { partition, checkpoint, reply });
         self.wake.wake();
+    }
+
+    /// Frees layers; the reply says that there is more room.
+    pub(crate) fn free(&self, partition: PartitionId, layers: RetiredLayers, reply: Mailbox) {
+        self.lock().retired.push(Retired { partition, layers, reply });
+        self.wake.wake();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,6 +91,14 @@ impl Checkpointer {
         Step::IdleFor(delay)
     }
 
+    fn free_retired(&self) {
+        let retired = std::mem::take(&mut self.checkpoints.lock().retired);
+        for Retired { partition, layers, reply } in retired {
+            drop(layers);
+            reply.push(Input::Freed { partition });
+        }
+    }
+
     fn tell_trouble(&mut self, checkpoint: &Checkpoint) {
         if !self.has_told
             && let Some(trouble) = checkpoint.engine_trouble()
@@ -79,7 +111,8 @@ impl Checkpointer {
 
 impl Steps for Checkpointer {
     fn step(&mut self) -> Step {
-        let next = || self.checkpoints.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        self.free_retired();
+        let next = || self.checkpoints.lock().jobs.pop_front();
         let Some(mut job) = self.current.take().or_else(next) else { return Step::Idle };
         let result = match job.checkpoint.step() {
             Err(error) if is_disk_full(&error) => return self.try_later(job, &error),

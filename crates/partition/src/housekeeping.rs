@@ -1,19 +1,23 @@
 //! When a partition is swept and when it is checkpointed: the counters and the decisions.
 //!
 //! When to look goes by the monotonic clock, so that no jump of the wall clock holds it up; what is due goes by the wall clock.
+//! Each look begins where the one before has ended, and never at the front, over the tombstones of all that has gone.
 //! Does not own: carrying either out (`acting`, `checkpointer`).
 
 use crate::settings::Settings;
-use surefoot_machine::{Expiries, ExpiryKey, Meta, StateError};
+use surefoot_machine::{Expiries, ExpiryKey, ExpiryRow, Meta, StateError};
 use surefoot_model::{Event, InvocationId, Timestamp};
 use surefoot_storage::Reader;
 
 /// Expiries looked at per sweep step.
 const SWEEP_STEP: usize = 512;
+/// Removals of a node that may be asked for and not applied: a call waits behind no more.
+const REMOVING_MAX: usize = 2_048;
+/// Each partition's share is at least this.
+const REMOVING_MIN: usize = 16;
 /// Whether too much is retained is looked at this often, in milliseconds.
 const EVICTION_INTERVAL_MS: u64 = 1_000;
 
-#[derive(Default)]
 pub(crate) struct Housekeeping {
     /// Log bytes applied since the last checkpoint began.
     applied_bytes: u64,
@@ -27,9 +31,13 @@ pub(crate) struct Housekeeping {
     has_run_last_round: bool,
     next_sweep_ms: u64,
     next_eviction_ms: u64,
-    /// Where a sweep goes on.
-    cursor: Option<ExpiryKey>,
-    eviction_cursor: Option<ExpiryKey>,
+    /// What is before this has been asked for, by time.
+    expired_up_to: ExpiryKey,
+    /// What is before this has been asked for, by size, or may not be evicted.
+    evicted_up_to: ExpiryKey,
+    /// Removals that were asked for and are not applied.
+    removing: usize,
+    removing_max: usize,
     /// Bytes that removals free which were asked for since the last look.
     evicting_bytes: u64,
 }
@@ -44,6 +52,43 @@ pub(crate) struct Looks {
 }
 
 impl Housekeeping {
+    /// Of one of so many partitions of a node.
+    pub(crate) fn new(partitions: u16) -> Self {
+        Self {
+            applied_bytes: 0,
+            dirty_since_ms: None,
+            is_checkpointing: false,
+            is_urgent: false,
+            is_last_round: false,
+            has_run_last_round: false,
+            next_sweep_ms: 0,
+            next_eviction_ms: 0,
+            expired_up_to: FIRST,
+            evicted_up_to: FIRST,
+            removing: 0,
+            removing_max: (REMOVING_MAX / usize::from(partitions.max(1))).max(REMOVING_MIN),
+            evicting_bytes: 0,
+        }
+    }
+
+    /// A term of this process begins: the first look is at the whole table.
+    pub(crate) fn begin_term(&mut self) {
+        (self.expired_up_to, self.evicted_up_to, self.removing) = (FIRST, FIRST, 0);
+    }
+
+    /// An expiry was written to the table.
+    pub(crate) fn on_expiry(&mut self, key: ExpiryKey) {
+        self.expired_up_to = self.expired_up_to.min(key);
+        self.evicted_up_to = self.evicted_up_to.min(key);
+    }
+
+    pub(crate) fn on_event(&mut self, event: &Event) {
+        if let Event::RetentionExpired { .. } = event {
+            // What an earlier term asked for is applied before this one begins, or counts as nothing.
+            self.removing = self.removing.saturating_sub(1);
+        }
+    }
+
     pub(crate) fn applied(&mut self, bytes: u64, monotonic_ms: u64) {
         self.applied_bytes += bytes;
         self.dirty_since_ms.get_or_insert(monotonic_ms);
@@ -94,24 +139,22 @@ impl Housekeeping {
         if looks.monotonic_ms >= self.next_eviction_ms {
             self.evict(reader, looks, &mut events)?;
         }
+        assert!(self.removing <= self.removing_max, "{} removals are on their way", self.removing);
         Ok(events)
     }
 
     fn expire(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
-        let from = self.cursor.unwrap_or(FIRST);
-        let to = ExpiryKey { at: looks.now.after_ms(1), ..FIRST };
-        let due = if from < to { reader.scan::<Expiries>(&from, Some(&to), SWEEP_STEP)? } else { Vec::new() };
-        if due.len() < SWEEP_STEP {
-            self.cursor = None;
+        let limit = SWEEP_STEP.min(self.removing_max - self.removing);
+        let (from, to) = (self.expired_up_to, ExpiryKey { at: looks.now.after_ms(1), ..FIRST });
+        let due = if from < to { reader.scan::<Expiries>(&from, Some(&to), limit)? } else { Vec::new() };
+        if due.len() < limit {
+            self.expired_up_to = from.max(to);
             self.next_sweep_ms = looks.monotonic_ms.saturating_add(looks.interval_ms);
-        } else {
-            self.cursor = due.last().map(|(key, _)| after(key));
+        } else if let Some((last, _)) = due.last() {
+            self.expired_up_to = after(last);
         }
-        events.extend(due.iter().map(|(key, row)| Event::RetentionExpired {
-            id: key.id,
-            incarnation: row.incarnation,
-            journal_only: key.journal_only,
-        }));
+        self.removing += due.len();
+        events.extend(due.iter().map(|(key, row)| removal(key, row)));
         Ok(())
     }
 
@@ -124,30 +167,30 @@ impl Housekeeping {
             // By the next look it is applied, and the counter tells anew.
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
             self.evicting_bytes = 0;
-            if retained <= looks.share {
-                // What expires later may lie before the cursor.
-                self.eviction_cursor = None;
-            }
             return Ok(());
         }
-        let rows = reader.scan::<Expiries>(&self.eviction_cursor.unwrap_or(FIRST), None, SWEEP_STEP)?;
+        let rows = reader.scan::<Expiries>(&self.evicted_up_to, None, SWEEP_STEP)?;
         for (key, row) in &rows {
-            if over == 0 {
-                break;
+            if over == 0 || self.removing == self.removing_max {
+                return Ok(());
             }
-            self.eviction_cursor = Some(after(key));
+            self.evicted_up_to = after(key);
             if row.evictable_bytes > 0 {
                 over = over.saturating_sub(row.evictable_bytes);
                 self.evicting_bytes += row.evictable_bytes;
-                events.push(Event::RetentionExpired { id: key.id, incarnation: row.incarnation, journal_only: key.journal_only });
+                self.removing += 1;
+                events.push(removal(key, row));
             }
         }
         if rows.len() < SWEEP_STEP {
-            self.eviction_cursor = None;
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
         }
         Ok(())
     }
+}
+
+fn removal(key: &ExpiryKey, row: &ExpiryRow) -> Event {
+    Event::RetentionExpired { id: key.id, incarnation: row.incarnation, journal_only: key.journal_only }
 }
 
 const FIRST: ExpiryKey = ExpiryKey { at: Timestamp(0), id: InvocationId { partition_key: 0, unique: 0 }, journal_only: false };
@@ -167,9 +210,13 @@ mod tests {
     use super::*;
     use crate::settings::Mutant;
     use crate::testing::{empty_store, id, write};
-    use surefoot_machine::{ExpiryRow, MetaRow, State};
+    use surefoot_machine::{MetaRow, State};
     use surefoot_model::Incarnation;
     use surefoot_storage::Store;
+
+    fn housekeeping() -> Housekeeping {
+        Housekeeping::new(1)
+    }
 
     fn expiry(at: u64) -> ExpiryKey {
         ExpiryKey { at: Timestamp(at), id: id(u128::from(at)), journal_only: false }
@@ -204,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_has_expired_goes_and_the_rest_is_looked_at_again_later() {
-        let (store, mut housekeeping) = (completed([10, 20, 30].into_iter(), 0), Housekeeping::default());
+        let (store, mut housekeeping) = (completed([10, 20, 30].into_iter(), 0), housekeeping());
         assert_eq!(swept(&mut housekeeping, &store, &looks(20, 0, u64::MAX)), [10, 20]);
         assert_eq!(swept(&mut housekeeping, &store, &looks(30, 9_999, u64::MAX)), [] as [u128; 0]);
         assert!(swept(&mut housekeeping, &store, &looks(30, 10_000, u64::MAX)).contains(&30));
@@ -213,15 +260,46 @@ mod tests {
     #[test]
     fn a_sweep_of_many_goes_on_where_it_ended() {
         let count = SWEEP_STEP as u64 * 2 + 5;
-        let (store, mut housekeeping) = (completed(0..count, 0), Housekeeping::default());
+        let (store, mut housekeeping) = (completed(0..count, 0), housekeeping());
         let steps = [(); 4].map(|()| swept(&mut housekeeping, &store, &looks(count, 0, u64::MAX)));
         assert_eq!(steps.each_ref().map(Vec::len), [SWEEP_STEP, SWEEP_STEP, 5, 0]);
         assert!(steps.concat().into_iter().eq(0..u128::from(count)));
     }
 
+    /// A sweep began at the front each time, over the tombstones of all before it.
+    #[test]
+    fn a_sweep_begins_where_the_last_one_ended_and_at_what_was_written_before_that_since() {
+        let (mut store, mut housekeeping) = (completed(0..100, 0), housekeeping());
+        assert_eq!(swept(&mut housekeeping, &store, &looks(49, 0, u64::MAX)).len(), 50);
+        // Nothing of it is applied, and yet it is not looked at again.
+        assert!(swept(&mut housekeeping, &store, &looks(99, 10_000, u64::MAX)).into_iter().eq(50..100));
+        let key = expiry(7);
+        write(&mut store, |txn| txn.put::<Expiries>(key, ExpiryRow { incarnation: Incarnation(2), evictable_bytes: 0 }));
+        housekeeping.on_expiry(key);
+        assert_eq!(swept(&mut housekeeping, &store, &looks(99, 20_000, u64::MAX))[0], 7);
+    }
+
+    #[test]
+    fn removals_wait_for_those_that_are_on_their_way() {
+        let count = REMOVING_MAX as u64 + 10;
+        let (store, mut housekeeping) = (completed(0..count, 10), housekeeping());
+        let mut all = Vec::new();
+        loop {
+            let step = swept(&mut housekeeping, &store, &looks(count, 0, 0));
+            if step.is_empty() {
+                break;
+            }
+            all.extend(step);
+        }
+        assert!(all.len() <= REMOVING_MAX, "{}", all.len());
+        let expired = Event::RetentionExpired { id: id(0), incarnation: Incarnation(1), journal_only: false };
+        (0..10).for_each(|_| housekeeping.on_event(&expired));
+        assert_eq!(swept(&mut housekeeping, &store, &looks(count, 0, 0)).len(), 10);
+    }
+
     #[test]
     fn what_is_retained_beyond_the_bound_goes_oldest_first_and_is_asked_for_once() {
-        let (store, mut housekeeping) = (completed(100..110, 50), Housekeeping::default());
+        let (store, mut housekeeping) = (completed(100..110, 50), housekeeping());
         assert_eq!(swept(&mut housekeeping, &store, &looks(0, 0, 500)), [] as [u128; 0]);
         let at = EVICTION_INTERVAL_MS;
         assert_eq!(swept(&mut housekeeping, &store, &looks(0, at, 380)), [100, 101, 102]);
@@ -241,11 +319,11 @@ mod tests {
             machine_mutant: surefoot_machine::Mutant::None,
         };
         let is_due = |housekeeping: &Housekeeping, at| housekeeping.checkpoint_due(at, &settings);
-        let mut clean = Housekeeping::default();
+        let mut clean = housekeeping();
         clean.hurry();
         assert!(!is_due(&clean, 9_999), "nothing was applied");
         let dirty = |bytes| {
-            let mut housekeeping = Housekeeping::default();
+            let mut housekeeping = housekeeping();
             housekeeping.applied(bytes, 500);
             housekeeping
         };
@@ -264,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_node_that_stops_waits_for_one_more_checkpoint_of_what_is_not_clean() {
-        let mut housekeeping = Housekeeping::default();
+        let mut housekeeping = housekeeping();
         assert!(housekeeping.has_ended(true));
         housekeeping.applied(1, 0);
         housekeeping.last_round();

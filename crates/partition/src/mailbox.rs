@@ -28,6 +28,8 @@ pub(crate) enum Input {
     NotifyApplied { partition: PartitionId, lsn: Lsn, done: oneshot::Sender<()> },
     /// The checkpointer wrote a partition's frozen layer, or could not.
     Checkpointed { partition: PartitionId, result: Result<Checkpointed, String> },
+    /// What a checkpoint had written is freed.
+    Freed { partition: PartitionId },
     /// Take a last checkpoint of everything and stop.
     Stop { done: oneshot::Sender<()> },
 }

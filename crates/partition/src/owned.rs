@@ -63,6 +63,12 @@ impl OwnedPartitions {
         self.slots.iter_mut().filter_map(|slot| slot.partition.as_deref_mut()).for_each(|partition| partition.store.refresh());
     }
 
+    /// It has its turn with this step.
+    pub(crate) fn touch(&mut self, id: PartitionId) {
+        let at = self.position(id);
+        self.touched.insert(at);
+    }
+
     /// One that has not stopped.
     pub(crate) fn find(&mut self, id: PartitionId) -> Option<&mut ActingPartition> {
         let at = self.position(id);

@@ -244,7 +244,7 @@ impl Recovering {
                     let (sender, receiver) = oneshot::channel();
                     led.push(receiver);
                     leading.push(id);
-                    let mut housekeeping = Housekeeping::default();
+                    let mut housekeeping = Housekeeping::new(shared.count());
                     if applied_bytes > 0 {
                         housekeeping.applied(applied_bytes, now_ms);
                     }

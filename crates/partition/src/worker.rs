@@ -123,6 +123,8 @@ impl Worker {
                     partition.clients.notify_applied(lsn, done, partition.store.applied());
                 }
             }
+            // To be weighed anew.
+            Input::Freed { partition } => self.partitions.touch(partition),
             Input::Checkpointed { partition, result } => self.checkpointed(partition, result),
             Input::Stop { done } => {
                 self.stopping = Some(done);

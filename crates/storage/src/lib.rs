@@ -20,5 +20,5 @@ pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;
 pub use engine::{Batch, Engine, RawEntry, View};
 pub use scan::{Known, Limit, Piece};
-pub use store::{Error, Mutant, Reader, Store, Txn};
+pub use store::{Error, Mutant, Reader, RetiredLayers, Store, Txn};
 pub use view::PartitionView;

@@ -78,6 +78,9 @@ pub struct Store {
     mutant: Mutant,
 }
 
+/// Layers that a checkpoint has written and that are read no more, but by views that hold them. Freed when dropped.
+pub struct RetiredLayers(#[expect(dead_code, reason = "held until it is dropped")] Vec<Arc<Layer>>);
+
 /// What the running checkpoint writes.
 struct Frozen {
     /// So many of the oldest layers.
@@ -219,9 +222,9 @@ impl Store {
         Some(Checkpoint::new(self.engine.clone(), self.partition, written.to_vec(), self.applied, self.mutant))
     }
 
-    /// Ends the running checkpoint: retires the frozen layers and takes the view that holds them, in one step (rule C4).
-    /// **Panics** if `done` is not of the checkpoint that runs.
-    pub fn checkpointed(&mut self, done: Checkpointed) {
+    /// Ends the running checkpoint: retires the frozen layers and takes the view that holds them, in one step (rule C4). Gives the
+    /// layers back: freeing them takes time by their size. **Panics** if `done` is not of the checkpoint that runs.
+    pub fn checkpointed(&mut self, done: Checkpointed) -> RetiredLayers {
         let frozen = self.frozen.take().expect("a checkpoint ends once");
         assert_eq!(
             (frozen.applied, self.partition),
@@ -229,9 +232,11 @@ impl Store {
             "the checkpoint that runs is the one that ends"
         );
         self.retired.retain(|(layer, _)| layer.strong_count() > 0);
-        self.retired.extend(self.below.drain(..frozen.layers).map(|layer| (Arc::downgrade(&layer), layer.bytes)));
+        let retired: Vec<_> = self.below.drain(..frozen.layers).collect();
+        self.retired.extend(retired.iter().map(|layer| (Arc::downgrade(layer), layer.bytes)));
         self.view = done.view;
         self.checkpointed = done.applied;
+        RetiredLayers(retired)
     }
 
     /// Takes a fresh view of the engine. It shows the same entries, since a partition's are written by its own checkpoints
