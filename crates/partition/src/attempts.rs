@@ -51,6 +51,9 @@ pub(crate) struct PreparedAttempt {
     pub(crate) start: AttemptStart,
     /// What is to be read from a view of the same instant before it starts; none where the journal was read whole.
     pub(crate) unread: Option<Replay>,
+    /// Entries of its journal, and their payload bytes.
+    pub(crate) journal_len: u32,
+    pub(crate) journal_bytes: u64,
     /// For [`PartitionAttempts::started`].
     pub(crate) notifications: UnboundedSender<LiveNotification>,
 }
@@ -141,6 +144,7 @@ impl PartitionAttempts {
         let state_bytes = eager_state_bytes(&invocation.target, active.pin);
         let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
         let mut replay = Replay::new(id, active.journal_len, object);
+        let (journal_len, journal_bytes) = (active.journal_len, active.journal_bytes);
         let (notifications, live) = unbounded_channel();
         let mut start = AttemptStart {
             partition,
@@ -164,7 +168,7 @@ impl PartitionAttempts {
         } else {
             Some(replay)
         };
-        Ok(Some(PreparedAttempt { start, unread, notifications }))
+        Ok(Some(PreparedAttempt { start, unread, journal_len, journal_bytes, notifications }))
     }
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.
@@ -227,7 +231,7 @@ mod tests {
 
     /// Prepares an attempt and lets it run; what it is shown.
     fn start(attempts: &mut PartitionAttempts, store: &Store, waiting: WaitingAttempt) -> Option<AttemptStart> {
-        let PreparedAttempt { start, unread, notifications } = attempts.prepare(&store.read(), waiting, |_, _| 0).unwrap()?;
+        let PreparedAttempt { start, unread, notifications, .. } = attempts.prepare(&store.read(), waiting, |_, _| 0).unwrap()?;
         assert!(unread.is_none());
         attempts.started(waiting.id, waiting.attempt, notifications);
         Some(start)

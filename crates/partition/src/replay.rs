@@ -1,12 +1,13 @@
 //! What an attempt starts with beyond its row: its journal, and its key's state as far as that is sent along.
 //!
 //! Owns: reading both, all of one instant (rule M5), in steps. What lies in memory, or costs the engine little, the worker reads at
-//! once; the rest is read from a view by a task of its own, so that no journal holds up other partitions. Does not own: slots and
-//! streams (`invoker`).
+//! once; the rest is read from a view by a task of its own, so that no journal holds up other partitions. How many are read so, and
+//! how many bytes, is bounded from before the first read. Does not own: slots and streams (`invoker`).
 
 use crate::handle::Shared;
 use crate::views::Lent;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
 use surefoot_invoker::{AttemptStart, EagerState, Invoker};
 use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateNames, StateValues};
@@ -105,12 +106,68 @@ impl Replay {
     }
 }
 
+/// Replays that are read from views at a time.
+const LOADS_MAX: usize = 16;
+/// Bytes of them; one replay may pass it alone.
+const LOAD_BYTES_MAX: u64 = 64 << 20;
+/// What an entry of a journal takes beside its payload.
+const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
+
+/// Replays of one worker that are being read from views.
+#[derive(Default)]
+pub(crate) struct LoadsInFlight {
+    count: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+/// One of them; gives its place and bytes back when dropped.
+pub(crate) struct LoadTurn {
+    loads: Arc<LoadsInFlight>,
+    bytes: u64,
+}
+
+impl LoadsInFlight {
+    /// Whether there is a turn for a replay of no size.
+    pub(crate) fn has_turn(&self) -> bool {
+        self.count.load(Ordering::Relaxed) < LOADS_MAX && self.bytes.load(Ordering::Relaxed) <= LOAD_BYTES_MAX
+    }
+
+    /// A turn for a journal of so many entries and payload bytes; none while others take what there is. For one thread: only it takes
+    /// turns, others give them back.
+    pub(crate) fn try_take(self: &Arc<Self>, journal_len: u32, journal_bytes: u64) -> Option<LoadTurn> {
+        let bytes = journal_bytes.saturating_add(u64::from(journal_len) * ENTRY_BYTES);
+        let count = self.count.load(Ordering::Relaxed);
+        let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= LOAD_BYTES_MAX;
+        if count >= LOADS_MAX || count > 0 && !fits {
+            return None;
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Some(LoadTurn { loads: self.clone(), bytes })
+    }
+}
+
+impl LoadTurn {
+    /// State counts as it is read: nobody knows its size before.
+    fn grow(&mut self, bytes: u64) {
+        self.loads.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+}
+
+impl Drop for LoadTurn {
+    fn drop(&mut self) {
+        self.loads.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.loads.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A replay that is read from a view.
 pub(crate) struct Load {
     pub(crate) replay: Replay,
     pub(crate) start: AttemptStart,
-    /// One of those that the worker lets run at a time; gone before the view, whose end wakes the worker.
-    pub(crate) turn: Arc<()>,
+    /// Gone before the view, whose end wakes the worker.
+    pub(crate) turn: LoadTurn,
     pub(crate) view: Lent,
 }
 
@@ -118,9 +175,12 @@ impl Load {
     /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
     /// channel closed.
     pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
-        let Self { mut replay, mut start, turn, view } = self;
+        let Self { mut replay, mut start, mut turn, view } = self;
         loop {
-            match view.read(|reader| replay.step(reader, ON_VIEW)) {
+            let state_bytes = replay.state_bytes;
+            let step = view.read(|reader| replay.step(reader, ON_VIEW));
+            turn.grow((replay.state_bytes - state_bytes) as u64);
+            match step {
                 Ok(true) => break,
                 // Given up here, the node is gone.
                 Ok(false) => yield_now().await,
@@ -132,9 +192,10 @@ impl Load {
                 }
             }
         }
-        drop((turn, view));
         replay.hand_over(&mut start);
+        // Counted there before it is not here any more.
         invoker.start(start);
+        drop((turn, view));
     }
 }
 
@@ -240,6 +301,26 @@ mod tests {
         let mut stateless = Replay::new(ID, 1, None);
         assert!(stateless.step(&store.read(), ON_WORKER).unwrap());
         check(&stateless, 1, 0);
+    }
+
+    /// Sixteen journals of any size were in memory before the first of them counted.
+    #[test]
+    fn replays_that_are_read_from_views_count_from_before_they_are_read() {
+        let loads = Arc::new(LoadsInFlight::default());
+        let large = loads.try_take(10, LOAD_BYTES_MAX * 2).expect("one may pass the bound alone");
+        assert!(loads.try_take(1, 1).is_none() && !loads.has_turn());
+        drop(large);
+        let mut half = loads.try_take(0, LOAD_BYTES_MAX / 2).unwrap();
+        let other = loads.try_take(0, LOAD_BYTES_MAX / 2).unwrap();
+        assert!(loads.try_take(1, 0).is_none(), "its entries count");
+        drop(other);
+        half.grow(LOAD_BYTES_MAX / 2);
+        assert!(loads.try_take(1, 0).is_none(), "state counts as it is read");
+        drop(half);
+        let small: Vec<_> = std::iter::from_fn(|| loads.try_take(1, 1)).collect();
+        assert_eq!(small.len(), LOADS_MAX);
+        drop(small);
+        assert_eq!((loads.count.load(Ordering::Relaxed), loads.bytes.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::acting::ActingPartition;
 use crate::attempts::PreparedAttempt;
 use crate::handle::Shared;
 use crate::owned::OwnedPartitions;
-use crate::replay::Load;
+use crate::replay::{Load, LoadsInFlight};
 use crate::views::Lent;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +18,6 @@ use surefoot_model::{Attempt, InvocationId, PartitionId};
 
 /// Attempts that wait for a slot in memory; further ones are found in the tables once these have started.
 const WAITING_MAX: usize = 4_096;
-/// Attempts whose replay is being read from views.
-const LOADS_MAX: usize = 16;
 /// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
 const POSTPONED_MAX: usize = 256;
 
@@ -65,8 +63,7 @@ pub(crate) struct AttemptStarter {
     postponed: VecDeque<WaitingAttempt>,
     /// Whose backlog is looked at next.
     backlog_turn: usize,
-    /// One more holder per replay that is being read from a view.
-    loads: Arc<()>,
+    loads: Arc<LoadsInFlight>,
 }
 
 enum Started {
@@ -103,14 +100,17 @@ impl AttemptStarter {
             if self.queue.is_empty() {
                 self.page_backlogs(partitions);
             }
-            can_load &= self.has_turn();
+            can_load &= self.loads.has_turn();
             let is_postponed = can_load && !self.postponed.is_empty();
             let next = if is_postponed { self.postponed.front() } else { self.queue.0.front() };
             let Some(&waiting) = next else { return };
             if self.postponed.len() >= POSTPONED_MAX && !is_postponed || !self.reserve_slot() {
                 return;
             }
-            let start = |partition: &mut ActingPartition| self.start(partition, waiting).map_err(|error| error.to_string());
+            // A large replay is not overtaken by smaller ones that need a view, too, or it would never have its turn.
+            let may_load = is_postponed || self.postponed.is_empty();
+            let start =
+                |partition: &mut ActingPartition| self.start(partition, waiting, may_load).map_err(|error| error.to_string());
             let started = partitions.guard(waiting.partition, start).unwrap_or(Started::No);
             if !matches!(started, Started::Yes) {
                 self.invoker.release();
@@ -129,11 +129,6 @@ impl AttemptStarter {
                 }
             }
         }
-    }
-
-    /// Whether one more replay may be read from a view.
-    fn has_turn(&self) -> bool {
-        Arc::strong_count(&self.loads) <= LOADS_MAX
     }
 
     /// Whether there is more to queue at once.
@@ -165,20 +160,22 @@ impl AttemptStarter {
         }
     }
 
-    fn start(&self, partition: &mut ActingPartition, waiting: WaitingAttempt) -> Result<Started, StateError> {
+    fn start(&self, partition: &mut ActingPartition, waiting: WaitingAttempt, may_load: bool) -> Result<Started, StateError> {
         if !partition.leads() {
             return Ok(Started::No);
         }
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), waiting, eager_state_bytes)?;
-        let Some(PreparedAttempt { start, unread, notifications }) = prepared else { return Ok(Started::No) };
+        let Some(prepared) = prepared else { return Ok(Started::No) };
+        let PreparedAttempt { start, unread, journal_len, journal_bytes, notifications } = prepared;
         match unread {
             None => self.invoker.start(start),
             Some(replay) => {
-                let view = self.has_turn().then(|| partition.store.publish()).flatten();
-                let Some(view) = view else { return Ok(Started::Later) };
+                let turn = may_load.then(|| self.loads.try_take(journal_len, journal_bytes)).flatten();
+                let Some(turn) = turn else { return Ok(Started::Later) };
+                let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
-                let load = Load { replay, start, turn: self.loads.clone(), view };
+                let load = Load { replay, start, turn, view };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }
         }
