@@ -315,7 +315,7 @@ mod tests {
     fn a_new_term_sends_again_what_was_not_acknowledged() {
         let (mut store, mut sender) = (empty_store(), sender());
         queue(&mut store, ONE, 4..=6, 3);
-        queue(&mut store, TWO, 9..=8, 8);
+        queue(&mut store, TWO, 8..=8, 8);
         checkpoint(&mut store);
         sender.begin_term(&store.read()).unwrap();
         let first = turn(&mut sender, &store, 0);
