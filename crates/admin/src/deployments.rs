@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use surefoot_invoker::transport::is_reserved;
 use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, HttpVersion, Service, StreamMode};
 use surefoot_model::{DeploymentId, Timestamp};
 
@@ -183,7 +184,12 @@ impl Endpoint {
         let mut additional_headers = BTreeMap::new();
         for (name, value) in request.additional_headers.iter().flatten() {
             header_value(name, value)?;
-            additional_headers.insert(header_name(name)?.as_str().to_owned(), value.clone());
+            let header = header_name(name)?;
+            if is_reserved(&header) {
+                let reason = format!("'{header}' is set by this server, or is about the connection: leave it out");
+                return Err(Error::Field { field: "additional_headers", reason });
+            }
+            additional_headers.insert(header.as_str().to_owned(), value.clone());
         }
         Ok(Self {
             uri: normalised(uri)?,
@@ -212,6 +218,11 @@ fn normalised(uri: &str) -> Result<String, Error> {
     };
     if !["http", "https"].contains(&scheme) {
         return Err(refuse("has another scheme than http and https"));
+    }
+    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
+    let port = host_and_port.rsplit_once(':').map_or("", |(_, port)| port);
+    if !port.is_empty() && !port.ends_with(']') && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(refuse("has a port that is none of 1 to 65535"));
     }
     let path = parsed.path_and_query().map_or("/", |path| path.as_str());
     Ok(format!("{scheme}://{}{path}", authority.as_str().to_ascii_lowercase()))
@@ -319,10 +330,12 @@ mod tests {
             ("http://H:1/", "http://h:1/"),
             ("HTTPS://h/prefix", "https://h/prefix"),
             ("http://h:1/p?q=1", "http://h:1/p?q=1"),
+            ("http://[::1]/", "http://[::1]/"),
         ] {
             assert_eq!(normalised(uri).as_deref(), Ok(normal));
         }
-        for uri in ["", "h:1", "/x", "ftp://h/", "http://", "not an address"] {
+        for uri in ["", "h:1", "/x", "ftp://h/", "http://", "not an address", "http://h:99999/", "http://[::1]:0/", "http://h:x/"]
+        {
             let error = normalised(uri).unwrap_err();
             assert!(error.to_string().starts_with("request field 'uri' is invalid"), "{error}");
         }
@@ -336,6 +349,9 @@ mod tests {
         assert_eq!(with("X-K", "v").unwrap().additional_headers, [("x-k".to_owned(), "v".to_owned())].into());
         assert!(with("x y", "v").is_err());
         assert!(with("x", "a\nb").is_err());
+        for reserved in ["Content-Type", "accept", "x-restate-invocation-id", "Transfer-Encoding", "connection"] {
+            assert!(with(reserved, "v").is_err(), "{reserved}");
+        }
     }
 
     #[test]

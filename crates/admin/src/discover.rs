@@ -74,7 +74,9 @@ fn read(uri: &str, response: Result<DiscoverResponse, TransportError>) -> Result
     let response = match response {
         Ok(response) => response,
         Err(TransportError::Http1Peer { .. }) => return Err(Failed::Finally(Error::Http1Only { uri: uri.to_owned() })),
-        Err(error @ TransportError::Address(_)) => return Err(Failed::Finally(unreachable(error.to_string()))),
+        Err(error @ (TransportError::Address(_) | TransportError::Silent { .. })) => {
+            return Err(Failed::Finally(unreachable(error.to_string())));
+        }
         Err(error) => {
             let is_broken = matches!(error, TransportError::Broken(_));
             return Err(Failed::Again { error: unreachable(format!("{error}; is the endpoint running?")), is_broken });

@@ -5,7 +5,7 @@
 
 pub mod http;
 
-use ::http::{HeaderMap, StatusCode};
+use ::http::{HeaderMap, HeaderName, StatusCode};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -92,4 +92,26 @@ pub enum TransportError {
     Address(String),
     #[error("the connection failed: {0}")]
     Broken(String),
+    #[error("no answer within {waited_ms} ms")]
+    Silent { waited_ms: u64 },
+}
+
+/// Headers of a request that a deployment's own may not replace: this server sets them, or they are about the connection and not the
+/// request.
+pub fn is_reserved(header: &HeaderName) -> bool {
+    const NAMES: [&str; 12] = [
+        "accept",
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    NAMES.contains(&header.as_str()) || header.as_str().starts_with("x-restate-")
 }

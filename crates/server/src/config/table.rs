@@ -196,7 +196,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.connect-timeout",
         kind: Kind::Duration { field: |c| &mut c.worker.invoker.connect_timeout, min: MILLISECOND },
-        meaning: "How long connecting to a deployment may take.",
+        meaning: "How long connecting to a deployment may take, from its name's addresses to the first word of HTTP/2.",
     },
     Setting {
         key: "kafka.parked-records-limit",

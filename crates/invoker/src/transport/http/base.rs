@@ -30,9 +30,14 @@ pub(super) struct Base {
 
 impl Base {
     pub(super) fn parse(uri: &str) -> Result<Self, TransportError> {
-        Self::parse_or_none(uri).ok_or_else(|| TransportError::Address(uri.to_owned()))
+        let base = Self::parse_or_none(uri).ok_or_else(|| TransportError::Address(uri.to_owned()))?;
+        if base.address.port == 0 {
+            return Err(TransportError::Address(format!("{uri} (its port is none of 1 to 65535)")));
+        }
+        Ok(base)
     }
 
+    /// With port 0 where there is one that cannot be.
     fn parse_or_none(uri: &str) -> Option<Self> {
         let base: Uri = uri.parse().ok()?;
         let scheme = base.scheme()?.clone();
@@ -43,28 +48,39 @@ impl Base {
         };
         let authority = base.authority()?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let port = authority.port_u16();
         let authority = match authority.as_str().rsplit_once('@') {
             // Credentials in an address are not for requests.
             Some((_, host_and_port)) => host_and_port.parse().ok()?,
             None => authority.clone(),
+        };
+        let has_port = authority.as_str().rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && !port.ends_with(']'));
+        let port = match port {
+            Some(port) => port,
+            None if has_port => 0,
+            None if tls => 443,
+            None => 80,
         };
         let prefix = base.path().trim_end_matches('/').to_owned();
         let query = base.query().map(|query| format!("?{query}")).unwrap_or_default();
         Some(Self { address: Address { tls, host, port }, scheme, authority, prefix, query })
     }
 
-    /// A request to `path`, which begins with a slash, below the endpoint's own path.
-    pub(super) fn request(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Request<()>, TransportError> {
+    /// The address of a request to `path`, which begins with a slash, below the endpoint's own path.
+    pub(super) fn uri(&self, path: &str) -> Result<Uri, TransportError> {
         let refuse = |error: ::http::Error| TransportError::Address(format!("{}{} ({error})", self.address, path));
         let path = PathAndQuery::try_from([&self.prefix, path, &self.query].concat()).map_err(|e| refuse(e.into()))?;
         let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path);
-        let mut head = Request::new(());
-        *head.method_mut() = method;
-        *head.uri_mut() = uri.build().map_err(refuse)?;
-        *head.headers_mut() = headers;
-        Ok(head)
+        uri.build().map_err(refuse)
     }
+}
+
+pub(super) fn request(method: Method, uri: Uri, headers: HeaderMap) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = method;
+    *head.uri_mut() = uri;
+    *head.headers_mut() = headers;
+    head
 }
 
 impl fmt::Display for Address {
@@ -88,13 +104,16 @@ mod tests {
             ("http://h:1/p?q=1", "http://h:1", "http://h:1/p/invoke/S/h?q=1"),
             ("http://[::1]:9080/", "http://[::1]:9080", "http://[::1]:9080/invoke/S/h"),
             ("http://me:secret@h:1/", "http://h:1", "http://h:1/invoke/S/h"),
+            ("http://me:secret@h/", "http://h:80", "http://h/invoke/S/h"),
         ] {
             let base = Base::parse(uri).unwrap();
             assert_eq!(base.address.to_string(), address);
-            let head = base.request(Method::POST, "/invoke/S/h", HeaderMap::new()).unwrap();
-            assert_eq!(head.uri().to_string(), request);
+            assert_eq!(base.uri("/invoke/S/h").unwrap().to_string(), request);
         }
-        for uri in ["", "h:1", "/x", "ftp://h/", "http://"] {
+        // A port that is out of range is not the default one.
+        for uri in
+            ["", "h:1", "/x", "ftp://h/", "http://", "http://h:99999/", "http://h:0/", "http://[::1]:70000/", "https://me:1@h:x/"]
+        {
             assert!(matches!(Base::parse(uri), Err(TransportError::Address(_))), "{uri}");
         }
     }

@@ -1,7 +1,7 @@
 //! Exchanges over HTTP/2 (prior knowledge, or ALPN under TLS) and HTTP/1.1, on pooled connections.
 //!
 //! Owns: which version is spoken to whom, what is remembered of each deployment, discovery's deadline. An exchange has no task of
-//! its own; each connection has one. Does not own: connections (`pool`), or the two versions (`http2`, `http1`).
+//! its own; each connection has one. Does not own: connections (`pool`, `connection`), or the two versions (`http2`, `http1`).
 
 #![allow(
     clippy::disallowed_methods,
@@ -11,6 +11,7 @@
 
 mod base;
 mod connect;
+mod connection;
 mod http1;
 mod http2;
 mod pool;
@@ -21,8 +22,9 @@ mod unsent;
 
 use super::{
     DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,
+    is_reserved,
 };
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use base::{Address, Base};
 use bytes::{Bytes, BytesMut};
 use http1::Http1Exchange;
@@ -39,8 +41,10 @@ use tls::Tls;
 
 /// A manifest larger than this is refused.
 const MANIFEST_BYTES_MAX: usize = 16 << 20;
-/// Discovery may wait for a cold endpoint this long.
+/// Discovery may take this long in all.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Addresses of requests that are kept for each deployment: more than it has handlers, as a rule.
+const URIS_MAX: usize = 1_024;
 
 /// The production transport. Cheap to clone.
 #[derive(Clone)]
@@ -62,14 +66,19 @@ struct Dialing {
 /// How long things may take.
 #[derive(Clone, Copy)]
 struct Timing {
-    /// Until TCP and TLS stand.
+    /// Until TCP and TLS stand, and from there until the first word of HTTP/2.
     connect: Duration,
+    /// Until the head of a manifest is there, connecting included.
+    discovery: Duration,
     /// Until a connection that nothing uses is closed. Looked at every `ping_interval`.
     idle: Duration,
     /// Between two signs of life that a peer of HTTP/2 is asked for.
     ping_interval: Duration,
-    /// Until a peer that gave no sign of life is taken for dead, at the beginning of a connection as later on.
+    /// Until a peer that gave no sign of life is taken for dead.
     ping_timeout: Duration,
+    /// Both of them for a peer that has said goodbye, which may have forgotten the streams that it has.
+    goodbye_interval: Duration,
+    goodbye_timeout: Duration,
 }
 
 /// A deployment's endpoint, and the very registration that it was made from.
@@ -83,6 +92,29 @@ struct Endpoint {
     base: Base,
     additional_headers: Vec<(HeaderName, HeaderValue)>,
     pool: Arc<Pool>,
+    /// By path.
+    uris: Mutex<BTreeMap<String, Uri>>,
+}
+
+impl Endpoint {
+    fn request(&self, path: String, mut headers: HeaderMap) -> Result<Request<()>, TransportError> {
+        for (name, value) in &self.additional_headers {
+            headers.insert(name, value.clone());
+        }
+        let mut uris = self.uris.lock().unwrap_or_else(PoisonError::into_inner);
+        let uri = match uris.get(&path) {
+            Some(uri) => uri.clone(),
+            None => {
+                let uri = self.base.uri(&path)?;
+                if uris.len() >= URIS_MAX {
+                    uris.clear();
+                }
+                uris.insert(path, uri.clone());
+                uri
+            }
+        };
+        Ok(base::request(Method::POST, uri, headers))
+    }
 }
 
 impl HttpTransport {
@@ -92,6 +124,9 @@ impl HttpTransport {
             idle: Duration::from_secs(300),
             ping_interval: Duration::from_secs(40),
             ping_timeout: Duration::from_secs(20),
+            goodbye_interval: Duration::from_secs(5),
+            goodbye_timeout: Duration::from_secs(3),
+            discovery: Duration::from_secs(10),
         };
         Self::dialing(Dialing { timing, tls: Tls::trusting_the_web() })
     }
@@ -105,12 +140,9 @@ impl Transport for HttpTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
         let shared = self.0.clone();
         Box::pin(async move {
-            let OpenRequest { deployment, path, mut headers } = request;
+            let OpenRequest { deployment, path, headers } = request;
             let endpoint = shared.endpoint(&deployment)?;
-            for (name, value) in &endpoint.additional_headers {
-                headers.insert(name, value.clone());
-            }
-            let head = endpoint.base.request(Method::POST, &path, headers)?;
+            let head = endpoint.request(path, headers)?;
             let pool = endpoint.pool.clone();
             Ok(match deployment.http {
                 HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, false).await?) as Box<dyn Exchange>,
@@ -123,8 +155,7 @@ impl Transport for HttpTransport {
         let shared = self.0.clone();
         Box::pin(async move {
             let asked = tokio::time::timeout(DISCOVERY_TIMEOUT, shared.discover(request));
-            let late = || TransportError::Broken(format!("no answer within {} s", DISCOVERY_TIMEOUT.as_secs()));
-            asked.await.unwrap_or_else(|_| Err(late()))
+            asked.await.unwrap_or_else(|_| Err(silent(DISCOVERY_TIMEOUT)))
         })
     }
 }
@@ -132,16 +163,24 @@ impl Transport for HttpTransport {
 impl Shared {
     async fn discover(&self, request: DiscoverRequest) -> Result<DiscoverResponse, TransportError> {
         let base = Base::parse(&request.uri)?;
-        let head = base.request(Method::GET, "/discover", request.headers)?;
+        let head = base::request(Method::GET, base.uri("/discover")?, request.headers);
         let pool = self.pool(&base.address);
-        let http = match request.http {
-            HttpVersion::Http2 if base.address.tls => pool.negotiate().await?,
-            http => http,
+        let limit = self.dialing.timing.discovery;
+        let heading = async {
+            let http = match request.http {
+                HttpVersion::Http2 if base.address.tls => pool.negotiate().await?,
+                http => http,
+            };
+            let mut exchange = match http {
+                HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, true).await?) as Box<dyn Exchange>,
+                HttpVersion::Http11 => Box::new(Http1Exchange::new(pool, head)),
+            };
+            let (status, headers) = ask(&mut *exchange).await?;
+            Ok((exchange, status, headers, http))
         };
-        let (status, headers, body) = match http {
-            HttpVersion::Http2 => collect(&mut Http2Exchange::open(pool, head, true).await?).await?,
-            HttpVersion::Http11 => collect(&mut Http1Exchange::new(pool, head)).await?,
-        };
+        let headed = tokio::time::timeout(limit, heading).await;
+        let (mut exchange, status, headers, http) = headed.unwrap_or_else(|_| Err(silent(limit)))?;
+        let body = collect(&mut *exchange).await?;
         Ok(DiscoverResponse { status, headers, body, http })
     }
 
@@ -155,8 +194,12 @@ impl Shared {
         let base = Base::parse(&deployment.uri)?;
         let pool = self.pool(&base.address);
         let headers = deployment.additional_headers.iter();
-        let headers = headers.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
-        let endpoint = Arc::new(Endpoint { base, additional_headers: headers.collect(), pool });
+        let headers = headers.filter_map(|(name, value)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?)));
+        let (reserved, own): (Vec<_>, Vec<_>) = headers.partition(|(name, _)| is_reserved(name));
+        for (header, _) in reserved {
+            tracing::warn!(deployment = %deployment.id, %header, "the header is not sent: this server sets it itself, or it is the connection's");
+        }
+        let endpoint = Arc::new(Endpoint { base, additional_headers: own, pool, uris: Mutex::default() });
         // What was deleted or registered anew since is in nobody's hands any more.
         endpoints.retain(|_, known| known.deployment.strong_count() > 0);
         endpoints.insert(deployment.id, Known { deployment: Arc::downgrade(deployment), endpoint: endpoint.clone() });
@@ -175,22 +218,37 @@ impl Shared {
     }
 }
 
-/// Ends the request and reads the whole response.
-async fn collect(exchange: &mut dyn Exchange) -> Result<(StatusCode, HeaderMap, Bytes), TransportError> {
+/// What is still to be heard within that time.
+fn silent(limit: Duration) -> TransportError {
+    TransportError::Silent { waited_ms: limit.as_millis() as u64 }
+}
+
+/// Ends the request and waits for the response to begin.
+async fn ask(exchange: &mut dyn Exchange) -> Result<(StatusCode, HeaderMap), TransportError> {
     exchange.half_close();
-    let (mut head, mut body) = (None, BytesMut::new());
     loop {
         match poll_fn(|cx| exchange.poll_event(cx)).await {
             ExchangeEvent::Writable => {}
-            ExchangeEvent::Head(status, headers) => head = Some((status, headers)),
+            ExchangeEvent::Head(status, headers) => return Ok((status, headers)),
+            ExchangeEvent::Chunk(_) | ExchangeEvent::End => {
+                return Err(TransportError::Broken("a response without a head".to_owned()));
+            }
+            ExchangeEvent::Error(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads the rest of a response.
+async fn collect(exchange: &mut dyn Exchange) -> Result<Bytes, TransportError> {
+    let mut body = BytesMut::new();
+    loop {
+        match poll_fn(|cx| exchange.poll_event(cx)).await {
+            ExchangeEvent::Writable | ExchangeEvent::Head(..) => {}
             ExchangeEvent::Chunk(chunk) if body.len() + chunk.len() <= MANIFEST_BYTES_MAX => body.extend_from_slice(&chunk),
             ExchangeEvent::Chunk(_) => {
                 return Err(TransportError::Broken(format!("the manifest is larger than {MANIFEST_BYTES_MAX} bytes")));
             }
-            ExchangeEvent::End => {
-                let (status, headers) = head.ok_or_else(|| TransportError::Broken("a response without a head".to_owned()))?;
-                return Ok((status, headers, body.freeze()));
-            }
+            ExchangeEvent::End => return Ok(body.freeze()),
             ExchangeEvent::Error(error) => return Err(error),
         }
     }

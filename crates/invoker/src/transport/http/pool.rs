@@ -1,37 +1,65 @@
 //! The connections to one address.
 //!
-//! Owns: which connection a request goes to, opening another one, closing what nothing uses. Does not own: what happens on a
-//! connection (`http2`, `http1`). A connection is closed by dropping its handle here: it ends after its last stream.
+//! Owns: which connection a request goes to, how many there are, when another one is opened and when one is retired, closing what
+//! nothing uses. Does not own: what happens on a connection (`connection`, `http1`). A connection that is not in the list of those that
+//! take new streams ends after its last one.
 
 use super::connect::{self, Offer, Socket};
+use super::connection::{Connection, Life, Place};
 use super::http1::{self, Sender};
-use super::http2::{Connection, Place};
 use super::{Address, Dialing, Timing, TransportError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use surefoot_model::catalog::HttpVersion;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Idle connections of HTTP/1.1 beyond this number are closed at once.
 const HTTP1_IDLE_MAX: usize = 128;
+/// Connections of HTTP/2 that take new streams. A peer may allow one stream on each.
+pub(super) const CONNECTIONS_MAX: usize = 128;
+/// Streams are spread over this many connections before they are filled: what befalls one befalls few invocations.
+const SPREAD_CONNECTIONS: usize = 8;
+/// Streams on each connection for which another one is opened, up to that number.
+const SPREAD_STREAMS: usize = 32;
+/// Connections that are opened at a time.
+const OPENINGS_MAX: usize = 8;
+/// Connections that take no new stream and wait for their last one to end. At the bound connections go on beyond their number of requests;
+/// those that peers retire still come on top, each with one stream at least.
+pub(super) const LINGERING_MAX: usize = 32;
+/// After a connection that nobody waits for could not be opened, until another try.
+const AHEAD_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Pool {
     address: Address,
     dialing: Arc<Dialing>,
+    /// Told of each stream that has gone.
+    freed: Arc<Notify>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
-    /// The oldest first: they are filled in this order, so that the others fall idle.
+    /// Those that take new streams, the oldest first.
     http2: Vec<Connection>,
-    /// How it goes with the one that is being opened. Whoever finds no room waits for it, and shares its failure.
-    opening: Option<Opening>,
+    /// Those that take none any more, the oldest first.
+    lingering: Vec<Arc<Life>>,
+    openings: Vec<Opening>,
+    /// Streams that the next connection is expected to take at first.
+    streams_expected: usize,
+    /// No connection is opened ahead of need before.
+    ahead_from: Option<Instant>,
     /// The one used last at the end.
     http1: Vec<IdleHttp1>,
 }
 
-type Opening = watch::Receiver<Option<Result<Connection, TransportError>>>;
+/// A connection that is being opened.
+struct Opening {
+    outcome: Outcome,
+    /// Requests that found no room and wait for it. They share its failure.
+    waiting: usize,
+}
+
+type Outcome = watch::Receiver<Option<Result<Arc<Life>, TransportError>>>;
 
 /// A connection of HTTP/1.1 whose last response has been read.
 struct IdleHttp1 {
@@ -39,9 +67,16 @@ struct IdleHttp1 {
     since: Instant,
 }
 
+/// How a request gets its place.
+enum Found {
+    Place(Place),
+    Opening(Outcome),
+    Full,
+}
+
 impl Pool {
     pub(super) fn new(address: Address, dialing: Arc<Dialing>) -> Self {
-        Self { address, dialing, state: Mutex::default() }
+        Self { address, dialing, freed: Arc::default(), state: Mutex::new(State::new()) }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -52,40 +87,81 @@ impl Pool {
         &self.dialing.timing
     }
 
-    /// A place for one stream, on a connection that takes new ones.
-    pub(super) async fn place(self: &Arc<Self>) -> Result<Place, TransportError> {
+    pub(super) fn freed(&self) -> Arc<Notify> {
+        self.freed.clone()
+    }
+
+    /// A place for one stream, on a connection that takes new ones. `refused` is the connection that would not take it.
+    pub(super) async fn place(self: &Arc<Self>, refused: Option<&Arc<Life>>) -> Result<Place, TransportError> {
         loop {
-            let mut opening = {
-                let mut state = self.state();
-                if let Some(place) = state.choose() {
-                    return Ok(place);
+            let freed = self.freed.notified();
+            let mut outcome = match self.find(refused) {
+                Found::Place(place) => return Ok(place),
+                Found::Opening(outcome) => outcome,
+                Found::Full => {
+                    let limit = self.timing().connect;
+                    tokio::time::timeout(limit, freed).await.map_err(|_| self.full(limit))?;
+                    continue;
                 }
-                // One whose task died is over without an outcome.
-                state.opening.take_if(|opening| opening.has_changed().is_err());
-                state.opening.get_or_insert_with(|| self.open()).clone()
             };
-            let outcome = opening.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+            let opened = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
             let died = || TransportError::Broken("the task that opened the connection died".to_owned());
-            // Others may have filled it already: then the next one is opened. One that takes nothing is no better than none.
-            if outcome.unwrap_or_else(|| Err(died()))?.is_over() {
-                return Err(TransportError::Broken("the peer ended the connection as soon as it was open".to_owned()));
+            match opened.unwrap_or_else(|| Err(died())) {
+                // One that takes nothing is no better than none.
+                Ok(life) if life.has_left() => return Err(left_at_once()),
+                // Others may have filled it already: then the next one is opened.
+                Ok(_) => {}
+                // Another one may have come meanwhile.
+                Err(error) => return self.state().choose(refused).ok_or(error),
             }
         }
     }
 
+    fn full(&self, waited: Duration) -> TransportError {
+        let waited = waited.as_millis();
+        let message = format!("{CONNECTIONS_MAX} connections have no room for another stream, and none had within {waited} ms");
+        TransportError::Connect { address: self.address.to_string(), message }
+    }
+
+    fn find(self: &Arc<Self>, refused: Option<&Arc<Life>>) -> Found {
+        let mut state = self.state();
+        if let Some(place) = state.choose(refused) {
+            if state.needs_another() {
+                self.open(&mut state);
+            }
+            return Found::Place(place);
+        }
+        if state.has_room_for_opening() && state.openings.iter().all(|opening| opening.waiting >= state.streams_expected) {
+            self.open(&mut state);
+        }
+        // All that are being opened fill alike.
+        match state.openings.iter_mut().min_by_key(|opening| opening.waiting) {
+            Some(opening) => {
+                opening.waiting += 1;
+                Found::Opening(opening.outcome.clone())
+            }
+            // None but the one that refused: it is better than nothing.
+            None => state.choose(None).map_or(Found::Full, Found::Place),
+        }
+    }
+
     /// Opens a connection of HTTP/2 in a task of its own, so that it goes on when whoever asked for it first is gone.
-    fn open(self: &Arc<Self>) -> Opening {
-        let (outcome, opening) = watch::channel(None);
+    fn open(self: &Arc<Self>, state: &mut State) {
+        let (tell, outcome) = watch::channel(None);
         let pool = self.clone();
+        let mine = outcome.clone();
+        state.openings.push(Opening { outcome, waiting: 0 });
         tokio::spawn(async move {
             let opened = pool.open_http2().await;
             let mut state = pool.state();
-            state.http2.extend(opened.iter().cloned());
-            state.opening = None;
+            state.openings.retain(|opening| !opening.outcome.same_channel(&mine));
+            if opened.is_err() {
+                state.ahead_from = Some(Instant::now() + AHEAD_PAUSE);
+            }
+            let outcome = opened.map(|connection| state.add(connection));
             drop(state);
-            outcome.send_replace(Some(opened));
+            tell.send_replace(Some(outcome));
         });
-        opening
     }
 
     async fn open_http2(self: &Arc<Self>) -> Result<Connection, TransportError> {
@@ -93,7 +169,8 @@ impl Pool {
         if self.address.tls && socket.chosen != Some(HttpVersion::Http2) {
             return Err(TransportError::Http1Peer { address: self.address.to_string() });
         }
-        Connection::begin(socket.io, self).await
+        let mut connection = Connection::begin(socket.io, self).await?;
+        if connection.is_over() { Err(left_at_once()) } else { Ok(connection) }
     }
 
     /// Which version the peer takes where it may choose. The connection on which it chose is kept for the next request.
@@ -104,12 +181,17 @@ impl Pool {
         let socket = self.connect(Offer::Both).await?;
         if socket.chosen == Some(HttpVersion::Http2) {
             let connection = Connection::begin(socket.io, self).await?;
-            self.state().http2.push(connection);
+            self.state().add(connection);
             Ok(HttpVersion::Http2)
         } else {
             self.give_http1(http1::begin(socket.io, self).await?);
             Ok(HttpVersion::Http11)
         }
+    }
+
+    /// Gives a connection no new stream any more.
+    pub(super) fn retire(&self, life: &Arc<Life>) {
+        self.state().retire(life);
     }
 
     /// An idle connection of HTTP/1.1.
@@ -140,7 +222,12 @@ impl Pool {
     pub(super) fn sweep(&self) {
         let (now, limit) = (Instant::now(), self.timing().idle);
         let mut state = self.state();
-        state.http2.retain_mut(|connection| !connection.is_over() && !connection.is_idle_for(limit, now));
+        let unused = state.http2.iter_mut().filter_map(|connection| {
+            (connection.is_over() || connection.is_idle_for(limit, now)).then(|| connection.life().clone())
+        });
+        for life in unused.collect::<Vec<_>>() {
+            state.retire(&life);
+        }
         state.http1.retain(|idle| !idle.sender.is_closed() && now - idle.since < limit);
     }
 
@@ -149,19 +236,73 @@ impl Pool {
     }
 }
 
+fn left_at_once() -> TransportError {
+    TransportError::Broken("the peer ended the connection as soon as it was open".to_owned())
+}
+
 impl State {
-    /// A place on the first connection that has one. Those that take no new streams are left to end with their last one.
-    fn choose(&mut self) -> Option<Place> {
-        let mut index = 0;
-        while let Some(connection) = self.http2.get_mut(index) {
-            if !connection.has_room() {
-                index += 1;
-            } else if connection.is_over() {
-                self.http2.remove(index);
-            } else {
-                return Some(connection.place());
-            }
+    fn new() -> Self {
+        let (http2, lingering, openings, http1) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { http2, lingering, openings, streams_expected: SPREAD_STREAMS, ahead_from: None, http1 }
+    }
+
+    fn add(&mut self, connection: Connection) -> Arc<Life> {
+        let life = connection.life().clone();
+        self.streams_expected = connection.streams_max().min(SPREAD_STREAMS);
+        self.http2.push(connection);
+        // Its task may have found it ended before it stood in the list.
+        if life.has_left() {
+            self.retire(&life);
         }
-        None
+        life
+    }
+
+    /// A place on the connection that has the fewest streams and room for more.
+    fn choose(&mut self, refused: Option<&Arc<Life>>) -> Option<Place> {
+        loop {
+            let candidates = self.http2.iter_mut().filter(|one| refused.is_none_or(|refused| !Arc::ptr_eq(one.life(), refused)));
+            // The oldest of those that have as few, so that the others fall idle.
+            let chosen = candidates.filter(|one| one.has_room()).min_by_key(|one| one.streams())?;
+            if chosen.is_over() {
+                let life = chosen.life().clone();
+                self.retire(&life);
+                continue;
+            }
+            let place = chosen.place();
+            if chosen.is_worn() {
+                let life = chosen.life().clone();
+                self.lingering.retain(|life| !life.is_over());
+                if self.lingering.len() < LINGERING_MAX {
+                    self.retire(&life);
+                }
+            }
+            return Some(place);
+        }
+    }
+
+    /// Whether one more connection is to be opened although a place was found: streams are many, or a connection is near its end.
+    fn needs_another(&mut self) -> bool {
+        let streams: usize = self.http2.iter().map(Connection::streams).sum();
+        let wanted = (streams / SPREAD_STREAMS + 1).min(SPREAD_CONNECTIONS);
+        let fresh = self.http2.iter().filter(|one| one.is_fresh()).count();
+        fresh + self.openings.len() < wanted
+            && self.has_room_for_opening()
+            && self.ahead_from.is_none_or(|from| from <= Instant::now())
+    }
+
+    /// Whether one more connection may be opened now.
+    fn has_room_for_opening(&mut self) -> bool {
+        // One whose task died is over without an outcome.
+        self.openings.retain(|opening| opening.outcome.has_changed().is_ok());
+        self.openings.len() < OPENINGS_MAX && self.http2.len() + self.openings.len() < CONNECTIONS_MAX
+    }
+
+    fn retire(&mut self, life: &Arc<Life>) {
+        if let Some(index) = self.http2.iter().position(|one| Arc::ptr_eq(one.life(), life)) {
+            self.http2.remove(index);
+            self.lingering.push(life.clone());
+        }
+        life.retire();
+        self.lingering.retain(|life| !life.is_over());
     }
 }

@@ -1,12 +1,14 @@
 //! The transport against real sockets of this host.
 
-mod peer;
+pub(super) mod peer;
 
+use super::connection::REQUESTS_MAX;
+use super::pool::{CONNECTIONS_MAX, LINGERING_MAX};
 use super::tls::Tls;
 use super::*;
 use futures_util::future::join_all;
 use h2::server;
-use peer::{HEADERS, Http1Peer, Http2Peer, PeerEvent, RawHttp2, Received, within};
+use peer::{EchoingHttp2, HEADERS, Http1Peer, Http2Peer, PeerEvent, RawHttp2, Received, within};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use surefoot_model::Timestamp;
@@ -18,9 +20,12 @@ use tokio::time::Instant;
 /// Long enough that a test never meets it by chance.
 const TIMING: Timing = Timing {
     connect: Duration::from_secs(60),
+    discovery: Duration::from_secs(60),
     idle: Duration::from_secs(600),
     ping_interval: Duration::from_secs(60),
     ping_timeout: Duration::from_secs(60),
+    goodbye_interval: Duration::from_secs(60),
+    goodbye_timeout: Duration::from_secs(60),
 };
 
 fn transport(timing: Timing) -> HttpTransport {
@@ -163,10 +168,165 @@ async fn a_refused_stream_is_opened_once_more_with_all_it_sent() {
 
     let mut exchange = open(&transport, &deployment).await;
     let (answer, ()) = tokio::join!(call(&mut exchange, "x"), async {
+        // As often as it may be sent anew, and once more.
+        peer.request().await.refuse();
         peer.request().await.refuse();
         peer.request().await.refuse();
     });
     assert!(matches!(answer, Err(TransportError::Broken(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_told_to_calm_down_takes_no_new_stream_and_keeps_those_it_has() {
+    let mut peer = http2_peer(100).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let mut old = open(&transport, &deployment).await;
+    let old_received = peer.request().await;
+    let mut exchange = open(&transport, &deployment).await;
+    let (answer, ()) = tokio::join!(call(&mut exchange, "x"), async {
+        let received = peer.request().await;
+        assert_eq!(received.connection, 0);
+        received.reset(h2::Reason::ENHANCE_YOUR_CALM);
+        peer.request().await.echo().await;
+    });
+    assert_eq!(answer.unwrap(), b"x");
+    for _ in 0..5 {
+        let mut exchange = open(&transport, &deployment).await;
+        let (answer, ()) = tokio::join!(call(&mut exchange, "x"), async {
+            let received = peer.request().await;
+            assert_eq!(received.connection, 1);
+            received.echo().await;
+        });
+        assert_eq!(answer.unwrap(), b"x");
+    }
+    let (answer, ()) = tokio::join!(call(&mut old, "old"), old_received.echo());
+    assert_eq!(answer.unwrap(), b"old");
+    drop(old);
+    assert!(matches!(peer.event().await, PeerEvent::Ended(0)));
+}
+
+#[tokio::test]
+async fn a_connection_is_left_to_end_after_so_many_requests_and_a_long_stream_on_it_goes_on() {
+    let peer = EchoingHttp2::start(server::Builder::new()).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let mut long = open(&transport, &deployment).await;
+    for _ in 0..REQUESTS_MAX * 3 {
+        assert_eq!(call(&mut open(&transport, &deployment).await, "x").await.unwrap(), b"x");
+    }
+    let requests = peer.requests();
+    assert!(requests.iter().all(|&requests| requests <= REQUESTS_MAX), "{requests:?}");
+    assert!(requests.len() <= 6, "{requests:?}");
+    assert_eq!(call(&mut long, "long").await.unwrap(), b"long");
+}
+
+#[tokio::test]
+async fn few_connections_wait_for_long_streams_and_further_ones_go_on() {
+    let peer = EchoingHttp2::start(server::Builder::new()).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let mut long = Vec::new();
+    for _ in 0..REQUESTS_MAX * (LINGERING_MAX + 3) {
+        let path = if long.len() < peer.requests().len() { "/silence" } else { "/x" };
+        let mut exchange = open_path(&transport, &deployment, path).await.unwrap();
+        if path == "/silence" {
+            exchange.half_close();
+            long.push(exchange);
+        } else {
+            assert_eq!(call(&mut exchange, "x").await.unwrap(), b"x");
+        }
+    }
+    let requests = peer.requests();
+    assert!(requests.iter().any(|&requests| requests > REQUESTS_MAX), "{requests:?}");
+    assert!(requests.len() <= LINGERING_MAX + 2, "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_burst_is_spread_over_connections_that_are_opened_side_by_side() {
+    const BURST: usize = 100;
+    let mut peer = http2_peer(1_000).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let _exchanges = join_all((0..BURST).map(|_| open(&transport, &deployment))).await;
+    let mut streams = std::collections::BTreeMap::<usize, usize>::new();
+    for _ in 0..BURST {
+        *streams.entry(peer.request().await.connection).or_default() += 1;
+    }
+    assert!((2..=8).contains(&streams.len()), "{streams:?}");
+    assert!(streams.values().all(|&streams| streams <= BURST / 2), "{streams:?}");
+}
+
+#[tokio::test]
+async fn connections_have_a_bound_and_a_stream_waits_for_a_place_there() {
+    let mut peer = http2_peer(1).await;
+    let connect = Duration::from_secs(1);
+    let (transport, deployment) = (transport(Timing { connect, ..TIMING }), at(peer.address, HttpVersion::Http2));
+    let mut exchanges = join_all((0..CONNECTIONS_MAX).map(|_| open(&transport, &deployment))).await;
+    let error = try_open(&transport, &deployment).await.err().unwrap();
+    assert!(error.to_string().contains("connections have no room"), "{error}");
+
+    let waiting = open(&transport, &deployment);
+    let (_last, ()) = tokio::join!(waiting, async { drop(exchanges.pop()) });
+    for _ in 0..=CONNECTIONS_MAX {
+        assert!(peer.request().await.connection < CONNECTIONS_MAX);
+    }
+}
+
+#[tokio::test]
+async fn streams_that_a_peer_forgets_after_its_goodbye_end_soon() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transport = transport(Timing { goodbye_timeout: Duration::from_millis(50), ..TIMING });
+    let deployment = at(listener.local_addr().unwrap(), HttpVersion::Http2);
+    let serve = async {
+        let mut peer = RawHttp2::accept(&listener).await;
+        peer.read_until(HEADERS).await;
+        // The stream is among those that it has taken.
+        peer.say_goodbye(1).await;
+        peer.fall_silent().await;
+    };
+    let ask = async { read(&mut open(&transport, &deployment).await).await };
+    let (answer, ()) = tokio::join!(ask, serve);
+    assert!(matches!(answer, Err(TransportError::Broken(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_port_that_says_nothing_does_not_hold_discovery_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transport = transport(Timing { discovery: Duration::from_millis(100), ..TIMING });
+    for http in [HttpVersion::Http2, HttpVersion::Http11] {
+        let error = discover(&transport, format!("http://{}/", listener.local_addr().unwrap()), http).await.unwrap_err();
+        assert!(matches!(error, TransportError::Silent { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn headers_without_end_fail_their_stream_alone() {
+    let mut peer = http2_peer(100).await;
+    let (transport, deployment) = (transport(TIMING), at(peer.address, HttpVersion::Http2));
+    let (mut large, mut other) = (open(&transport, &deployment).await, open(&transport, &deployment).await);
+    let mut received = peer.request().await;
+    let mut response = ::http::Response::new(());
+    // More than the bound once they are decoded. Where what is sent is beyond it already, the connection ends: it cannot be read on.
+    for number in 0..20 {
+        let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+        response.headers_mut().insert(name, HeaderValue::try_from("a".repeat(4 << 10)).unwrap());
+    }
+    received.respond.send_response(response, false).unwrap();
+    assert!(matches!(next(&mut large).await, ExchangeEvent::Error(TransportError::Broken(_))));
+    let (answer, ()) = tokio::join!(call(&mut other, "x"), async { peer.request().await.echo().await });
+    assert_eq!(answer.unwrap(), b"x");
+}
+
+#[tokio::test]
+async fn a_deployments_own_headers_replace_none_of_ours_and_none_of_the_connections() {
+    let mut peer = http2_peer(100).await;
+    let reserved = ["content-type", "accept", "x-restate-id", "transfer-encoding", "connection", "content-length", "te"];
+    let own = reserved.iter().chain(&["x-own"]).map(|name| ((*name).to_owned(), "own".to_owned())).collect();
+    let deployment = Arc::new(Deployment { additional_headers: own, ..(*at(peer.address, HttpVersion::Http2)).clone() });
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", HeaderValue::from_static("ours"));
+    let request = OpenRequest { deployment, path: "/x".to_owned(), headers };
+    let _exchange = within("opening", transport(TIMING).open(request)).await.unwrap();
+    let received = peer.request().await;
+    let seen: Vec<_> = received.request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(seen, [("content-type", "ours"), ("x-own", "own")]);
 }
 
 #[tokio::test]
@@ -346,7 +506,7 @@ async fn the_death_of_a_connection_ends_its_streams_with_an_error() {
 async fn a_peer_without_a_sign_of_life_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let quick = Duration::from_millis(50);
-    let transport = transport(Timing { ping_interval: quick, ping_timeout: quick, ..TIMING });
+    let transport = transport(Timing { connect: quick * 20, ping_interval: quick, ping_timeout: quick, ..TIMING });
     let deployment = at(listener.local_addr().unwrap(), HttpVersion::Http2);
     let serve = async { RawHttp2::accept(&listener).await.fall_silent().await };
     let ask = async { read(&mut open(&transport, &deployment).await).await };

@@ -86,8 +86,12 @@ impl Received {
         self.commands.send(Command::Die).expect("the connection is served");
     }
 
-    pub(super) fn refuse(mut self) {
-        self.respond.send_reset(h2::Reason::REFUSED_STREAM);
+    pub(super) fn refuse(self) {
+        self.reset(h2::Reason::REFUSED_STREAM);
+    }
+
+    pub(super) fn reset(mut self, reason: h2::Reason) {
+        self.respond.send_reset(reason);
     }
 
     pub(super) fn respond_head(&mut self) -> SendStream<Bytes> {
@@ -135,6 +139,56 @@ pub(super) async fn serve_http2(
         }
     }
     let _ = events.send(PeerEvent::Ended(number));
+}
+
+/// A server of HTTP/2 that answers by itself with the request's body, and never where the path ends in `/silence`.
+pub(super) struct EchoingHttp2 {
+    pub(super) address: SocketAddr,
+    /// Requests on each connection.
+    requests: Arc<Mutex<Vec<usize>>>,
+}
+
+impl EchoingHttp2 {
+    pub(super) async fn start(settings: h2::server::Builder) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, requests) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<usize>>>::default());
+        let count = requests.clone();
+        tokio::spawn(async move {
+            for number in 0.. {
+                let (socket, _) = listener.accept().await.unwrap();
+                count.lock().unwrap().push(0);
+                let (settings, count) = (settings.clone(), count.clone());
+                tokio::spawn(async move {
+                    let Ok(mut connection) = settings.handshake::<_, Bytes>(socket).await else { return };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        count.lock().unwrap()[number] += 1;
+                        tokio::spawn(echo(request, respond));
+                    }
+                });
+            }
+        });
+        Self { address, requests }
+    }
+
+    pub(super) fn requests(&self) -> Vec<usize> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+async fn echo(mut request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    if request.uri().path().ends_with("/silence") {
+        // Until the client lets go of it.
+        let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        return;
+    }
+    let mut answer = respond.send_response(Response::new(()), false).unwrap();
+    while let Some(Ok(chunk)) = request.body_mut().data().await {
+        request.body_mut().flow_control().release_capacity(chunk.len()).unwrap();
+        if !chunk.is_empty() {
+            answer.send_data(chunk, false).unwrap();
+        }
+    }
+    answer.send_data(Bytes::new(), true).unwrap();
 }
 
 /// The server's side of HTTP/2, frame by frame, for what a library would not do.
@@ -246,14 +300,14 @@ pub(super) async fn serve_http1(io: impl AsyncRead + AsyncWrite + Unpin, seen: A
 
 /// An address that takes no connection and refuses none: its queue is full. Keep it for as long as it is to be so.
 #[cfg(target_os = "linux")]
-pub(super) struct BlackHole {
-    pub(super) address: SocketAddr,
+pub(in super::super) struct BlackHole {
+    pub(in super::super) address: SocketAddr,
     _sockets: Vec<socket2::Socket>,
 }
 
 #[cfg(target_os = "linux")]
 impl BlackHole {
-    pub(super) fn dig() -> Self {
+    pub(in super::super) fn dig() -> Self {
         use socket2::{Domain, Socket, Type};
         let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let listener = socket();
