@@ -70,18 +70,8 @@ impl Language {
     pub fn command(self) -> Result<Command> {
         let folder = self.folder();
         let mut command = match self {
-            Self::TypeScript => {
-                let packaged = folder.join("node_modules/.bin/node");
-                let node = if packaged.exists() { packaged } else { "node".into() };
-                let mut command = Command::new(node);
-                command.arg("src/main.ts");
-                command
-            }
-            Self::Python => {
-                let mut command = Command::new(folder.join(".venv/bin/python"));
-                command.arg("main.py");
-                command
-            }
+            Self::TypeScript => self.command_of(Path::new("src/main.ts"))?,
+            Self::Python => self.command_of(Path::new("main.py"))?,
             Self::Java => {
                 let mut command = Command::new("java");
                 command.args(["-Xmx256m", "-cp", "target/classes:target/dependency/*", "example.Main"]);
@@ -95,6 +85,22 @@ impl Language {
             }
         };
         command.current_dir(folder);
+        Ok(command)
+    }
+
+    /// What runs another program with the packages of the prepared example. Only where nothing has to be built.
+    pub fn command_of(self, program: &Path) -> Result<Command> {
+        let folder = self.folder();
+        let interpreter = match self {
+            Self::TypeScript => {
+                let packaged = folder.join("node_modules/.bin/node");
+                if packaged.exists() { packaged } else { "node".into() }
+            }
+            Self::Python => folder.join(".venv/bin/python"),
+            Self::Java | Self::Go | Self::Rust => bail!("{self} has no interpreter"),
+        };
+        let mut command = Command::new(interpreter);
+        command.arg(program).current_dir(folder);
         Ok(command)
     }
 }

@@ -1,0 +1,153 @@
+//! Servers that handlers run on, as they come, and what they do to connections: one bad request there is no other's trouble.
+
+use anyhow::{Context, Result, ensure};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use surefoot_client::admin::{InvocationFilter, NewDeployment};
+use surefoot_client::ingress::{Call, Target};
+use surefoot_sdk_tests::process::Process;
+use surefoot_sdk_tests::wait::eventually;
+use surefoot_sdk_tests::{Language, Server, places};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A program of `endpoints/` that serves handlers.
+struct Endpoint {
+    _process: Process,
+    _directory: TempDir,
+    uri: String,
+}
+
+impl Endpoint {
+    async fn start(language: Language, program: &str, environment: &[(&str, &str)]) -> Result<Self> {
+        language.prepare()?;
+        let (directory, port) = (places::temporary("endpoint-")?, places::free_port()?);
+        let program = places::root().join("sdk-tests/endpoints").join(program);
+        let mut command = language.command_of(&program)?;
+        command.env("PORT", port.to_string()).envs(environment.iter().copied());
+        let mut process = Process::start("the endpoint", &mut command, &directory.path().join("endpoint.log"))?;
+        eventually("the endpoint", LIMIT, || {
+            let alive = process.expect_running();
+            async move {
+                alive?;
+                TcpStream::connect(("127.0.0.1", port)).await.map(drop).context("connect")
+            }
+        })
+        .await?;
+        Ok(Self { _process: process, _directory: directory, uri: format!("http://127.0.0.1:{port}") })
+    }
+}
+
+async fn serving(endpoint: &Endpoint) -> Result<Server> {
+    let server = Server::start(&[]).await?;
+    server.admin().register(&NewDeployment::at(endpoint.uri.as_str())).await.context("register the endpoint")?;
+    Ok(server)
+}
+
+/// Calls at this concurrency; none may fail, and no step may run twice.
+async fn no_step_runs_twice(calls: usize, environment: &[(&str, &str)]) -> Result<()> {
+    const CONCURRENCY: usize = 100;
+    const STEPS: usize = 2;
+    if Language::Python.is_skipped() {
+        return Ok(());
+    }
+    let endpoint = Endpoint::start(Language::Python, "counted.py", environment).await?;
+    let server = serving(&endpoint).await?;
+    let ingress = server.ingress().with_timeout(LIMIT);
+    let ingress = &ingress;
+    let mut took: Vec<Duration> = stream::iter(0..calls)
+        .map(async |number| {
+            let began = Instant::now();
+            let call = Call::new(Target::service("Counted", "steps")).json(&number);
+            let answer: usize = ingress.call(call).await?.json()?;
+            ensure!(answer == number, "{answer} for {number}");
+            Ok(began.elapsed())
+        })
+        .buffer_unordered(CONCURRENCY)
+        .try_collect()
+        .await?;
+    took.sort();
+    eprintln!("{calls} calls: p50 {:?}, p99 {:?}, longest {:?}", took[calls / 2], took[calls * 99 / 100], took[calls - 1]);
+    let tally: Value = ingress.call(Call::new(Target::service("Counted", "tally"))).await?.json()?;
+    ensure!(tally == json!([calls * STEPS, calls * STEPS]), "steps, and runs of them: {tally}");
+    server.expect_quiet(&[])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hypercorn_forgets_the_streams_of_a_connection_after_1000_requests_and_no_step_runs_twice() -> Result<()> {
+    no_step_runs_twice(5_000, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hypercorn_forgets_them_after_200_requests_and_no_step_runs_twice() -> Result<()> {
+    no_step_runs_twice(1_500, &[("REQUESTS_MAX", "200")]).await
+}
+
+/// Calls of a handler beside what the others do. All are answered.
+async fn neighbours_answer(server: &Server, calls: usize) -> Result<()> {
+    let ingress = server.ingress().with_timeout(LIMIT);
+    let ingress = &ingress;
+    let answers = stream::iter(0..calls).map(async |number| {
+        let call = Call::new(Target::service("Large", "echo")).json(&number);
+        let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
+        ensure!(answer == number, "{answer} for {number}");
+        Ok(())
+    });
+    answers.buffer_unordered(8).try_collect().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_is_no_trouble_of_its_neighbours() -> Result<()> {
+    const NEIGHBOURS: usize = 200;
+    if Language::TypeScript.is_skipped() {
+        return Ok(());
+    }
+    let endpoint = Endpoint::start(Language::TypeScript, "large.cjs", &[]).await?;
+    let server = serving(&endpoint).await?;
+    let too_large = Call::new(Target::service("Large", "answer")).json(&33);
+    let mut bad = Vec::new();
+    for _ in 0..2 {
+        bad.push(server.ingress().send(too_large.clone()).await?.invocation);
+    }
+    let filter = InvocationFilter { service: Some("Large".into()), ..Default::default() };
+    let admin = server.admin();
+    eventually("answers that are refused", LIMIT, || async {
+        let listed = admin.invocations(&filter).await?.invocations;
+        ensure!(listed.iter().filter(|one| one.last_error.is_some()).count() == bad.len(), "{listed:?}");
+        Ok(())
+    })
+    .await?;
+    // They go on trying, and the neighbours with them.
+    neighbours_answer(&server, NEIGHBOURS).await?;
+    for id in &bad {
+        admin.kill(id).await?;
+    }
+    server.expect_quiet(&["invocation keeps failing"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_are_no_trouble_of_their_neighbours() -> Result<()> {
+    const ROUNDS: usize = 5;
+    const NEIGHBOURS: usize = 200;
+    const MEBIBYTES: usize = 12;
+    if Language::TypeScript.is_skipped() {
+        return Ok(());
+    }
+    let endpoint = Endpoint::start(Language::TypeScript, "large.cjs", &[]).await?;
+    let server = serving(&endpoint).await?;
+    let ingress = server.ingress().with_timeout(LIMIT);
+    let ingress = &ingress;
+    let large = stream::iter(0..4 * ROUNDS).map(async |_| {
+        let call = Call::new(Target::service("Large", "answer")).json(&MEBIBYTES);
+        let answer: String = ingress.call(call).await.context("a large answer")?.json()?;
+        ensure!(answer.len() == MEBIBYTES << 20, "{} bytes", answer.len());
+        Ok(())
+    });
+    let (large, neighbours) = tokio::join!(large.buffer_unordered(4).try_collect::<()>(), neighbours_answer(&server, NEIGHBOURS));
+    large?;
+    neighbours?;
+    server.expect_quiet(&["invocation keeps failing"])
+}
