@@ -1,10 +1,10 @@
 //! The one entry: a record is applied.
 
 use crate::{Effect, Meta, MetaRow, State, StateError, attempt, catalog, invocation, operator, outbox, retention, source, timer};
-use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, Record, Timestamp};
+use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, RULES, Record, Timestamp};
 
 /// Applies one record of `partition` to its state, and appends what is to be done to `effects`. Same state and same record give
-/// the same result on every replica. A record of an epoch that has ended changes nothing.
+/// the same result on every replica. What the leader of an epoch that has ended wrote as such changes nothing (rule M8).
 /// Errors only when stored data cannot be read or decoded; whatever a user can cause is an effect, not an error.
 pub fn apply<S: State>(
     state: &mut S,
@@ -28,6 +28,8 @@ pub enum Mutant {
     TakeStaleMessages,
     /// Against rule M5: a suspension does not look at what came since the last notification that the attempt was sent.
     ForgetUndelivered,
+    /// Against rule M8: whatever carries an epoch that has ended is dropped, messages and submissions too.
+    FenceAll,
     /// Against rule O1: messages are taken however often they come.
     ForgetInbound,
     /// Against rule K1: Kafka records are taken however often they come.
@@ -46,11 +48,14 @@ pub fn apply_broken<S: State>(
     effects: &mut Vec<Effect>,
 ) -> Result<(), StateError> {
     let meta = state.get::<Meta>(&())?.unwrap_or_default();
-    if epoch < meta.epoch {
+    let is_fenced = is_leaders_own(&record.event) || mutant == Mutant::FenceAll;
+    if epoch < meta.epoch && is_fenced {
         return Ok(());
     }
+    assert!(record.rules <= RULES, "rule M7: a record of newer rules is refused before it is applied");
     let mut cx = Context { partition, state, at: record.at, meta, effects, mutant };
     cx.meta.now = cx.meta.now.max(record.at);
+    cx.meta.rules = cx.meta.rules.max(record.rules);
     match &record.event {
         Event::LeaderElected { process } => attempt::leader_elected(&mut cx, epoch, *process),
         Event::InvocationSubmitted(submission) => invocation::submitted(&mut cx, submission)?,
@@ -73,6 +78,29 @@ pub fn apply_broken<S: State>(
     let meta = cx.meta;
     state.put::<Meta>((), meta);
     Ok(())
+}
+
+/// Whether only the partition's leader writes such a record. Its epoch fences it (rule M8), and nothing else: who sends a message,
+/// reads a Kafka record or takes a request cannot know in which epoch it is applied. A message is guarded by its sender's
+/// sequence (rule O1), a Kafka record by its stream's watermark (rule K1), a subscription's epochs by their own numbers, a request
+/// by the process that asks, which is told nothing once it is gone (rule O2).
+fn is_leaders_own(event: &Event) -> bool {
+    match event {
+        Event::LeaderElected { .. }
+        | Event::AttemptProgressed(_)
+        | Event::TimerFired { .. }
+        | Event::RetentionExpired { .. }
+        | Event::OutboxAcked { .. } => true,
+        // Checked against the value that the catalog's leader has published.
+        Event::CatalogChanged(_) => true,
+        Event::InvocationSubmitted(_)
+        | Event::OperatorRequested { .. }
+        | Event::MessageArrived { .. }
+        | Event::SourceOpened { .. }
+        | Event::SourceClosed { .. }
+        | Event::RecordParked(_)
+        | Event::ParkedDiscarded { .. } => false,
+    }
 }
 
 /// What every rule works with.

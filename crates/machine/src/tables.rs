@@ -128,20 +128,24 @@ tables! {
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct MetaRow {
+    /// The newest rules by which a record of this partition was written: a build that knows older ones only may not read its
+    /// tables (rule M7).
     #[n(0)]
+    pub rules: u16,
+    #[n(1)]
     pub epoch: Epoch,
     /// The process that leads in this epoch.
-    #[n(1)]
+    #[n(2)]
     pub process: u64,
     /// The newest `record.at`, made monotone (rule T1).
-    #[n(2)]
-    pub now: Timestamp,
     #[n(3)]
-    pub last_incarnation: Incarnation,
+    pub now: Timestamp,
     #[n(4)]
+    pub last_incarnation: Incarnation,
+    #[n(5)]
     pub last_attempt: Attempt,
     /// Bytes of completed invocations that the byte bound may evict (rule R1).
-    #[n(5)]
+    #[n(6)]
     pub evictable_bytes: u64,
 }
 

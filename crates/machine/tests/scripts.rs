@@ -7,7 +7,7 @@
 use expect_test::{Expect, expect};
 use std::collections::BTreeMap;
 use surefoot_machine::testing::MemState;
-use surefoot_machine::{Effect, Inbox, Invocations, Journal, Objects, Outbox, Running, State, Timers, apply};
+use surefoot_machine::{Effect, Inbox, Invocations, Journal, Mutant, Objects, Outbox, Running, State, Timers, apply_broken};
 use surefoot_model::{
     Action, Attempt, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Epoch, Event, Incarnation, InvocationId,
     Item, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record, Request, RequestId, Resolution,
@@ -19,6 +19,7 @@ const HERE: PartitionId = PartitionId(0);
 /// One partition and the names of a script.
 #[derive(Default)]
 struct World {
+    mutant: Mutant,
     state: MemState,
     epoch: Epoch,
     now: u64,
@@ -41,7 +42,7 @@ impl World {
     fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
         let record = Record::new(Timestamp(self.now), event);
-        apply(&mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
+        apply_broken(self.mutant, &mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
         for effect in effects {
             self.note(effect);
         }
@@ -247,7 +248,11 @@ fn show(result: &Resolution) -> String {
 }
 
 fn play(script: &str) -> World {
-    let mut world = World::default();
+    play_broken(Mutant::None, script)
+}
+
+fn play_broken(mutant: Mutant, script: &str) -> World {
+    let mut world = World { mutant, ..World::default() };
     for line in script.split(';').map(str::trim).filter(|l| !l.is_empty()) {
         world.line(line);
     }
@@ -450,6 +455,31 @@ fn a_new_leader_starts_running_attempts_anew_and_ignores_records_of_the_old_term
     world.epoch.0 += 1;
     world.line("end A ok");
     expect!["A: accept · A: start, 1 known · A: start, 2 known · A: complete 'ok'"].assert_eq(&world.out.join(" · "));
+}
+
+/// What partition 3 sends, a client asks and Kafka brings, all written before it was known that the term had ended.
+fn from_outside_in_an_old_term(mutant: Mutant) -> World {
+    let mut world = play_broken(mutant, "elect; open 1; elect");
+    world.epoch.0 -= 1;
+    let submission = world.submission("message", "Svc/go");
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message: Message::Submit(Box::new(submission)) });
+    world.line("call Svc/go as client");
+    world.line("kafka 7 Svc/go as record");
+    world.line("kill client");
+    world.epoch.0 += 1;
+    world
+}
+
+/// A partition had stopped at the start of a node; what others sent it meanwhile was acknowledged and dropped after its repair.
+#[test]
+fn what_comes_from_outside_is_taken_whatever_term_it_was_written_in() {
+    let world = from_outside_in_an_old_term(Mutant::None);
+    expect![
+        "message: start, 1 known · client: accept · client: start, 1 known · record: start, 1 known · client: abort · client: complete 409 killed · operator: Done"
+    ]
+    .assert_eq(&world.out.join(" · "));
+    let broken = from_outside_in_an_old_term(Mutant::FenceAll);
+    assert_ne!(broken.out, world.out, "the variant that fences all is caught");
 }
 
 #[test]

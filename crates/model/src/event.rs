@@ -14,25 +14,55 @@ use minicbor::{Decode, Encode};
 /// One element of a partition's log.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Record {
-    /// When it was appended, by the wall clock of the edge; orders and stamps only, made monotone by `apply` (rule T1).
+    /// The version of the rules that wrote it (rule M7). First, and read before anything else: what follows may hold what this
+    /// build does not know.
     #[n(0)]
-    pub at: Timestamp,
-    #[n(1)]
-    pub event: Event,
-    /// The version of the rules that wrote it (rule M7).
-    #[n(2)]
     pub rules: u16,
+    /// When it was appended, by the wall clock of the edge; orders and stamps only, made monotone by `apply` (rule T1).
+    #[n(1)]
+    pub at: Timestamp,
+    #[n(2)]
+    pub event: Event,
 }
 
-/// The version of the rules by which this build writes records and applies them. It rises when `apply` makes something else of a
-/// record than before; `apply` then branches on the record's version (rule M7).
+/// The version of the rules by which this build writes records and applies them (rule M7). It rises
+/// - when `apply` makes something else of a record than before: it then branches on the record's version;
+/// - with every new variant and every new field of an event, an item, an action, a message or whatever else lies in a record or in
+///   a table's row. A build that does not know a variant would read it as unreadable, or as absent where it lies in an `Option`.
 pub const RULES: u16 = 1;
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// To be mended from outside: by the version that wrote it.
+    #[error("it follows version {found} of the rules, and this build knows up to {RULES}: start the version that wrote it")]
+    Newer { found: u16 },
+    #[error(transparent)]
+    Encoding(#[from] encoding::Error),
+}
 
 impl Record {
     /// A record under the present rules.
     pub fn new(at: Timestamp, event: Event) -> Self {
-        Self { at, event, rules: RULES }
+        Self { rules: RULES, at, event }
     }
+
+    /// Reads a record, the version of its rules alone at first. **Errors** where this build is too old for it, whatever it holds,
+    /// and where it is unreadable.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let Head { rules } = encoding::decode(bytes, "record")?;
+        if rules > RULES {
+            return Err(RecordError::Newer { found: rules });
+        }
+        Ok(encoding::decode(bytes, "record")?)
+    }
+}
+
+/// A record as far as its version: all that follows is passed over, whatever it is.
+#[derive(Decode)]
+struct Head {
+    #[n(0)]
+    rules: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -362,4 +392,60 @@ pub struct CalleeResult {
     pub caller: Caller,
     #[n(1)]
     pub outcome: Outcome,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DeploymentId;
+
+    /// A record that this build wrote, and one of the next version with the same bytes behind its rules.
+    fn record(event: Event) -> (Vec<u8>, Vec<u8>) {
+        let ours = Record::new(Timestamp(5), event);
+        (encoding::encode(&ours), encoding::encode(&Record { rules: RULES + 1, ..ours }))
+    }
+
+    fn is_newer(bytes: &[u8]) -> bool {
+        matches!(Record::decode(bytes), Err(RecordError::Newer { found }) if found == RULES + 1)
+    }
+
+    /// After a step back to an older version its partitions stopped as unreadable, instead of the start being refused.
+    #[test]
+    fn a_record_of_newer_rules_says_so_whatever_it_holds() {
+        let (ours, next) = record(Event::LeaderElected { process: 0 });
+        assert!(Record::decode(&ours).is_ok() && is_newer(&next));
+        // The event's variant is the last but one: no build knows this one. In CBOR: [rules, at, [variant, [process]]].
+        let unknown = |mut bytes: Vec<u8>| {
+            let at = bytes.len() - 3;
+            assert_eq!(bytes[at..], [0, 0x81, 0]);
+            bytes[at] = 23;
+            bytes
+        };
+        assert!(matches!(Record::decode(&unknown(ours)), Err(RecordError::Encoding(_))));
+        assert!(is_newer(&unknown(next)));
+    }
+
+    /// The derived decoder takes an unknown variant within an `Option` for `None`: nothing but the rules' version tells.
+    #[test]
+    fn an_unknown_variant_in_an_option_is_newer_and_never_absent() {
+        let progress = AttemptProgress {
+            id: InvocationId { partition_key: 1, unique: 2 },
+            attempt: Attempt(3),
+            first_command: 1,
+            pin: Pin { deployment: DeploymentId(4), protocol: 5 },
+            items: Vec::new(),
+            end: Some(AttemptEnd::Completed),
+        };
+        let (mut ours, mut next) = record(Event::AttemptProgressed(Box::new(progress)));
+        for bytes in [&mut ours, &mut next] {
+            let at = bytes.len() - 2;
+            assert_eq!(bytes[at..], [0, 0x80], "the end is last: [variant, []]");
+            bytes[at] = 23;
+        }
+        match Record::decode(&ours).unwrap().event {
+            Event::AttemptProgressed(progress) => assert_eq!(progress.end, None, "what makes the version rise"),
+            other => panic!("{other:?}"),
+        }
+        assert!(is_newer(&next));
+    }
 }

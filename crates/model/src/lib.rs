@@ -16,8 +16,8 @@ mod text;
 
 pub use catalog::{Catalog, CatalogCell};
 pub use event::{
-    Action, AttemptEnd, AttemptProgress, CalleeResult, Event, Item, Message, Operation, RULES, Record, Request, Submission,
-    Verdict,
+    Action, AttemptEnd, AttemptProgress, CalleeResult, Event, Item, Message, Operation, RULES, Record, RecordError, Request,
+    Submission, Verdict,
 };
 pub use ids::{
     Attempt, DeploymentId, Epoch, Incarnation, InvalidId, InvocationId, Lsn, ObjectKey, PartitionId, RequestId, StreamId,

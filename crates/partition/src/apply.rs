@@ -6,7 +6,7 @@
 use std::any::Any;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, Mutant as MachineMutant, apply_broken};
-use surefoot_model::{Event, Lsn, RULES, Record, encoding};
+use surefoot_model::{Event, Lsn, Record, RecordError, encoding};
 use surefoot_storage::Store;
 
 /// Why an entry was not applied.
@@ -26,16 +26,12 @@ pub(crate) fn apply_entry(
     mutant: MachineMutant,
 ) -> Result<Event, ApplyError> {
     let unreadable = |message: String| ApplyError::Unreadable { lsn: entry.lsn, message };
-    let record: Record = encoding::decode(&entry.payload, "record").map_err(|error| match error {
-        encoding::Error::Version { .. } => ApplyError::NewerVersion(error.to_string()),
-        other => unreadable(other.to_string()),
+    let record = Record::decode(&entry.payload).map_err(|error| match error {
+        RecordError::Newer { .. } | RecordError::Encoding(encoding::Error::Version { .. }) => {
+            ApplyError::NewerVersion(format!("record {}: {error}", entry.lsn))
+        }
+        RecordError::Encoding(_) => unreadable(error.to_string()),
     })?;
-    if record.rules > RULES {
-        return Err(ApplyError::NewerVersion(format!(
-            "record {} follows version {} of the rules, and this build knows up to {RULES}: start the version that wrote it",
-            entry.lsn, record.rules
-        )));
-    }
     let mut transaction = store.begin();
     apply_broken(mutant, &mut transaction, entry.partition, entry.epoch, &record, effects)
         .map_err(|error| unreadable(error.to_string()))?;

@@ -21,7 +21,7 @@ use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::Meta;
-use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId};
+use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId, RULES};
 use surefoot_storage::{Engine, Store, is_disk_full};
 use tokio::sync::oneshot;
 
@@ -104,7 +104,10 @@ impl Recovering {
         for id in ids {
             let mut recovered = Recovered { id, store: Err(String::new()), epoch: Epoch::default(), applied_bytes: 0 };
             match open(engine, id) {
-                Ok((store, epoch)) => (recovered.store, recovered.epoch) = (Ok(store.with_mutant(storage_mutant)), epoch),
+                Ok((store, epoch)) => {
+                    check_rules(id, &store)?;
+                    (recovered.store, recovered.epoch) = (Ok(store.with_mutant(storage_mutant)), epoch);
+                }
                 Err(error) => recovered.stop(error)?,
             }
             partitions.push(recovered);
@@ -267,6 +270,21 @@ impl Recovering {
     }
 }
 
+/// Refuses tables that a newer version wrote: what this one does not know it would read as absent (rule M7).
+fn check_rules(partition: PartitionId, store: &Store) -> Result<(), StartError> {
+    match store.read().get::<Meta>(&()) {
+        Ok(Some(meta)) if meta.rules > RULES => {
+            let found = meta.rules;
+            let message = format!(
+                "its tables follow version {found} of the rules, and this build knows up to {RULES}: start the version that wrote them"
+            );
+            Err(StartError::Partition { partition, message })
+        }
+        // What cannot be read stops the partition, once it is needed.
+        _ => Ok(()),
+    }
+}
+
 /// Partitions whose first term is on its way.
 pub struct Started {
     pub partitions: Partitions,
@@ -315,15 +333,50 @@ mod tests {
     use super::*;
     use surefoot_storage::MemEngine;
 
+    fn record(event: Event) -> surefoot_model::Record {
+        surefoot_model::Record::new(surefoot_model::Timestamp(1), event)
+    }
+
     fn entry(partition: u16, lsn: u64) -> Entry {
-        let record = surefoot_model::Record::new(surefoot_model::Timestamp(1), Event::LeaderElected { process: 1 });
-        let payload = surefoot_model::encoding::encode(&record).into();
+        let payload = surefoot_model::encoding::encode(&record(Event::LeaderElected { process: 1 })).into();
         Entry { partition: PartitionId(partition), lsn: Lsn(lsn), epoch: Epoch(1), payload }
     }
 
     fn open() -> Recovering {
         let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
         Recovering::open(&engine, 2, surefoot_storage::Mutant::None, crate::testing::settings()).unwrap()
+    }
+
+    #[test]
+    fn a_newer_record_or_newer_tables_refuse_the_start() {
+        let newer = |rules| {
+            let event = Event::LeaderElected { process: 1 };
+            let mut payload = surefoot_model::encoding::encode(&surefoot_model::Record { rules, ..record(event) });
+            if rules > RULES {
+                let at = payload.len() - 3;
+                payload[at] = 23; // no variant that this build knows
+            }
+            Entry { payload: payload.into(), ..entry(0, 1) }
+        };
+        let mut recovering = open();
+        let error = recovering.replay(&newer(RULES + 1)).expect_err("it is newer").to_string();
+        assert!(error.contains("start the version that wrote it"), "{error}");
+        recovering.replay(&newer(RULES)).unwrap();
+
+        let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
+        let mut store = Store::open(engine.clone(), PartitionId(1)).unwrap();
+        let mut transaction = store.begin();
+        surefoot_machine::State::put::<Meta>(
+            &mut transaction,
+            (),
+            surefoot_machine::MetaRow { rules: RULES + 1, ..Default::default() },
+        );
+        transaction.commit(Lsn(1));
+        let checkpoint = store.freeze().unwrap();
+        store.checkpointed(checkpoint.run().unwrap());
+        let opened = Recovering::open(&engine, 2, surefoot_storage::Mutant::None, crate::testing::settings());
+        let error = opened.err().expect("the tables are newer").to_string();
+        assert!(error.contains("partition 1") && error.contains("start the version that wrote them"), "{error}");
     }
 
     #[test]
