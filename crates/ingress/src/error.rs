@@ -56,9 +56,6 @@ pub enum Error {
     Unanswered(Stopped),
     #[error("the workflow method was already invoked")]
     AlreadyInvoked(InvocationId),
-    /// It was killed before it began.
-    #[error("not found")]
-    Removed(InvocationId),
 }
 
 /// Who an error comes from: clients may retry what the ingress says, and never what an invocation says.
@@ -92,11 +89,9 @@ impl Error {
             | Self::Delay(_)
             | Self::DelayOnCall
             | Self::Header(_) => StatusCode::BAD_REQUEST,
-            Self::ServiceNotFound(_)
-            | Self::HandlerNotFound { .. }
-            | Self::RouteNotFound
-            | Self::NotSupportedYet(_)
-            | Self::Removed(_) => StatusCode::NOT_FOUND,
+            Self::ServiceNotFound(_) | Self::HandlerNotFound { .. } | Self::RouteNotFound | Self::NotSupportedYet(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::AlreadyInvoked(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -108,7 +103,7 @@ impl Error {
 
     pub fn source(&self) -> ErrorSource {
         match self {
-            Self::AlreadyInvoked(_) | Self::Removed(_) => ErrorSource::Invocation,
+            Self::AlreadyInvoked(_) => ErrorSource::Invocation,
             _ => ErrorSource::Ingress,
         }
     }
@@ -116,7 +111,7 @@ impl Error {
     /// The invocation it is about, where there is one.
     pub fn invocation(&self) -> Option<InvocationId> {
         match self {
-            Self::AlreadyInvoked(id) | Self::Removed(id) => Some(*id),
+            Self::AlreadyInvoked(id) => Some(*id),
             _ => None,
         }
     }

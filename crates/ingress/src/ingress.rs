@@ -114,7 +114,6 @@ impl Ingress {
                 Ok(Completed { id, outcome, expires_at, content_type })
             }
             Ok(Answer::AlreadyInvoked { id }) => Err(Error::AlreadyInvoked(id)),
-            Ok(Answer::Removed { id }) => Err(Error::Removed(id)),
             Ok(other @ (Answer::Accepted { .. } | Answer::Operation(_))) => {
                 unreachable!("a call is answered with its result: {other:?}")
             }
@@ -143,7 +142,6 @@ impl Ingress {
             Ok(Answer::Completed { id, .. } | Answer::AlreadyInvoked { id }) => {
                 Ok(Accepted { id, existing: true, execute_at: None })
             }
-            Ok(Answer::Removed { id }) => Err(Error::Removed(id)),
             Ok(other @ Answer::Operation(_)) => unreachable!("a send is answered as one: {other:?}"),
             Err(stopped) => Err(Error::Unanswered(stopped)),
         };

@@ -39,6 +39,8 @@ pub struct AttemptStart {
     pub pin: Option<Pin>,
     /// Commands among `replay`.
     pub commands: u32,
+    /// Payload bytes of `replay`.
+    pub journal_bytes: u64,
     /// The journal as far as the attempt is to know it at first; its length is `known_entries`.
     pub replay: Vec<Entry>,
     pub state: EagerState,

@@ -28,7 +28,7 @@ const WARN_FROM_ATTEMPT: u32 = 3;
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Items that are reported in one event.
-const ITEMS_MAX: usize = 256;
+const ITEMS_MAX: usize = AttemptProgress::ITEMS_MAX;
 /// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
 const EVENT_BYTES: usize = 1 << 20;
 /// What an event, and each of its items, takes beside payloads.
@@ -461,7 +461,7 @@ impl<'a> Attempt<'a> {
                             End::Failed(failure) => self.fail(failure).await,
                         });
                     }
-                    if self.item_bytes >= EVENT_BYTES
+                    if (self.item_bytes >= EVENT_BYTES || self.items.len() >= ITEMS_MAX)
                         && let Next::Aborted = self.report(None).await
                     {
                         return Ok(Next::Aborted);

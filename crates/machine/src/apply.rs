@@ -1,7 +1,10 @@
 //! The one entry: a record is applied.
 
-use crate::{Effect, Meta, MetaRow, State, StateError, attempt, catalog, invocation, operator, outbox, retention, source, timer};
-use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, RULES, Record, Timestamp};
+use crate::{
+    Effect, Meta, MetaRow, State, StateError, TimerKey, attempt, catalog, chore, invocation, operator, outbox, retention, source,
+    timer,
+};
+use surefoot_model::{Attempt, AttemptProgress, Epoch, Event, Incarnation, PartitionId, RULES, Record, Timestamp};
 
 /// Applies one record of `partition` to its state, and appends what is to be done to `effects`. Same state and same record give
 /// the same result on every replica. What the leader of an epoch that has ended wrote as such changes nothing (rule M8).
@@ -15,6 +18,15 @@ pub fn apply<S: State>(
 ) -> Result<(), StateError> {
     apply_broken(Mutant::None, state, partition, epoch, record, effects)
 }
+
+/// Rows that a record works on, reads not counted (rule M9). What would take more leaves a chore.
+pub const ROWS_MAX: u32 = 1_024;
+/// Rows of a record whose bound is so tight that hardly anything is done at once, for [`Mutant::TightRows`].
+const TIGHT_ROWS: u32 = 6;
+/// Rows that an item of an attempt writes at most: its command, what it opens, a message and its queue, a notification, a value and
+/// its name.
+const ITEM_ROWS: u32 = 6;
+const _: () = assert!(AttemptProgress::ITEMS_MAX as u32 * ITEM_ROWS < ROWS_MAX);
 
 /// A rule left out on purpose, so that the checks that should notice can be checked. For simulation and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +42,10 @@ pub enum Mutant {
     ForgetUndelivered,
     /// Against rule M8: whatever carries an epoch that has ended is dropped, messages and submissions too.
     FenceAll,
+    /// Against rule M9: everything is done at once, whatever it takes.
+    AllAtOnce,
+    /// All rules hold, and a record may do next to nothing: chores come up all the time.
+    TightRows,
     /// Against rule O1: messages are taken however often they come.
     ForgetInbound,
     /// Against rule K1: Kafka records are taken however often they come.
@@ -53,14 +69,25 @@ pub fn apply_broken<S: State>(
         return Ok(());
     }
     assert!(record.rules <= RULES, "rule M7: a record of newer rules is refused before it is applied");
-    let mut cx = Context { partition, state, at: record.at, meta, effects, mutant };
+    let rows = match (mutant, &record.event) {
+        (Mutant::AllAtOnce, _) => u32::MAX,
+        (Mutant::TightRows, _) => TIGHT_ROWS,
+        // What the items take is set aside: the rest is for what their end brings about.
+        (_, Event::AttemptProgressed(progress)) => {
+            assert!(progress.items.len() <= AttemptProgress::ITEMS_MAX, "rule M9: the edge cuts what an attempt brings");
+            ROWS_MAX - progress.items.len() as u32 * ITEM_ROWS
+        }
+        _ => ROWS_MAX,
+    };
+    let mut cx = Context { partition, state, at: record.at, meta, effects, rows, mutant };
     cx.meta.now = cx.meta.now.max(record.at);
     cx.meta.rules = cx.meta.rules.max(record.rules);
     match &record.event {
         Event::LeaderElected { process } => attempt::leader_elected(&mut cx, epoch, *process),
         Event::InvocationSubmitted(submission) => invocation::submitted(&mut cx, submission)?,
         Event::AttemptProgressed(progress) => attempt::progressed(&mut cx, progress)?,
-        Event::TimerFired { due, id, slot } => timer::fired(&mut cx, *due, *id, *slot)?,
+        Event::TimerFired { due, owner } => timer::fired(&mut cx, TimerKey { due: *due, owner: *owner })?,
+        Event::ChoreDue { chore } => chore::due(&mut cx, *chore)?,
         Event::RetentionExpired { id, incarnation, journal_only } => {
             retention::expired(&mut cx, *id, *incarnation, *journal_only)?;
         }
@@ -90,7 +117,8 @@ fn is_leaders_own(event: &Event) -> bool {
         | Event::AttemptProgressed(_)
         | Event::TimerFired { .. }
         | Event::RetentionExpired { .. }
-        | Event::OutboxAcked { .. } => true,
+        | Event::OutboxAcked { .. }
+        | Event::ChoreDue { .. } => true,
         // Checked against the value that the catalog's leader has published.
         Event::CatalogChanged(_) => true,
         Event::InvocationSubmitted(_)
@@ -112,6 +140,8 @@ pub(crate) struct Context<'a, S> {
     /// Written back once the record is applied.
     pub(crate) meta: MetaRow,
     pub(crate) effects: &'a mut Vec<Effect>,
+    /// What this record may still do at once (rule M9).
+    rows: u32,
     pub(crate) mutant: Mutant,
 }
 
@@ -123,6 +153,28 @@ impl<S: State> Context<'_, S> {
 
     pub(crate) fn effect(&mut self, effect: Effect) {
         self.effects.push(effect);
+    }
+
+    /// How many of `wanted` steps, each of which writes `rows`, this record does itself; they count as done.
+    pub(crate) fn take_steps(&mut self, wanted: u32, rows: u32) -> u32 {
+        let steps = wanted.min(self.steps_left(rows));
+        self.rows -= steps * rows;
+        steps
+    }
+
+    /// How many steps that write `rows` each this record may still do itself.
+    pub(crate) fn steps_left(&self, rows: u32) -> u32 {
+        self.rows / rows
+    }
+
+    pub(crate) fn next_generation(&mut self) -> u64 {
+        self.meta.last_generation += 1;
+        self.meta.last_generation
+    }
+
+    pub(crate) fn next_chore(&mut self) -> u64 {
+        self.meta.last_chore += 1;
+        self.meta.last_chore
     }
 
     pub(crate) fn next_incarnation(&mut self) -> Incarnation {

@@ -1,10 +1,14 @@
 //! Attempts: started, fed, and what they bring.
 
 use crate::apply::Context;
-use crate::{Effect, Invocations, Journal, JournalKey, Mutant, Running, State, StateError, TimerKey, invocation, journal, timer};
+use crate::chore::Callees;
+use crate::journal::News;
+use crate::{
+    Effect, Invocations, Journal, JournalKey, Mutant, Running, RunningKey, State, StateError, invocation, journal, timer,
+};
 use surefoot_model::{
-    Active, Attempt, AttemptEnd, AttemptError, AttemptProgress, Entry, Epoch, Failure, Invocation, InvocationId, NotificationId,
-    Outcome, Progress, Stage, Verdict,
+    Active, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Awaited, Entry, Epoch, Failure, Invocation,
+    InvocationId, Life, Outcome, Progress, Stage, Verdict,
 };
 
 /// A new term (rule M6). Attempts of the old one are void, since records of its epoch change nothing any more; whoever leads now
@@ -14,26 +18,43 @@ pub(crate) fn leader_elected<S: State>(cx: &mut Context<S>, epoch: Epoch, proces
     cx.meta.process = process;
 }
 
-/// Starts an attempt on all that the journal holds now. The caller stores the row.
-pub(crate) fn start<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) {
+/// Starts an attempt on all that the journal holds now. None runs. The caller stores the row.
+pub(crate) fn start<S: State>(cx: &mut Context<S>, id: InvocationId, class: AttemptClass, active: &mut Active) {
+    assert!(active.progress != Progress::Running, "rule M4: an invocation has one attempt at a time: {id}");
     active.attempts_started += 1;
-    let is_restarted = cx.mutant == Mutant::RestartAttempts;
-    active.attempt = if is_restarted { Attempt(u64::from(active.attempts_started)) } else { cx.next_attempt() };
+    let before = active.attempt;
+    active.attempt = match cx.mutant {
+        // Told apart from those of other ids, and not from those of an earlier life of the same.
+        Mutant::RestartAttempts => Attempt((id.unique as u64) << 16 | u64::from(active.attempts_started)),
+        _ => cx.next_attempt(),
+    };
+    assert!(active.attempt > before, "rule M4: numbers of attempts never restart: {id}");
     enter_term(cx, active);
-    active.progress = Progress::Running;
-    cx.state.put::<Running>(id, active.attempt);
-    cx.effect(Effect::StartAttempt { id, attempt: active.attempt });
+    (active.progress, active.class) = (Progress::Running, class);
+    cx.state.insert::<Running>(running_key(active), id);
+    cx.effect(Effect::StartAttempt { id, attempt: active.attempt, class });
+}
+
+/// The running attempt is over. The caller sets what comes next, and stores the row.
+fn stop<S: State>(cx: &mut Context<S>, active: &Active) {
+    assert_eq!(active.progress, Progress::Running, "rule M4: who stops has run");
+    cx.state.delete::<Running>(&running_key(active));
+}
+
+fn running_key(active: &Active) -> RunningKey {
+    RunningKey { class: active.class, attempt: active.attempt }
 }
 
 pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress) -> Result<(), StateError> {
     let id = event.id;
     let Some(mut invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(()) };
+    let life = invocation.life(id);
     let Stage::Active(mut active) = std::mem::replace(&mut invocation.stage, Stage::Scheduled) else { return Ok(()) };
     let is_stale = active.attempt != event.attempt && cx.mutant != Mutant::TakeStaleMessages;
     if is_stale || active.progress != Progress::Running {
         return Ok(()); // of an attempt that no longer counts (rule M4)
     }
-    assert_eq!(event.first_command, active.commands, "batches of one attempt come in order: {id}");
+    assert_eq!(event.first_command, active.commands, "rule M5: batches of one attempt come in order: {id}");
     invocation.modified_at = cx.now();
     if active.counted_in != cx.meta.epoch {
         // The attempt that this term started in place of the void one.
@@ -43,23 +64,27 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
     if !event.items.is_empty() {
         active.pin.get_or_insert(event.pin);
     }
-    let live_from = active.journal_len;
+    let mut news = News::default();
     for item in &event.items {
-        journal::item_received(cx, id, &mut invocation, &mut active, item)?;
+        journal::item_received(cx, life, &invocation, &mut active, item, &mut news)?;
     }
     match &event.end {
         None => {
-            deliver(cx, id, &active, live_from)?;
+            // Its own commands are not echoed.
+            for (index, notification) in news {
+                cx.effect(Effect::DeliverNotification { id, attempt: active.attempt, index, notification });
+            }
             store(cx, id, invocation, active);
             Ok(())
         }
         Some(AttemptEnd::Suspended { awaiting, last_delivered }) => {
             // Everything received before is stored by now: a wake-up cannot fall in between (protocol reference 6.11).
-            if resolved(cx, id, &active, awaiting, *last_delivered)? {
-                start(cx, id, &mut active);
-            } else {
-                cx.state.delete::<Running>(&id);
-                active.progress = Progress::Suspended { awaiting: awaiting.clone() };
+            let awaiting = Awaited::new(awaiting);
+            let is_resolved = resolved(cx, life, &active, &awaiting, *last_delivered)?;
+            stop(cx, &active);
+            active.progress = Progress::Suspended { awaiting };
+            if is_resolved {
+                start(cx, id, AttemptClass::Needed, &mut active);
             }
             active.attempts_counted = 0;
             active.last_error = None;
@@ -67,12 +92,12 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
             Ok(())
         }
         Some(AttemptEnd::Completed) => match active.output.take() {
-            Some(outcome) => invocation::complete(cx, id, invocation, &active, outcome),
+            Some(outcome) => invocation::complete(cx, id, invocation, &active, Callees::GoOn, outcome),
             None => {
                 let message = "the handler ended without a result".to_owned();
                 let error = AttemptError { code: 500, message, at: cx.now(), stacktrace: None, command: None };
-                active.last_error = Some(error);
-                pause(cx, id, &mut active);
+                active.last_error = Some(error.into());
+                pause(cx, life, &mut active);
                 store(cx, id, invocation, active);
                 Ok(())
             }
@@ -81,15 +106,16 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
             if *by_handler {
                 active.retries_since_entry += 1;
             }
-            active.last_error = Some(error.clone());
+            assert!(error.bytes() <= AttemptError::BYTES_MAX, "rule O7: the edge cuts what a handler says about its failure");
+            active.last_error = Some(error.clone().into());
             match verdict {
                 Verdict::Retry { at, counted } => {
                     active.attempts_counted += u32::from(*counted);
+                    stop(cx, &active);
                     active.progress = Progress::BackingOff { until: *at };
-                    cx.state.delete::<Running>(&id);
-                    timer::set(cx, TimerKey { due: *at, id, slot: timer::START }, invocation.incarnation);
+                    timer::set(cx, timer::of_start(life, *at));
                 }
-                Verdict::Pause => pause(cx, id, &mut active),
+                Verdict::Pause => pause(cx, life, &mut active),
                 Verdict::Fail => {
                     let failure = Failure {
                         code: error.code,
@@ -97,7 +123,7 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
                         metadata: Vec::new(),
                         stacktrace: error.stacktrace.clone(),
                     };
-                    return invocation::complete(cx, id, invocation, &active, Outcome::Failure(failure));
+                    return invocation::complete(cx, id, invocation, &active, Callees::GoOn, Outcome::Failure(failure));
                 }
             }
             store(cx, id, invocation, active);
@@ -107,10 +133,19 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
 }
 
 /// Waits for an operator. The caller stores the row.
-pub(crate) fn pause<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) {
-    cx.state.delete::<Running>(&id);
+pub(crate) fn pause<S: State>(cx: &mut Context<S>, life: Life, active: &mut Active) {
+    leave(cx, life, active);
     active.progress = Progress::Paused;
     active.attempts_counted = 0;
+}
+
+/// Voids a running attempt or a pending retry: nothing starts it any more. The caller sets what comes next.
+pub(crate) fn leave<S: State>(cx: &mut Context<S>, life: Life, active: &Active) {
+    match active.progress {
+        Progress::Running => stop(cx, active),
+        Progress::BackingOff { until } => timer::clear(cx, timer::of_start(life, until)),
+        Progress::Suspended { .. } | Progress::Paused => {}
+    }
 }
 
 /// A later term counts attempts anew: whoever counted is gone (protocol reference 7.2).
@@ -125,28 +160,25 @@ fn store<S: State>(cx: &mut Context<S>, id: InvocationId, mut invocation: Invoca
     cx.state.put::<Invocations>(id, invocation);
 }
 
-/// Hands notifications from journal index `from` on to the running attempt; its own commands are not echoed.
-fn deliver<S: State>(cx: &mut Context<S>, id: InvocationId, active: &Active, from: u32) -> Result<(), StateError> {
-    for index in from..active.journal_len {
-        if let Some(Entry::Notification(notification)) = cx.state.get::<Journal>(&JournalKey { id, index })? {
-            cx.effect(Effect::DeliverNotification { id, attempt: active.attempt, index, notification });
-        }
-    }
-    Ok(())
-}
-
 /// Whether an awaited notification came after the last one that the attempt had seen. What it had seen does not count: a
-/// cancellation that was caught would resume for ever.
+/// cancellation that was caught would resume for ever. Where more came than one record may look at, it is shown them (rule M9).
 fn resolved<S: State>(
-    cx: &Context<S>,
-    id: InvocationId,
+    cx: &mut Context<S>,
+    life: Life,
     active: &Active,
-    awaiting: &[NotificationId],
+    awaiting: &Awaited,
     last_delivered: u32,
 ) -> Result<bool, StateError> {
-    let from = if cx.mutant == Mutant::ForgetUndelivered { active.journal_len } else { last_delivered.saturating_add(1) };
+    let from = match cx.mutant {
+        Mutant::ForgetUndelivered => active.journal_len,
+        _ => last_delivered.saturating_add(1).min(active.journal_len),
+    };
+    let unseen = active.journal_len - from;
+    if cx.take_steps(unseen, 1) < unseen {
+        return Ok(true);
+    }
     for index in from..active.journal_len {
-        if let Some(Entry::Notification(notification)) = cx.state.get::<Journal>(&JournalKey { id, index })?
+        if let Some(Entry::Notification(notification)) = cx.state.get::<Journal>(&JournalKey { life: life.incarnation, index })?
             && awaiting.contains(&notification.id)
         {
             return Ok(true);

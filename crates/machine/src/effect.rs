@@ -1,11 +1,13 @@
 //! What is to be done about a record, once it is applied: imperative, in order, carried out by `partition`.
 //!
-//! Effects are never the only trace of work: whoever leads next finds attempts to start, timers to fire and messages to send in
-//! the tables alone. Answers to clients are the exception, and go only to the process that asked (rule O2).
+//! Effects are never the only trace of work: whoever leads next finds attempts to start, timers to fire, chores to do and messages
+//! to send in the tables alone. Answers to clients are the exception, and go only to the process that asked (rule O2).
 
 use crate::{ExpiryKey, TimerKey};
 use surefoot_model::catalog::CatalogEvent;
-use surefoot_model::{Attempt, InvocationId, Notification, Outcome, PartitionId, Request, RequestId, SubscriptionId, Timestamp};
+use surefoot_model::{
+    Attempt, AttemptClass, InvocationId, Notification, Outcome, PartitionId, Request, RequestId, SubscriptionId, Timestamp,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -13,6 +15,7 @@ pub enum Effect {
     StartAttempt {
         id: InvocationId,
         attempt: Attempt,
+        class: AttemptClass,
     },
     /// Stop an attempt; nothing it brings counts any more.
     AbortAttempt {
@@ -50,10 +53,6 @@ pub enum Effect {
         id: InvocationId,
         outcome: Outcome,
     },
-    /// Tell every client that waits that the invocation was removed before it began.
-    Remove {
-        id: InvocationId,
-    },
     ReplyOperation {
         request: RequestId,
         answer: OperationAnswer,
@@ -62,6 +61,8 @@ pub enum Effect {
     SetTimer(TimerKey),
     /// Something is kept until then.
     SetExpiry(ExpiryKey),
+    /// A chore has work to do: have [`Event::ChoreDue`](surefoot_model::Event::ChoreDue) come.
+    SetChore(u64),
     /// A message waits in the outbox.
     Send {
         to: PartitionId,

@@ -1,12 +1,13 @@
 //! An invocation's life but for its attempts: submitted, scheduled, queued, begun, completed.
 
 use crate::apply::Context;
+use crate::chore::{Callees, Chore};
 use crate::{
-    Effect, Invocations, Journal, JournalKey, Running, State, StateError, TimerKey, attempt, object, outbox, retention, source,
-    timer,
+    Effect, Invocations, Journal, JournalKey, State, StateError, WaiterKey, Waiters, attempt, chore, object, outbox, retention,
+    source, timer,
 };
 use surefoot_model::{
-    Active, Attempt, CalleeResult, Caller, Entry, Failure, Invocation, InvocationId, Message, OpenCompletion, Outcome, Progress,
+    Active, Attempt, AttemptClass, CalleeResult, Caller, Entry, Failure, Invocation, InvocationId, Message, Outcome, Progress,
     Stage, Submission, TargetKind, entry_type,
 };
 
@@ -16,7 +17,10 @@ pub(crate) fn submitted<S: State>(cx: &mut Context<S>, submission: &Submission) 
     {
         return Ok(());
     }
-    match cx.state.get::<Invocations>(&submission.id)? {
+    // An id that is new by construction is not looked up: it would be on disk, in each level. Who submits it again is dropped by the
+    // watermark of the sender (rule O1) or of the stream (rule K1).
+    let existing = if submission.is_named() { cx.state.get::<Invocations>(&submission.id)? } else { None };
+    match existing {
         Some(existing) if is_expired(&existing, cx) => {
             retention::purge(cx, submission.id, &existing)?;
             create(cx, submission)
@@ -43,19 +47,22 @@ fn create<S: State>(cx: &mut Context<S>, submission: &Submission) -> Result<(), 
         execute_at: submission.execute_at,
         retention: submission.retention,
         random_seed: submission.random_seed,
-        waiters: submission.caller.iter().cloned().collect(),
+        waiters: 0,
         stage: Stage::Scheduled,
     };
+    if let Some(caller) = submission.caller {
+        wait(cx, &mut invocation, caller);
+    }
     // The journal's first entry carries the input through every stage before the first attempt.
     let input = Entry::Command { ty: entry_type::INPUT, raw: submission.input.clone() };
-    cx.state.insert::<Journal>(JournalKey { id, index: 0 }, input);
+    cx.state.insert::<Journal>(JournalKey { life: invocation.incarnation, index: 0 }, input);
     if let Some(request) = submission.request {
         cx.effect(Effect::Accept { request, id, existing: false, execute_at: submission.execute_at });
     }
     match submission.execute_at {
         // Even a due time in the past takes the way through the wheel: only the edge reads the wall clock (rule T1).
         Some(due) => {
-            timer::set(cx, TimerKey { due, id, slot: timer::START }, invocation.incarnation);
+            timer::set(cx, timer::of_start(invocation.life(id), due));
             cx.state.insert::<Invocations>(id, invocation);
         }
         None => {
@@ -79,24 +86,28 @@ pub(crate) fn begin<S: State>(cx: &mut Context<S>, id: InvocationId, invocation:
 
 /// Starts the first attempt. The caller stores the row.
 pub(crate) fn activate<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &mut Invocation) -> Result<(), StateError> {
-    let input_bytes = cx.state.get::<Journal>(&JournalKey { id, index: 0 })?.map_or(0, |e| e.bytes());
+    let input = cx.state.get::<Journal>(&JournalKey { life: invocation.incarnation, index: 0 })?;
+    let input_bytes = input.ok_or_else(|| no_input(id))?.bytes();
+    // Whoever waits has begun, and holds up others until this ends.
+    let class = if invocation.waiters > 0 { AttemptClass::Needed } else { AttemptClass::Fresh };
     let mut active = Box::new(Active {
         progress: Progress::Paused,
         attempt: Attempt::default(),
         journal_len: 1,
         commands: 1,
         pin: None,
-        open: Vec::new(),
+        open: 0,
         output: None,
         attempts_counted: 0,
         retries_since_entry: 0,
-        last_entry_at: cx.now(),
+        last_entry_at: cx.at,
         last_error: None,
         attempts_started: 0,
         journal_bytes: input_bytes,
         counted_in: cx.meta.epoch,
+        class,
     });
-    attempt::start(cx, id, &mut active);
+    attempt::start(cx, id, class, &mut active);
     invocation.modified_at = cx.now();
     invocation.stage = Stage::Active(active);
     Ok(())
@@ -116,18 +127,28 @@ fn repeated<S: State>(cx: &mut Context<S>, submission: &Submission, mut existing
             _ => cx.effect(Effect::Accept { request, id, existing: true, execute_at: existing.execute_at }),
         }
     }
-    if let Some(caller) = &submission.caller {
+    if let Some(caller) = submission.caller {
         if is_run {
             let failure = Failure::new(409, "the workflow method was already invoked");
-            reply_to(cx, caller, Outcome::Failure(failure))?;
+            reply_to(cx, &caller, Outcome::Failure(failure))?;
         } else if let Stage::Completed { outcome, .. } = &existing.stage {
-            reply_to(cx, caller, outcome.clone())?;
+            reply_to(cx, &caller, outcome.clone())?;
         } else {
-            existing.waiters.push(caller.clone());
+            wait(cx, &mut existing, caller);
             cx.state.put::<Invocations>(id, existing);
         }
     }
     Ok(())
+}
+
+/// Has an invocation's result sent to one more caller. The caller stores the row.
+fn wait<S: State>(cx: &mut Context<S>, invocation: &mut Invocation, caller: Caller) {
+    cx.state.insert::<Waiters>(WaiterKey { callee: invocation.incarnation, caller }, ());
+    invocation.waiters += 1;
+}
+
+fn no_input(id: InvocationId) -> StateError {
+    StateError { table: "journal", message: format!("{id} has not begun and has no input") }
 }
 
 /// Ends an active invocation: frees its key, tells everyone who waits, keeps what retention asks for. Writes the row.
@@ -136,20 +157,15 @@ pub(crate) fn complete<S: State>(
     id: InvocationId,
     mut invocation: Invocation,
     active: &Active,
+    callees: Callees,
     outcome: Outcome,
 ) -> Result<(), StateError> {
-    cx.state.delete::<Running>(&id);
-    if let Progress::BackingOff { until } = active.progress {
-        timer::clear(cx, TimerKey { due: until, id, slot: timer::START });
+    let life = invocation.life(id);
+    attempt::leave(cx, life, active);
+    if active.open > 0 {
+        chore::begin(cx, Chore::CloseOpen { life, next: 0, left: active.open, callees })?;
     }
-    for open in &active.open {
-        if let OpenCompletion::Sleep(completion, until) = open {
-            timer::clear(cx, TimerKey { due: *until, id, slot: *completion });
-        }
-    }
-    for waiter in std::mem::take(&mut invocation.waiters) {
-        reply_to(cx, &waiter, outcome.clone())?;
-    }
+    answer_waiters(cx, &mut invocation, &outcome)?;
     let object = (invocation.target.kind == TargetKind::ObjectExclusive).then(|| invocation.target.object_key());
     retention::keep(cx, id, invocation, active, outcome.clone())?;
     if let Some(object) = object {
@@ -159,27 +175,36 @@ pub(crate) fn complete<S: State>(
     Ok(())
 }
 
-/// Removes an invocation that has not begun, without a trace: callers fail, clients hear that it is gone.
-pub(crate) fn remove<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &Invocation) -> Result<(), StateError> {
+fn answer_waiters<S: State>(cx: &mut Context<S>, invocation: &mut Invocation, outcome: &Outcome) -> Result<(), StateError> {
+    let left = std::mem::take(&mut invocation.waiters);
+    if left == 0 {
+        return Ok(());
+    }
+    let callee = invocation.incarnation;
+    chore::begin(cx, Chore::AnswerWaiters { callee, left, outcome: outcome.clone(), after: None })
+}
+
+/// Kills an invocation that has not begun: no trace of it stays, and everyone who waits is told what they would be told of one that
+/// has.
+pub(crate) fn remove<S: State>(cx: &mut Context<S>, id: InvocationId, mut invocation: Invocation) -> Result<(), StateError> {
     match &invocation.stage {
         Stage::Scheduled => {
             if let Some(due) = invocation.execute_at {
-                timer::clear(cx, TimerKey { due, id, slot: timer::START });
+                timer::clear(cx, timer::of_start(invocation.life(id), due));
             }
         }
-        Stage::Queued(slot) => object::leave_queue(cx, &invocation.target.object_key(), *slot),
+        Stage::Queued(slot) => object::leave_queue(cx, &invocation.target.object_key(), *slot)?,
         Stage::Active(_) | Stage::Completed { .. } => unreachable!("only what has not begun is removed"),
     }
-    for waiter in &invocation.waiters {
-        reply_to(cx, waiter, Outcome::Failure(Failure::killed()))?;
-    }
-    cx.state.delete::<Journal>(&JournalKey { id, index: 0 });
+    let outcome = Outcome::Failure(Failure::killed());
+    answer_waiters(cx, &mut invocation, &outcome)?;
+    cx.state.delete::<Journal>(&JournalKey { life: invocation.incarnation, index: 0 });
     cx.state.delete::<Invocations>(&id);
-    cx.effect(Effect::Remove { id });
+    cx.effect(Effect::Complete { id, outcome });
     Ok(())
 }
 
-fn reply_to<S: State>(cx: &mut Context<S>, caller: &Caller, outcome: Outcome) -> Result<(), StateError> {
-    let message = Message::Result(Box::new(CalleeResult { caller: caller.clone(), outcome }));
+pub(crate) fn reply_to<S: State>(cx: &mut Context<S>, caller: &Caller, outcome: Outcome) -> Result<(), StateError> {
+    let message = Message::Result(Box::new(CalleeResult { caller: *caller, outcome }));
     outbox::send(cx, caller.partition, message)
 }

@@ -1,33 +1,39 @@
 //! Entries: stored, and acted on.
 
 use crate::apply::Context;
-use crate::{Effect, Invocations, Journal, JournalKey, State, StateError, TimerKey, attempt, object, outbox, timer};
+use crate::chore::Chore;
+use crate::object::Names;
+use crate::{Effect, Invocations, Journal, JournalKey, Open, OpenKey, State, StateError, attempt, chore, object, outbox, timer};
 use bytes::Bytes;
 use surefoot_model::{
-    Action, Active, Caller, Entry, Invocation, InvocationId, Item, Message, Notification, NotificationId, OpenCompletion,
-    Outcome, Progress, Resolution, Stage, entry_type,
+    Action, Active, AttemptClass, Caller, Entry, Incarnation, Invocation, InvocationId, Item, Life, Message, Notification,
+    NotificationId, OpenCompletion, Outcome, Progress, Resolution, Stage, entry_type,
 };
+
+/// Notifications that one event put into a journal, with their places there.
+pub(crate) type News = Vec<(u32, Notification)>;
 
 /// Stores one item of a running attempt and does what it asks for. Nothing is delivered here: the caller does, once it knows
 /// whether the attempt goes on.
 pub(crate) fn item_received<S: State>(
     cx: &mut Context<S>,
-    id: InvocationId,
-    invocation: &mut Invocation,
+    life: Life,
+    invocation: &Invocation,
     active: &mut Active,
     item: &Item,
+    news: &mut News,
 ) -> Result<(), StateError> {
     match item {
         Item::Command { ty, raw, action } => {
-            append(cx, id, active, Entry::Command { ty: *ty, raw: raw.clone() });
+            append(cx, life.incarnation, active, Entry::Command { ty: *ty, raw: raw.clone() });
             active.commands += 1;
             active.retries_since_entry = 0;
-            act(cx, id, invocation, active, raw, action)
+            act(cx, life, invocation, active, raw, action, news)
         }
         Item::RunProposed { completion, outcome } => {
             // A second proposal, or one for an id that no run has, changes nothing.
-            if close(active, *completion, |open| matches!(open, OpenCompletion::Run(_))).is_some() {
-                complete_command(cx, id, active, entry_type::RUN_COMPLETION, *completion, outcome.clone().into());
+            if close(cx, life.incarnation, active, *completion, |open| *open == OpenCompletion::Run)? {
+                news.push(complete_command(cx, life, active, entry_type::RUN_COMPLETION, *completion, outcome.clone().into()));
             }
             Ok(())
         }
@@ -36,11 +42,12 @@ pub(crate) fn item_received<S: State>(
 
 fn act<S: State>(
     cx: &mut Context<S>,
-    id: InvocationId,
+    life: Life,
     invocation: &Invocation,
     active: &mut Active,
     raw: &Bytes,
     action: &Action,
+    news: &mut News,
 ) -> Result<(), StateError> {
     match action {
         Action::Keep => {}
@@ -52,29 +59,35 @@ fn act<S: State>(
         Action::GetState { key, completion } => {
             let value = object::value(cx, &invocation.target.object_key(), key)?;
             let result = value.map_or(Resolution::Void, Resolution::Value);
-            complete_command(cx, id, active, entry_type::GET_LAZY_STATE_COMPLETION, *completion, result);
+            news.push(complete_command(cx, life, active, entry_type::GET_LAZY_STATE_COMPLETION, *completion, result));
         }
         Action::GetStateKeys { completion } => {
-            let names = object::names(cx, &invocation.target.object_key())?;
-            let result = Resolution::StateKeys(names);
-            complete_command(cx, id, active, entry_type::GET_LAZY_STATE_KEYS_COMPLETION, *completion, result);
+            let (object, completion) = (invocation.target.object_key(), *completion);
+            match object::names(cx, &object)? {
+                Names::Listed(names) => {
+                    let ty = entry_type::GET_LAZY_STATE_KEYS_COMPLETION;
+                    news.push(complete_command(cx, life, active, ty, completion, Resolution::StateKeys(names)));
+                }
+                Names::TooMany { generation } => {
+                    chore::put_off(cx, Chore::ListNames { life, completion, object, generation, after: None, pages: 0 });
+                }
+            }
         }
         Action::Sleep { until, completion } => {
-            active.open.push(OpenCompletion::Sleep(*completion, *until));
-            timer::set(cx, TimerKey { due: *until, id, slot: *completion }, invocation.incarnation);
+            open(cx, life.incarnation, active, *completion, OpenCompletion::Sleep { until: *until });
+            timer::set(cx, timer::of_sleep(life, *completion, *until));
         }
-        Action::Run { completion } => active.open.push(OpenCompletion::Run(*completion)),
+        Action::Run { completion } => open(cx, life.incarnation, active, *completion, OpenCompletion::Run),
         Action::Call { submission, partition, id_completion, result } => {
             let callee = submission.id;
             let mut submission = submission.clone();
-            submission.caller =
-                result.map(|completion| Caller { partition: cx.partition, id, incarnation: invocation.incarnation, completion });
+            submission.caller = result.map(|completion| caller(cx, life, completion));
             if let Some(completion) = *result {
-                active.open.push(OpenCompletion::Call { completion, callee, partition: *partition });
+                open(cx, life.incarnation, active, completion, OpenCompletion::Call { callee, partition: *partition });
             }
             outbox::send(cx, *partition, Message::Submit(submission))?;
             let result = Resolution::InvocationId(callee);
-            complete_command(cx, id, active, entry_type::CALL_INVOCATION_ID, *id_completion, result);
+            news.push(complete_command(cx, life, active, entry_type::CALL_INVOCATION_ID, *id_completion, result));
         }
     }
     Ok(())
@@ -85,30 +98,54 @@ fn slice(raw: &Bytes, (start, len): (u32, u32)) -> Bytes {
     raw.slice(start as usize..(start + len) as usize)
 }
 
-/// Takes an open command off the list, if there is one with this completion id that `matches`.
-pub(crate) fn close(active: &mut Active, completion: u32, matches: impl Fn(&OpenCompletion) -> bool) -> Option<OpenCompletion> {
-    let at = active.open.iter().position(|open| open.completion() == completion && matches(open))?;
-    Some(active.open.swap_remove(at))
+/// A life as its callees know it: the one that waits for the result under this completion id.
+pub(crate) fn caller<S>(cx: &Context<S>, life: Life, completion: u32) -> Caller {
+    Caller { partition: cx.partition, id: life.id, incarnation: life.incarnation, completion }
 }
 
+/// Notes a command that waits for its completion. The edge lets each completion id through once.
+fn open<S: State>(cx: &mut Context<S>, life: Incarnation, active: &mut Active, completion: u32, open: OpenCompletion) {
+    cx.state.insert::<Open>(OpenKey { life, completion }, open);
+    active.open += 1;
+}
+
+/// Whether an open command had this completion id and `matches`; it is open no more.
+pub(crate) fn close<S: State>(
+    cx: &mut Context<S>,
+    life: Incarnation,
+    active: &mut Active,
+    completion: u32,
+    matches: impl Fn(&OpenCompletion) -> bool,
+) -> Result<bool, StateError> {
+    let key = OpenKey { life, completion };
+    let is_open = cx.state.get::<Open>(&key)?.is_some_and(|open| matches(&open));
+    if is_open {
+        assert!(active.open > 0, "rule O7: the row counts the open completions of {life:?}");
+        active.open -= 1;
+        cx.state.delete::<Open>(&key);
+    }
+    Ok(is_open)
+}
+
+/// The notification, and its place in the journal.
 fn complete_command<S: State>(
     cx: &mut Context<S>,
-    id: InvocationId,
+    life: Life,
     active: &mut Active,
     ty: u16,
     completion: u32,
     result: Resolution,
-) {
+) -> (u32, Notification) {
     let notification = Notification { ty, id: NotificationId::Completion(completion), result };
-    append(cx, id, active, Entry::Notification(notification));
+    (append(cx, life.incarnation, active, Entry::Notification(notification.clone())), notification)
 }
 
-fn append<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active, entry: Entry) -> u32 {
+fn append<S: State>(cx: &mut Context<S>, life: Incarnation, active: &mut Active, entry: Entry) -> u32 {
     let index = active.journal_len;
     active.journal_len += 1;
     active.journal_bytes += entry.bytes();
-    active.last_entry_at = cx.now();
-    cx.state.insert::<Journal>(JournalKey { id, index }, entry);
+    active.last_entry_at = cx.at;
+    cx.state.insert::<Journal>(JournalKey { life, index }, entry);
     index
 }
 
@@ -121,12 +158,14 @@ pub(crate) fn notify<S: State>(
     mut active: Box<Active>,
     notification: Notification,
 ) {
-    let index = append(cx, id, &mut active, Entry::Notification(notification.clone()));
+    let index = append(cx, invocation.incarnation, &mut active, Entry::Notification(notification.clone()));
     match &active.progress {
         Progress::Running => {
             cx.effect(Effect::DeliverNotification { id, attempt: active.attempt, index, notification });
         }
-        Progress::Suspended { awaiting } if awaiting.contains(&notification.id) => attempt::start(cx, id, &mut active),
+        Progress::Suspended { awaiting } if awaiting.contains(&notification.id) => {
+            attempt::start(cx, id, AttemptClass::Needed, &mut active);
+        }
         // Kept for the next attempt.
         Progress::Suspended { .. } | Progress::BackingOff { .. } | Progress::Paused => {}
     }

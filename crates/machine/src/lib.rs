@@ -7,6 +7,7 @@
 mod apply;
 mod attempt;
 pub mod catalog;
+mod chore;
 mod effect;
 mod invocation;
 mod journal;
@@ -20,11 +21,12 @@ mod tables;
 pub mod testing;
 mod timer;
 
-pub use apply::{Mutant, apply, apply_broken};
+pub use apply::{Mutant, ROWS_MAX, apply, apply_broken};
+pub use chore::Chore;
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{
-    CatalogKey, CatalogRow, CatalogRows, Expiries, ExpiryKey, ExpiryRow, Family, Inbound, Inbox, InboxKey, Invocations, Journal,
-    JournalKey, Meta, MetaRow, ObjectRow, Objects, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running,
-    SourceRow, Sources, State, StateError, StateKey, StateNames, StateValue, StateValues, Streams, Table, TableSet, TimerKey,
-    TimerRow, Timers, Visit,
+    CatalogKey, CatalogRow, CatalogRows, ChorePageKey, ChorePages, Chores, Expiries, ExpiryKey, ExpiryRow, Family, Inbound,
+    Inbox, InboxKey, Invocations, Journal, JournalKey, Meta, MetaRow, ObjectRow, Objects, Open, OpenKey, Outbox, OutboxKey,
+    OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running, RunningKey, SourceRow, Sources, State, StateError, StateKey,
+    StateNames, StateRow, StateValue, StateValues, States, Streams, Table, TableSet, TimerKey, Timers, Visit, WaiterKey, Waiters,
 };

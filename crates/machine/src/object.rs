@@ -1,8 +1,10 @@
 //! Keys of virtual objects: who holds one, who waits, and the named values they keep.
 
 use crate::apply::Context;
+use crate::chore::Chore;
 use crate::{
-    Inbox, InboxKey, Invocations, Objects, State, StateError, StateKey, StateNames, StateValue, StateValues, invocation,
+    Inbox, InboxKey, Invocations, ObjectRow, Objects, State, StateError, StateKey, StateNames, StateRow, StateValue, StateValues,
+    States, chore, invocation,
 };
 use bytes::Bytes;
 use surefoot_model::{InvocationId, ObjectKey, Stage, Text};
@@ -15,12 +17,14 @@ pub(crate) fn take_or_queue<S: State>(
 ) -> Result<Option<u64>, StateError> {
     let mut row = cx.state.get::<Objects>(object)?.unwrap_or_default();
     if row.owner.is_none() {
+        assert_eq!(row.waiting, 0, "nobody waits for a key that is free");
         row.owner = Some(id);
         cx.state.put::<Objects>(object.clone(), row);
         return Ok(None);
     }
     let slot = row.tail;
     row.tail += 1;
+    row.waiting += 1;
     cx.state.insert::<Inbox>(InboxKey { object: object.clone(), slot }, id);
     cx.state.put::<Objects>(object.clone(), row);
     Ok(Some(slot))
@@ -30,28 +34,43 @@ pub(crate) fn take_or_queue<S: State>(
 pub(crate) fn release<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<(), StateError> {
     let mut row = cx.state.get::<Objects>(object)?.unwrap_or_default();
     row.owner = None;
-    while row.head < row.tail {
-        let key = InboxKey { object: object.clone(), slot: row.head };
-        row.head += 1;
-        let Some(next) = cx.state.get::<Inbox>(&key)? else {
-            continue; // it left the queue
-        };
-        cx.state.delete::<Inbox>(&key);
-        row.owner = Some(next);
-        cx.state.put::<Objects>(object.clone(), row);
-        let mut invocation = cx.state.get::<Invocations>(&next)?.ok_or_else(|| missing(next))?;
-        assert!(matches!(invocation.stage, Stage::Queued(_)), "who waits in an inbox is queued: {next}");
-        invocation::activate(cx, next, &mut invocation)?;
-        cx.state.put::<Invocations>(next, invocation);
+    if row.waiting == 0 {
+        cx.state.delete::<Objects>(object);
         return Ok(());
     }
-    cx.state.delete::<Objects>(object);
+    let (slot, next) = first_in_queue(cx, object, &row)?;
+    cx.state.delete::<Inbox>(&InboxKey { object: object.clone(), slot });
+    (row.head, row.waiting, row.owner) = (slot + 1, row.waiting - 1, Some(next));
+    cx.state.put::<Objects>(object.clone(), row);
+    let mut invocation = cx.state.get::<Invocations>(&next)?.ok_or_else(|| missing(next))?;
+    assert!(matches!(invocation.stage, Stage::Queued(_)), "who waits in an inbox is queued: {next}");
+    invocation::activate(cx, next, &mut invocation)?;
+    cx.state.put::<Invocations>(next, invocation);
     Ok(())
 }
 
-/// Empties a slot; whoever frees the key skips it.
-pub(crate) fn leave_queue<S: State>(cx: &mut Context<S>, object: &ObjectKey, slot: u64) {
+/// Who has waited longest, and where. Slots that were left empty are passed over at once, however many.
+fn first_in_queue<S: State>(cx: &Context<S>, object: &ObjectKey, row: &ObjectRow) -> Result<(u64, InvocationId), StateError> {
+    let key = |slot| InboxKey { object: object.clone(), slot };
+    if let Some(next) = cx.state.get::<Inbox>(&key(row.head))? {
+        return Ok((row.head, next));
+    }
+    let mut rows = cx.state.scan::<Inbox>(&key(row.head + 1), Some(&key(row.tail)), 1)?;
+    let (key, next) = rows.pop().expect("a key's row counts those that wait for it");
+    Ok((key.slot, next))
+}
+
+/// Empties a slot.
+pub(crate) fn leave_queue<S: State>(cx: &mut Context<S>, object: &ObjectKey, slot: u64) -> Result<(), StateError> {
+    let mut row = cx.state.get::<Objects>(object)?.expect("a key that somebody waits for has a row");
+    assert!(row.waiting > 0 && (row.head..row.tail).contains(&slot), "who leaves a queue was in it");
+    row.waiting -= 1;
+    if slot == row.head {
+        row.head += 1;
+    }
     cx.state.delete::<Inbox>(&InboxKey { object: object.clone(), slot });
+    cx.state.put::<Objects>(object.clone(), row);
+    Ok(())
 }
 
 fn missing(id: InvocationId) -> StateError {
@@ -59,55 +78,73 @@ fn missing(id: InvocationId) -> StateError {
 }
 
 pub(crate) fn value<S: State>(cx: &Context<S>, object: &ObjectKey, name: &Text) -> Result<Option<Bytes>, StateError> {
-    Ok(cx.state.get::<StateValues>(&key_of(object, name))?.map(|v| v.bytes))
+    let Some(StateRow { generation, .. }) = cx.state.get::<States>(object)? else { return Ok(None) };
+    Ok(cx.state.get::<StateValues>(&key_of(object, generation, name))?.map(|v| v.bytes))
 }
 
-/// Names of all values, sorted bytewise.
-pub(crate) fn names<S: State>(cx: &Context<S>, object: &ObjectKey) -> Result<Vec<Text>, StateError> {
-    Ok(cx.state.get::<StateNames>(object)?.unwrap_or_default())
+/// Names of a key's values.
+pub(crate) enum Names {
+    /// All of them, sorted bytewise.
+    Listed(Vec<Text>),
+    /// More than this record may read (rule M9).
+    TooMany { generation: u64 },
+}
+
+pub(crate) fn names<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<Names, StateError> {
+    let Some(StateRow { generation, values }) = cx.state.get::<States>(object)? else { return Ok(Names::Listed(Vec::new())) };
+    if cx.take_steps(values, 1) < values {
+        return Ok(Names::TooMany { generation });
+    }
+    let (from, to) = chore::names_range(object, generation, None);
+    let rows = cx.state.all::<StateNames>(&from, &to, values as usize)?;
+    assert_eq!(rows.len(), values as usize, "rule O7: a key's row counts its values");
+    Ok(Names::Listed(rows.into_iter().map(|(key, ())| key.name).collect()))
 }
 
 pub(crate) fn set_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name: &Text, bytes: Bytes) -> Result<(), StateError> {
-    let key = key_of(object, name);
-    if cx.state.get::<StateValues>(&key)?.is_some() {
-        cx.state.put::<StateValues>(key, StateValue { bytes });
-        return Ok(());
-    }
+    let mut row = match cx.state.get::<States>(object)? {
+        Some(row) => {
+            let key = key_of(object, row.generation, name);
+            if cx.state.get::<StateNames>(&key)?.is_some() {
+                cx.state.put::<StateValues>(key, StateValue { bytes });
+                return Ok(());
+            }
+            row
+        }
+        None => StateRow { generation: cx.next_generation(), values: 0 },
+    };
+    let key = key_of(object, row.generation, name);
+    cx.state.insert::<StateNames>(key.clone(), ());
     cx.state.insert::<StateValues>(key, StateValue { bytes });
-    let mut names = names(cx, object)?;
-    if let Err(at) = names.binary_search(name) {
-        names.insert(at, name.clone());
-        cx.state.put::<StateNames>(object.clone(), names);
-    }
+    row.values += 1;
+    cx.state.put::<States>(object.clone(), row);
     Ok(())
 }
 
 pub(crate) fn clear_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name: &Text) -> Result<(), StateError> {
-    let mut names = names(cx, object)?;
-    if let Ok(at) = names.binary_search(name) {
-        names.remove(at);
-        store_names(cx, object, names);
-        cx.state.delete::<StateValues>(&key_of(object, name));
+    let Some(mut row) = cx.state.get::<States>(object)? else { return Ok(()) };
+    let key = key_of(object, row.generation, name);
+    if cx.state.get::<StateNames>(&key)?.is_none() {
+        return Ok(());
     }
-    Ok(())
-}
-
-pub(crate) fn clear_all<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<(), StateError> {
-    for name in names(cx, object)? {
-        cx.state.delete::<StateValues>(&key_of(object, &name));
-    }
-    cx.state.delete::<StateNames>(object);
-    Ok(())
-}
-
-fn store_names<S: State>(cx: &mut Context<S>, object: &ObjectKey, names: Vec<Text>) {
-    if names.is_empty() {
-        cx.state.delete::<StateNames>(object);
+    cx.state.delete::<StateNames>(&key);
+    cx.state.delete::<StateValues>(&key);
+    row.values -= 1;
+    if row.values == 0 {
+        cx.state.delete::<States>(object);
     } else {
-        cx.state.put::<StateNames>(object.clone(), names);
+        cx.state.put::<States>(object.clone(), row);
     }
+    Ok(())
 }
 
-fn key_of(object: &ObjectKey, name: &Text) -> StateKey {
-    StateKey { object: object.clone(), name: name.clone() }
+/// From here on the key has no values; their rows go as fast as they can (rule M9).
+pub(crate) fn clear_all<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<(), StateError> {
+    let Some(StateRow { generation, values }) = cx.state.get::<States>(object)? else { return Ok(()) };
+    cx.state.delete::<States>(object);
+    chore::begin(cx, Chore::ClearState { object: object.clone(), generation, left: values, after: None })
+}
+
+fn key_of(object: &ObjectKey, generation: u64, name: &Text) -> StateKey {
+    StateKey { object: object.clone(), generation, name: name.clone() }
 }

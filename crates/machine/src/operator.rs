@@ -1,9 +1,13 @@
 //! What operators ask of single invocations.
 
 use crate::apply::Context;
-use crate::{Effect, Invocations, OperationAnswer, State, StateError, TimerKey, attempt, invocation, outbox, retention, timer};
+use crate::chore::Callees;
+use crate::{
+    Effect, Invocations, OperationAnswer, State, StateError, WaiterKey, Waiters, attempt, invocation, journal, outbox, retention,
+};
 use surefoot_model::{
-    Active, Caller, Failure, Invocation, InvocationId, Message, OpenCompletion, Operation, Outcome, Progress, RequestId, Stage,
+    Active, AttemptClass, Caller, Failure, Invocation, InvocationId, Life, Message, Operation, Outcome, PartitionId, Progress,
+    RequestId, Stage,
 };
 
 pub(crate) fn requested<S: State>(
@@ -28,18 +32,11 @@ pub(crate) fn kill<S: State>(cx: &mut Context<S>, id: InvocationId) -> Result<Op
     let Some(mut invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(OperationAnswer::NotFound) };
     match invocation.stage {
         Stage::Completed { .. } => return Ok(OperationAnswer::Completed),
-        Stage::Scheduled | Stage::Queued(_) => invocation::remove(cx, id, &invocation)?,
+        Stage::Scheduled | Stage::Queued(_) => invocation::remove(cx, id, invocation)?,
         Stage::Active(active) => {
             invocation.stage = Stage::Scheduled;
             abort(cx, id, &active);
-            for open in &active.open {
-                if let OpenCompletion::Call { callee, partition, completion } = open {
-                    let caller =
-                        Caller { partition: cx.partition, id, incarnation: invocation.incarnation, completion: *completion };
-                    outbox::send(cx, *partition, Message::Kill { id: *callee, caller })?;
-                }
-            }
-            invocation::complete(cx, id, invocation, &active, Outcome::Failure(Failure::killed()))?;
+            invocation::complete(cx, id, invocation, &active, Callees::Die, Outcome::Failure(Failure::killed()))?;
         }
     }
     Ok(OperationAnswer::Done)
@@ -48,54 +45,67 @@ pub(crate) fn kill<S: State>(cx: &mut Context<S>, id: InvocationId) -> Result<Op
 /// As [`kill`], for an invocation whose caller was killed; one that works for nobody of that name is another life of the id, or
 /// has answered already (rule M4).
 pub(crate) fn kill_for<S: State>(cx: &mut Context<S>, id: InvocationId, caller: &Caller) -> Result<(), StateError> {
-    let waits = |invocation: Invocation| invocation.waiters.contains(caller);
-    if cx.state.get::<Invocations>(&id)?.is_some_and(waits) {
+    let Some(invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(()) };
+    // Once it has completed nobody is counted, though some may still have to be told.
+    let key = WaiterKey { callee: invocation.incarnation, caller: *caller };
+    if invocation.waiters > 0 && cx.state.get::<Waiters>(&key)?.is_some() {
         kill(cx, id)?;
     }
     Ok(())
 }
 
-fn pause<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) -> OperationAnswer {
+/// What a killed life had called and not heard of is killed, too.
+pub(crate) fn kill_callee<S: State>(
+    cx: &mut Context<S>,
+    life: Life,
+    completion: u32,
+    callee: InvocationId,
+    partition: PartitionId,
+) -> Result<(), StateError> {
+    let caller = journal::caller(cx, life, completion);
+    outbox::send(cx, partition, Message::Kill { id: callee, caller })
+}
+
+fn pause<S: State>(cx: &mut Context<S>, life: Life, active: &mut Active) -> OperationAnswer {
     let answer = match active.progress {
         Progress::Paused => return OperationAnswer::Done,
         Progress::BackingOff { .. } | Progress::Running | Progress::Suspended { .. } => OperationAnswer::Accepted,
     };
-    abort(cx, id, active);
-    attempt::pause(cx, id, active);
+    abort(cx, life.id, active);
+    attempt::pause(cx, life, active);
     answer
 }
 
-fn resume<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) -> OperationAnswer {
+fn resume<S: State>(cx: &mut Context<S>, life: Life, active: &mut Active) -> OperationAnswer {
     match active.progress {
         Progress::Running | Progress::Suspended { .. } => {}
         Progress::BackingOff { .. } | Progress::Paused => {
-            abort(cx, id, active);
+            attempt::leave(cx, life, active);
             active.attempts_counted = 0;
-            attempt::start(cx, id, active);
+            attempt::start(cx, life.id, AttemptClass::Needed, active);
         }
     }
     OperationAnswer::Done
 }
 
-/// Voids a running attempt or a pending retry.
+/// Has the stream of a running attempt reset.
 fn abort<S: State>(cx: &mut Context<S>, id: InvocationId, active: &Active) {
-    match active.progress {
-        Progress::Running => cx.effect(Effect::AbortAttempt { id, attempt: active.attempt }),
-        Progress::BackingOff { until } => timer::clear(cx, TimerKey { due: until, id, slot: timer::START }),
-        Progress::Suspended { .. } | Progress::Paused => {}
+    if active.progress == Progress::Running {
+        cx.effect(Effect::AbortAttempt { id, attempt: active.attempt });
     }
 }
 
 fn with_active<S: State>(
     cx: &mut Context<S>,
     id: InvocationId,
-    operation: impl FnOnce(&mut Context<S>, InvocationId, &mut Active) -> OperationAnswer,
+    operation: impl FnOnce(&mut Context<S>, Life, &mut Active) -> OperationAnswer,
 ) -> Result<OperationAnswer, StateError> {
     let Some(mut invocation) = cx.state.get::<Invocations>(&id)? else { return Ok(OperationAnswer::NotFound) };
+    let life = invocation.life(id);
     let answer = match &mut invocation.stage {
         Stage::Completed { .. } => return Ok(OperationAnswer::Completed),
         Stage::Scheduled | Stage::Queued(_) => return Ok(OperationAnswer::NotStarted),
-        Stage::Active(active) => operation(cx, id, active),
+        Stage::Active(active) => operation(cx, life, active),
     };
     invocation.modified_at = cx.now();
     cx.state.put::<Invocations>(id, invocation);

@@ -2,7 +2,7 @@
 
 use crate::apply::Context;
 use crate::{
-    Effect, Inbound, Invocations, Mutant, Outbox, OutboxKey, Outboxes, State, StateError, invocation, journal, operator,
+    Effect, Inbound, Invocations, Mutant, Outbox, OutboxKey, Outboxes, ROWS_MAX, State, StateError, invocation, journal, operator,
 };
 use surefoot_model::{CalleeResult, Message, Notification, NotificationId, OpenCompletion, PartitionId, Stage, entry_type};
 
@@ -19,10 +19,13 @@ pub(crate) fn send<S: State>(cx: &mut Context<S>, to: PartitionId, message: Mess
 
 pub(crate) fn acked<S: State>(cx: &mut Context<S>, to: PartitionId, up_to: u64) -> Result<(), StateError> {
     let Some(mut row) = cx.state.get::<Outboxes>(&to)? else { return Ok(()) };
-    for sequence in row.acked + 1..=up_to.min(row.last) {
+    assert!(up_to <= row.last, "rule O1: what is acknowledged was sent: {up_to} of {} to {to}", row.last);
+    // Rows beyond what one record may do stay until the next acknowledgement; the receiver knows them by their numbers (rule M9).
+    let up_to = up_to.clamp(row.acked, row.acked + u64::from(ROWS_MAX));
+    for sequence in row.acked + 1..=up_to {
         cx.state.delete::<Outbox>(&OutboxKey { to, sequence });
     }
-    row.acked = row.acked.max(up_to.min(row.last));
+    row.acked = up_to;
     // The row stays: sequence numbers never start anew.
     cx.state.put::<Outboxes>(to, row);
     Ok(())
@@ -54,7 +57,8 @@ fn callee_completed<S: State>(cx: &mut Context<S>, result: &CalleeResult) -> Res
         return Ok(()); // an earlier life of the same id asked (rule M4)
     }
     let Stage::Active(mut active) = std::mem::replace(&mut invocation.stage, Stage::Scheduled) else { return Ok(()) };
-    if journal::close(&mut active, caller.completion, |open| matches!(open, OpenCompletion::Call { .. })).is_some() {
+    let is_call = |open: &OpenCompletion| matches!(open, OpenCompletion::Call { .. });
+    if journal::close(cx, caller.incarnation, &mut active, caller.completion, is_call)? {
         let notification = Notification {
             ty: entry_type::CALL_COMPLETION,
             id: NotificationId::Completion(caller.completion),

@@ -4,7 +4,8 @@
 //! removes both; the byte bound removes journals and results without a name only (rule R1), so that no promise is broken.
 
 use crate::apply::Context;
-use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, Journal, JournalKey, State, StateError, object};
+use crate::chore::Chore;
+use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, State, StateError, chore, object};
 use surefoot_model::{Active, Incarnation, Invocation, InvocationId, Outcome, Stage, TargetKind, Timestamp};
 
 /// Bytes of a completed row beside its payloads, for the byte bound.
@@ -20,22 +21,22 @@ pub(crate) fn keep<S: State>(
 ) -> Result<(), StateError> {
     let retention = invocation.retention;
     if retention.completion_ms == 0 {
-        delete_journal(cx, id, active.journal_len);
+        delete_journal(cx, invocation.incarnation, active.journal_len)?;
         cx.state.delete::<Invocations>(&id);
         return forget_workflow(cx, &invocation);
     }
     let keeps_journal = retention.journal_ms > 0;
     if !keeps_journal {
-        delete_journal(cx, id, active.journal_len);
+        delete_journal(cx, invocation.incarnation, active.journal_len)?;
     }
     // From the edge's raw time: the clamped one may stand where a clock once jumped to (rule T1).
     let completed_at = cx.at;
     let expires_at = completed_at.after_ms(retention.completion_ms);
     let journal_bytes = if keeps_journal { active.journal_bytes } else { 0 };
     let is_named = is_named(&invocation);
-    let result_bytes = if is_named { 0 } else { ROW_BYTES + journal_bytes };
+    let result_bytes = if is_named { 0 } else { ROW_BYTES + outcome.bytes() + journal_bytes };
     expire(cx, ExpiryKey { at: expires_at, id, journal_only: false }, invocation.incarnation, result_bytes);
-    if keeps_journal && (is_named || retention.journal_ms < retention.completion_ms) {
+    if keeps_journal && journal_goes_first(&invocation) {
         let key = journal_expiry(id, &invocation, completed_at);
         expire(cx, key, invocation.incarnation, if is_named { journal_bytes } else { 0 });
     }
@@ -54,6 +55,11 @@ pub(crate) fn keep<S: State>(
 /// Whether somebody may ask for the result by a name of their own.
 fn is_named(invocation: &Invocation) -> bool {
     invocation.idempotency_key.is_some() || invocation.target.kind == TargetKind::WorkflowRun
+}
+
+/// Whether a journal that is kept has a row for its own end.
+fn journal_goes_first(invocation: &Invocation) -> bool {
+    is_named(invocation) || invocation.retention.journal_ms < invocation.retention.completion_ms
 }
 
 fn journal_expiry(id: InvocationId, invocation: &Invocation, completed_at: Timestamp) -> ExpiryKey {
@@ -104,9 +110,11 @@ pub(crate) fn purge<S: State>(cx: &mut Context<S>, id: InvocationId, invocation:
 /// Forgets a completed invocation's journal and keeps its result.
 pub(crate) fn purge_journal<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &Invocation) -> Result<(), StateError> {
     let Stage::Completed { completed_at, journal_len, .. } = invocation.stage else { return Ok(()) };
-    unexpire(cx, &journal_expiry(id, invocation, completed_at))?;
     if journal_len > 0 {
-        delete_journal(cx, id, journal_len);
+        if journal_goes_first(invocation) {
+            unexpire(cx, &journal_expiry(id, invocation, completed_at))?;
+        }
+        delete_journal(cx, invocation.incarnation, journal_len)?;
         let mut invocation = invocation.clone();
         if let Stage::Completed { journal_len, .. } = &mut invocation.stage {
             *journal_len = 0;
@@ -116,10 +124,8 @@ pub(crate) fn purge_journal<S: State>(cx: &mut Context<S>, id: InvocationId, inv
     Ok(())
 }
 
-fn delete_journal<S: State>(cx: &mut Context<S>, id: InvocationId, len: u32) {
-    for index in 0..len {
-        cx.state.delete::<Journal>(&JournalKey { id, index });
-    }
+fn delete_journal<S: State>(cx: &mut Context<S>, life: Incarnation, len: u32) -> Result<(), StateError> {
+    chore::begin(cx, Chore::DeleteJournal { life, next: 0, end: len })
 }
 
 /// A workflow's state goes with its run.

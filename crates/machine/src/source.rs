@@ -1,52 +1,28 @@
 //! Kafka records on their way in: each one once (rules K1, K6, K7).
 
 use crate::apply::Context;
-use crate::{Effect, Mutant, OperationAnswer, Parked, ParkedKey, Sources, State, StateError, Streams};
-use surefoot_model::{ParkedRecord, RequestId, SourceRecord, StreamId, SubscriptionId};
-
-/// Rows removed per scan.
-const STEP: usize = 256;
+use crate::chore::Chore;
+use crate::{Effect, Mutant, OperationAnswer, Parked, ParkedKey, Sources, State, StateError, Streams, chore};
+use surefoot_model::{ParkedRecord, RequestId, SourceRecord, SubscriptionId};
 
 pub(crate) fn opened<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, epoch: u32) -> Result<(), StateError> {
     let mut row = cx.state.get::<Sources>(&subscription)?.unwrap_or_default();
-    if epoch > row.epoch {
-        row.epoch = epoch;
-        forget_streams(cx, subscription, epoch)?;
-    }
+    let is_new = epoch > row.epoch;
+    row.epoch = row.epoch.max(epoch);
     cx.state.put::<Sources>(subscription, row);
+    if is_new {
+        // Kafka records of earlier epochs are dropped from now on, with or without their watermarks.
+        chore::begin(cx, Chore::ForgetStreams { subscription, before_epoch: epoch, after: None })?;
+    }
     Ok(())
 }
 
 pub(crate) fn closed<S: State>(cx: &mut Context<S>, subscription: SubscriptionId) -> Result<(), StateError> {
-    forget_streams(cx, subscription, u32::MAX)?;
-    let mut from = ParkedKey { subscription, number: 0 };
-    let to = ParkedKey { subscription, number: u64::MAX };
-    loop {
-        let rows = cx.state.scan::<Parked>(&from, Some(&to), STEP)?;
-        let Some((last, _)) = rows.last() else { break };
-        from = ParkedKey { subscription, number: last.number + 1 };
-        for (key, _) in rows {
-            cx.state.delete::<Parked>(&key);
-        }
-    }
     cx.state.delete::<Sources>(&subscription);
+    chore::begin(cx, Chore::ForgetStreams { subscription, before_epoch: u32::MAX, after: None })?;
+    chore::begin(cx, Chore::ForgetParked { subscription, next: 0 })?;
     cx.effect(Effect::CountParked { subscription, parked: 0 });
     Ok(())
-}
-
-/// Forgets the watermarks of epochs before `epoch`: their Kafka records are dropped from now on.
-fn forget_streams<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, epoch: u32) -> Result<(), StateError> {
-    let from = StreamId { subscription, epoch: 0, topic: 0, partition: i32::MIN };
-    let to = StreamId { subscription, epoch, topic: 0, partition: i32::MIN };
-    loop {
-        let rows = cx.state.scan::<Streams>(&from, Some(&to), STEP)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        for (key, _) in rows {
-            cx.state.delete::<Streams>(&key);
-        }
-    }
 }
 
 /// Takes a Kafka record if its epoch is open and it has not been taken before.

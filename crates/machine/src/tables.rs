@@ -3,14 +3,19 @@
 //! Owns: the list of tables, their key and value types, and the two traits between the machine and whoever stores them: [`Table`]
 //! names one, [`State`] reads and writes them all. Does not own: layers, disk, or the bytes of keys (`storage`).
 //!
+//! No row grows with use (rule O7). What grows is rows, under a key that begins with whom they belong to; the owner's row counts
+//! them. What belongs to an invocation goes by the incarnation of its life, and values of state by a generation: both are numbers
+//! that are never used again, so that rows that are left over (rule M9) are in nobody's way.
+//!
 //! Keys order by `Ord` as listed; `storage` keeps that order on disk, so a scan sees memory and disk merged.
 
+use crate::chore::Chore;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use surefoot_model::catalog::{Deployment, KafkaCluster, Subscription};
 use surefoot_model::{
-    Attempt, DeploymentId, Entry, Epoch, Incarnation, Invocation, InvocationId, Message, ObjectKey, ParkedRecord, PartitionId,
-    StreamId, SubscriptionId, Text, Timestamp, encoding,
+    Attempt, AttemptClass, Caller, DeploymentId, Entry, Epoch, Incarnation, Invocation, InvocationId, Message, ObjectKey,
+    OpenCompletion, ParkedRecord, PartitionId, StreamId, SubscriptionId, Text, TimerOwner, Timestamp, encoding,
 };
 
 /// A stored entry that cannot be read. The partition stops (rule C5).
@@ -35,6 +40,12 @@ pub trait State {
 
     /// At most `limit` entries with `from <= key < to` in key order.
     fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Rows<T>, StateError>;
+
+    /// The entries with `from <= key < to`, of which the caller knows that there are `count`, neither more nor fewer: where all of
+    /// them lie in memory, the disk is not asked.
+    fn all<T: Table>(&self, from: &T::Key, to: &T::Key, count: usize) -> Result<Rows<T>, StateError> {
+        self.scan::<T>(from, Some(to), count)
+    }
 }
 
 /// Entries in key order.
@@ -108,11 +119,11 @@ tables! {
     4 objects Objects: ObjectKey => ObjectRow;
     5 inbox Inbox: InboxKey => InvocationId;
     6 state_values StateValues: StateKey => StateValue;
-    /// The names of a key's values, sorted. Absent: none.
-    7 state_names StateNames: ObjectKey => Vec<Text>;
-    8 timers Timers: TimerKey => TimerRow;
-    /// Invocations with an attempt, so that a new leader finds them without reading all.
-    9 running Running: InvocationId => Attempt;
+    /// The names of a key's values apart from the values, to be listed without reading those.
+    7 state_names StateNames: StateKey => ();
+    8 timers Timers: TimerKey => ();
+    /// Invocations with an attempt, in the order in which attempts are started: new ones come last in their class.
+    9 running Running: RunningKey => InvocationId;
     10 expiries Expiries: ExpiryKey => ExpiryRow;
     11 outbox Outbox: OutboxKey => Message;
     12 outboxes Outboxes: PartitionId => OutboxRow;
@@ -124,6 +135,16 @@ tables! {
     16 parked Parked: ParkedKey => ParkedRecord;
     /// The catalog's rows; in its partition only.
     17 catalog CatalogRows: CatalogKey => CatalogRow;
+    /// Where a key's values are. Absent: it has none.
+    18 states States: ObjectKey => StateRow;
+    /// Commands whose completion has not come.
+    19 open Open: OpenKey => OpenCompletion;
+    /// Invocations that wait for another one's result.
+    20 waiters Waiters: WaiterKey => ();
+    /// Work that goes on record by record (rule M9), by number.
+    21 chores Chores: u64 => Chore;
+    /// What chores have collected so far.
+    22 chore_pages ChorePages: ChorePageKey => Vec<Text>;
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -147,12 +168,37 @@ pub struct MetaRow {
     /// Bytes of completed invocations that the byte bound may evict (rule R1).
     #[n(6)]
     pub evictable_bytes: u64,
+    #[n(7)]
+    pub last_generation: u64,
+    #[n(8)]
+    pub last_chore: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JournalKey {
-    pub id: InvocationId,
+    /// Of whose life it is the journal.
+    pub life: Incarnation,
     pub index: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenKey {
+    /// Of whose life it is a command.
+    pub life: Incarnation,
+    pub completion: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WaiterKey {
+    /// Whose result is waited for.
+    pub callee: Incarnation,
+    pub caller: Caller,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunningKey {
+    pub class: AttemptClass,
+    pub attempt: Attempt,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -165,6 +211,9 @@ pub struct ObjectRow {
     pub head: u64,
     #[n(2)]
     pub tail: u64,
+    /// Slots that are not.
+    #[n(3)]
+    pub waiting: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,7 +225,18 @@ pub struct InboxKey {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StateKey {
     pub object: ObjectKey,
+    /// Values of another generation than that of [`StateRow`] have been cleared.
+    pub generation: u64,
     pub name: Text,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StateRow {
+    #[n(0)]
+    pub generation: u64,
+    /// Values, and names; never 0.
+    #[n(1)]
+    pub values: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -188,15 +248,13 @@ pub struct StateValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimerKey {
     pub due: Timestamp,
-    pub id: InvocationId,
-    /// The completion id of a sleep; 0 for a delayed start or a retry.
-    pub slot: u32,
+    pub owner: TimerOwner,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
-pub struct TimerRow {
-    #[n(0)]
-    pub incarnation: Incarnation,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChorePageKey {
+    pub chore: u64,
+    pub page: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

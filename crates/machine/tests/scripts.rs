@@ -5,31 +5,90 @@
 #![allow(clippy::unwrap_used, reason = "a script that fails to read says where")]
 
 use expect_test::{Expect, expect};
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use surefoot_machine::testing::MemState;
-use surefoot_machine::{Effect, Inbox, Invocations, Journal, Mutant, Objects, Outbox, Running, State, Timers, apply_broken};
+use surefoot_machine::{
+    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, ROWS_MAX, Rows, Running,
+    RunningKey, State, StateError, StateNames, StateValues, States, Table, Timers, Waiters, apply_broken,
+};
 use surefoot_model::{
-    Action, Attempt, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Epoch, Event, Incarnation, InvocationId,
-    Item, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record, Request, RequestId, Resolution,
-    Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target, TargetKind, Timestamp, Verdict, entry_type,
+    Action, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Entry, Epoch, Event,
+    Incarnation, InvocationId, Item, Life, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record,
+    Request, RequestId, Resolution, Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target, TargetKind,
+    TimerOwner, Timestamp, Verdict, entry_type,
 };
 
 const HERE: PartitionId = PartitionId(0);
+
+/// Counts what a record writes, and what it is given to read.
+#[derive(Default)]
+struct Counted {
+    rows: MemState,
+    written: usize,
+    read: Cell<usize>,
+}
+
+impl Counted {
+    fn is_empty<T: Table>(&self) -> bool {
+        self.rows.is_empty::<T>()
+    }
+
+    fn len<T: Table>(&self) -> usize {
+        self.rows.len::<T>()
+    }
+}
+
+impl State for Counted {
+    fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
+        self.read.set(self.read.get() + 1);
+        self.rows.get::<T>(key)
+    }
+
+    fn put<T: Table>(&mut self, key: T::Key, value: T::Value) {
+        self.written += 1;
+        self.rows.put::<T>(key, value);
+    }
+
+    fn insert<T: Table>(&mut self, key: T::Key, value: T::Value) {
+        self.written += 1;
+        self.rows.insert::<T>(key, value);
+    }
+
+    fn delete<T: Table>(&mut self, key: &T::Key) {
+        self.written += 1;
+        self.rows.delete::<T>(key);
+    }
+
+    fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Rows<T>, StateError> {
+        let rows = self.rows.scan::<T>(from, to, limit)?;
+        self.read.set(self.read.get() + rows.len());
+        Ok(rows)
+    }
+}
 
 /// One partition and the names of a script.
 #[derive(Default)]
 struct World {
     mutant: Mutant,
-    state: MemState,
+    state: Counted,
     epoch: Epoch,
     now: u64,
     names: BTreeMap<String, InvocationId>,
     attempts: BTreeMap<InvocationId, Attempt>,
     out: Vec<String>,
     request: u64,
+    /// The most that one record has written and read.
+    most: usize,
+    chores: VecDeque<u64>,
 }
 
 impl World {
+    /// Rows written and read so far.
+    fn touched(&self) -> usize {
+        self.state.written + self.state.read.get()
+    }
+
     fn id(&mut self, name: &str) -> InvocationId {
         let next = self.names.len() as u128 + 1;
         *self.names.entry(name.to_owned()).or_insert(InvocationId { partition_key: 7, unique: next })
@@ -42,7 +101,9 @@ impl World {
     fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
         let record = Record::new(Timestamp(self.now), event);
+        let before = self.touched();
         apply_broken(self.mutant, &mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
+        self.most = self.most.max(self.touched() - before);
         for effect in effects {
             self.note(effect);
         }
@@ -50,7 +111,7 @@ impl World {
 
     fn note(&mut self, effect: Effect) {
         let line = match effect {
-            Effect::StartAttempt { id, attempt } => {
+            Effect::StartAttempt { id, attempt, .. } => {
                 self.attempts.insert(id, attempt);
                 let invocation = self.state.get::<Invocations>(&id).unwrap().unwrap();
                 format!("{}: start, {} known", self.name(id), invocation.active().unwrap().journal_len)
@@ -64,10 +125,16 @@ impl World {
             Effect::ReplyRetained { id, outcome, .. } => format!("{}: reply retained {}", self.name(id), show(&outcome.into())),
             Effect::RefuseRepeatedRun { id, .. } => format!("{}: refuse second run", self.name(id)),
             Effect::Complete { id, outcome } => format!("{}: complete {}", self.name(id), show(&outcome.into())),
-            Effect::Remove { id } => format!("{}: removed", self.name(id)),
             Effect::ReplyOperation { answer, .. } => format!("operator: {answer:?}"),
             Effect::SetExpiry(_) => return,
-            Effect::SetTimer(key) => format!("{}: timer at {} for {}", self.name(key.id), key.due.0, key.slot),
+            Effect::SetTimer(key) => {
+                let TimerOwner::Invocation { life, slot } = key.owner;
+                format!("{}: timer at {} for {slot}", self.name(life.id), key.due.0)
+            }
+            Effect::SetChore(number) => {
+                self.chores.push_back(number);
+                format!("chore {number}")
+            }
             Effect::Send { to, sequence } => format!("send #{sequence} to {to}"),
             Effect::CountParked { parked, .. } => format!("{parked} parked"),
             Effect::PublishCatalog(_) => "catalog".to_owned(),
@@ -111,6 +178,17 @@ impl World {
         let attempt = self.attempts.get(&id).copied().unwrap_or_default();
         let pin = Pin { deployment: DeploymentId(9), protocol: 6 };
         self.event(Event::AttemptProgressed(Box::new(AttemptProgress { id, attempt, first_command, pin, items, end })));
+    }
+
+    fn incarnation(&mut self, name: &str) -> Incarnation {
+        let id = self.id(name);
+        self.state.get::<Invocations>(&id).unwrap().map_or(Incarnation(0), |i| i.incarnation)
+    }
+
+    fn fire(&mut self, name: &str, slot: &str, due: &str, incarnation: Incarnation) {
+        let life = Life { id: self.id(name), incarnation };
+        let owner = TimerOwner::Invocation { life, slot: slot.parse().unwrap() };
+        self.event(Event::TimerFired { due: Timestamp(due.parse().unwrap()), owner });
     }
 
     fn operate(&mut self, name: &str, operation: Operation) {
@@ -186,8 +264,14 @@ impl World {
             ["fail", name, "for-good"] => self.progress(name, vec![], Some(failed(Verdict::Fail))),
             ["fail", name, "pause"] => self.progress(name, vec![], Some(failed(Verdict::Pause))),
             ["fire", name, slot, due] => {
-                let id = self.id(name);
-                self.event(Event::TimerFired { due: Timestamp(due.parse().unwrap()), id, slot: slot.parse().unwrap() });
+                let incarnation = self.incarnation(name);
+                self.fire(name, slot, due, incarnation);
+            }
+            ["fire", name, slot, due, "of", life] => self.fire(name, slot, due, Incarnation(life.parse().unwrap())),
+            ["chores"] => {
+                while let Some(chore) = self.chores.pop_front() {
+                    self.event(Event::ChoreDue { chore });
+                }
             }
             ["now", at] => self.now = at.parse().unwrap(),
             ["kill", name] => self.operate(name, Operation::Kill),
@@ -195,17 +279,20 @@ impl World {
             ["resume", name] => self.operate(name, Operation::Resume),
             ["purge", name] => self.operate(name, Operation::Purge),
             ["expire", name] => {
-                let id = self.id(name);
-                let incarnation = self.state.get::<Invocations>(&id).unwrap().map_or(Incarnation(0), |i| i.incarnation);
+                let (id, incarnation) = (self.id(name), self.incarnation(name));
                 self.event(Event::RetentionExpired { id, incarnation, journal_only: false });
             }
             ["elect"] => {
                 self.epoch.0 += 1;
                 self.event(Event::LeaderElected { process: u64::from(self.epoch.0) });
                 // As whoever leads does: from state, and from nothing else.
-                let first = InvocationId { partition_key: 0, unique: 0 };
-                for (id, attempt) in self.state.scan::<Running>(&first, None, usize::MAX).unwrap() {
-                    self.note(Effect::StartAttempt { id, attempt });
+                let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
+                for (RunningKey { class, attempt }, id) in self.state.scan::<Running>(&first, None, usize::MAX).unwrap() {
+                    self.note(Effect::StartAttempt { id, attempt, class });
+                }
+                self.chores.clear();
+                for (number, _) in self.state.scan::<Chores>(&0, None, usize::MAX).unwrap() {
+                    self.note(Effect::SetChore(number));
                 }
             }
             _ => panic!("no such line: {line}"),
@@ -390,7 +477,7 @@ fn killing_a_queued_call_leaves_no_trace_and_the_queue_goes_on() {
     let world = check(
         "call Obj/k/add as A; call Obj/k/add as B; call Obj/k/add as C; kill B; end A ok; kill C; kill C",
         expect![
-            "A: accept · A: start, 1 known · B: accept · C: accept · B: removed · operator: Done · C: start, 1 known · A: complete 'ok' · C: abort · C: complete 409 killed · operator: Done · operator: NotFound"
+            "A: accept · A: start, 1 known · B: accept · C: accept · B: complete 409 killed · operator: Done · C: start, 1 known · A: complete 'ok' · C: abort · C: complete 409 killed · operator: Done · operator: NotFound"
         ],
     );
     assert!(world.state.is_empty::<Objects>() && world.state.is_empty::<Inbox>() && world.state.is_empty::<Journal>());
@@ -421,7 +508,7 @@ fn the_same_idempotency_key_gets_the_first_result_until_retention_ends() {
 fn a_timer_of_an_earlier_life_of_the_same_id_is_dropped() {
     // The first life sleeps until 90 and is killed; its timer, had the wheel taken it already, must not touch the second life.
     let world = check(
-        "retained call Svc/go as A; sleep A 1 90; kill A; purge A; retained call Svc/go as A; sleep A 1 95; fire A 1 90",
+        "retained call Svc/go as A; sleep A 1 90; kill A; purge A; retained call Svc/go as A; sleep A 1 95; fire A 1 90 of 1",
         expect![
             "A: accept · A: start, 1 known · A: timer at 90 for 1 · A: abort · A: complete 409 killed · operator: Done · operator: Done · A: accept · A: start, 1 known · A: timer at 95 for 1"
         ],
@@ -617,4 +704,263 @@ fn a_completion_whose_time_is_over_makes_room_before_the_sweep_comes() {
         expect!["A: accept · A: start, 1 known · A: complete 'one' · A: accept · A: start, 1 known"],
     );
     assert!(matches!(world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap().stage, Stage::Active(_)));
+}
+
+/// How often a record may read a row for each that it writes.
+const READS_PER_WRITE: usize = 2;
+
+/// Every table that an invocation, its callers and its key write to.
+fn assert_nothing_is_left(world: &World) {
+    let state = &world.state;
+    assert!(state.is_empty::<Invocations>() && state.is_empty::<Journal>() && state.is_empty::<Running>());
+    assert!(state.is_empty::<Open>() && state.is_empty::<Waiters>() && state.is_empty::<Timers>());
+    assert!(state.is_empty::<States>() && state.is_empty::<StateNames>() && state.is_empty::<StateValues>());
+    assert!(state.is_empty::<Chores>() && state.is_empty::<ChorePages>());
+    assert!(state.is_empty::<Objects>() && state.is_empty::<Inbox>());
+}
+
+/// Brings items as an attempt does: so many at a time.
+fn bring(world: &mut World, name: &str, items: impl IntoIterator<Item = Item>) {
+    let mut items = items.into_iter().peekable();
+    while items.peek().is_some() {
+        let batch: Vec<Item> = items.by_ref().take(AttemptProgress::ITEMS_MAX).collect();
+        world.progress(name, batch, None);
+    }
+}
+
+fn set(n: u32) -> Item {
+    let action = Action::SetState { key: format!("key-{n:06}").into(), value: (0, 1) };
+    Item::Command { ty: entry_type::SET_STATE, raw: vec![b'v'].into(), action }
+}
+
+fn call_item(world: &mut World, n: u32) -> Item {
+    let mut submission = world.submission("callee", "Other/go");
+    submission.id = InvocationId { partition_key: u64::MAX, unique: u128::from(n) + 1_000 };
+    let action = Action::Call {
+        submission: Box::new(submission),
+        partition: PartitionId(3),
+        id_completion: 2 * n + 1,
+        result: Some(2 * n + 2),
+    };
+    command(entry_type::CALL, action)
+}
+
+fn result_for(world: &World, name: &str, n: u32) -> Message {
+    let id = world.names[name];
+    let caller = Caller { partition: HERE, id, incarnation: Incarnation(1), completion: 2 * n + 2 };
+    Message::Result(Box::new(surefoot_model::CalleeResult { caller, outcome: Outcome::Success("r".into()) }))
+}
+
+/// One handler sets so many values, lists their names, clears them and ends; rows touched.
+fn many_values(mutant: Mutant, count: u32) -> World {
+    let mut world = play_broken(mutant, "call Obj/k/add as A");
+    bring(&mut world, "A", (0..count).map(set));
+    world.line("keys A 1");
+    world.line("chores");
+    world.line("clear-all A");
+    world.line("end A ok");
+    world.line("chores");
+    assert_nothing_is_left(&world);
+    world
+}
+
+/// One handler calls so many others, and each answers while it is suspended on the last; rows touched.
+fn many_calls(mutant: Mutant, count: u32) -> World {
+    let mut world = play_broken(mutant, "call Svc/go as A");
+    let items: Vec<Item> = (0..count).map(|n| call_item(&mut world, n)).collect();
+    bring(&mut world, "A", items);
+    world.event(Event::OutboxAcked { to: PartitionId(3), up_to: u64::from(count).min(u64::from(ROWS_MAX)) });
+    world.line(&format!("suspend A on {} seen {}", 2 * count, 2 * count));
+    for n in 0..count {
+        let message = result_for(&world, "A", n);
+        world.event(Event::MessageArrived { from: PartitionId(3), sequence: u64::from(n) + 1, message });
+    }
+    world.line("end A ok");
+    world.line("chores");
+    assert_nothing_is_left(&world);
+    world
+}
+
+/// So many invocations wait for one result.
+fn many_waiters(mutant: Mutant, count: u32) -> World {
+    let mut world = play_broken(mutant, "");
+    for n in 0..count {
+        let mut submission = world.submission("A", "Svc/go");
+        submission.idempotency_key = Some("key".into());
+        let id = InvocationId { partition_key: u64::MAX, unique: u128::from(n) + 1 };
+        submission.caller = Some(Caller { partition: PartitionId(3), id, incarnation: Incarnation(1), completion: 2 });
+        let message = Message::Submit(Box::new(submission));
+        world.event(Event::MessageArrived { from: PartitionId(3), sequence: u64::from(n) + 1, message });
+    }
+    world.line("end A ok");
+    assert_eq!(world.status("A"), "gone", "it is over at once, whoever has still to be told");
+    world.line("chores");
+    assert_eq!(world.state.len::<Outbox>(), count as usize, "each is told once");
+    assert_nothing_is_left(&world);
+    world
+}
+
+/// Rules O7 and M9: one invocation's 100,000th call, value or caller cost what its first did, and no record did much at once.
+#[test]
+fn what_one_invocation_does_grows_linearly_and_no_record_does_much() {
+    for many in [many_values, many_calls, many_waiters] {
+        let cost = |count: u32| {
+            let world = many(Mutant::None, count);
+            assert!(world.most <= ROWS_MAX as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
+            world.touched() as f64 / f64::from(count)
+        };
+        let (few, more) = (cost(1_000), cost(100_000));
+        assert!(more <= few * 1.5, "{more} rows each, and {few} of a thousand");
+        let broken = many(Mutant::AllAtOnce, 10_000);
+        assert!(broken.most > ROWS_MAX as usize * (1 + READS_PER_WRITE), "the variant that does all at once is caught");
+    }
+}
+
+#[test]
+fn a_killed_invocation_kills_all_it_called_record_by_record() {
+    let mut world = play("call Svc/go as A");
+    let items: Vec<Item> = (0..2_000).map(|n| call_item(&mut world, n)).collect();
+    bring(&mut world, "A", items);
+    let sent = world.state.len::<Outbox>();
+    world.line("kill A");
+    assert_eq!(world.status("A"), "gone");
+    world.line("elect"); // between two chores: the new leader finds the rest in the tables
+    world.line("chores");
+    assert_eq!(world.state.len::<Outbox>(), sent + 2_000);
+    assert_nothing_is_left(&world);
+}
+
+#[test]
+fn an_id_that_lives_again_is_not_touched_by_what_its_predecessor_left_over() {
+    let mut world = play("retained call Svc/go as A");
+    bring(&mut world, "A", (1..=3_000).map(|completion| command(entry_type::RUN, Action::Run { completion })));
+    world.line("kill A");
+    world.line("purge A");
+    world.line("retained call Svc/go as A");
+    world.line("run A 1");
+    world.line("chores");
+    world.line("propose A 1 R");
+    let kept = world.state.rows.scan::<Journal>(&JournalKey { life: Incarnation(0), index: 0 }, None, 9).unwrap();
+    assert!(matches!(kept.as_slice(), [(_, Entry::Command { .. }), (_, Entry::Command { .. }), (_, Entry::Notification(_))]));
+    world.line("end A ok");
+    expect!["A: deliver #2 0x8011 'R' · A: complete 'ok'"].assert_eq(&world.out[world.out.len() - 2..].join(" · "));
+}
+
+#[test]
+fn values_set_after_a_clear_stay_while_the_cleared_ones_go() {
+    let mut world = play("call Obj/k/add as A");
+    bring(&mut world, "A", (0..5_000).map(set));
+    world.line("clear-all A");
+    world.line("keys A 1");
+    world.line("set A key-000007 new");
+    world.line("chores");
+    world.line("get A key-000007 2");
+    world.line("keys A 3");
+    let told = |world: &World| world.out.iter().filter(|line| line.contains("deliver")).cloned().collect::<Vec<_>>();
+    let told = told(&world);
+    assert!(told[0].ends_with("0x8006 []"), "{told:?}");
+    assert!(told[1].ends_with("'new'") && told[2].ends_with(r#"["key-000007"]"#), "{told:?}");
+    assert_eq!((world.state.len::<StateValues>(), world.state.len::<StateNames>()), (1, 1));
+}
+
+#[test]
+fn many_names_are_listed_in_order_once_they_are_collected() {
+    let mut world = play("call Obj/k/add as A");
+    bring(&mut world, "A", (0..5_000).map(set));
+    world.line("keys A 1");
+    world.line("elect");
+    world.line("chores");
+    let expected: Vec<String> = (0..5_000).map(|n| format!("key-{n:06}")).collect();
+    let line = world.out.iter().find(|line| line.contains("0x8006")).unwrap();
+    assert!(line.ends_with(&format!("{expected:?}")));
+    world.line("keys A 2");
+    world.line("kill A");
+    world.line("chores");
+    assert!(world.state.is_empty::<Chores>() && world.state.is_empty::<ChorePages>(), "nobody waits for the list any more");
+}
+
+/// It said 404, as if there had been no such call.
+#[test]
+fn who_waits_for_an_invocation_that_is_killed_in_the_queue_or_before_its_time_hears_of_the_kill() {
+    let mut world = play("call Obj/k/add as A");
+    let caller = |n| {
+        let id = InvocationId { partition_key: u64::MAX, unique: n };
+        Caller { partition: PartitionId(3), id, incarnation: Incarnation(1), completion: 2 }
+    };
+    let mut queued = world.submission("B", "Obj/k/add");
+    queued.caller = Some(caller(1));
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message: Message::Submit(Box::new(queued)) });
+    let mut scheduled = world.submission("C", "Svc/go");
+    (scheduled.caller, scheduled.execute_at) = (Some(caller(2)), Some(Timestamp(900)));
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 2, message: Message::Submit(Box::new(scheduled)) });
+    world.line("kill B");
+    world.line("kill C");
+    expect!["A: accept · A: start, 1 known · C: timer at 900 for 0 · send #1 to 3 · B: complete 409 killed · operator: Done · send #2 to 3 · C: complete 409 killed · operator: Done"]
+        .assert_eq(&world.out.join(" · "));
+    for (number, killed) in world.state.rows.scan::<Outbox>(&first_message(), None, 9).unwrap() {
+        assert!(matches!(&killed, Message::Result(result) if !result.outcome.is_success()), "{number:?} {killed:?}");
+    }
+}
+
+fn first_message() -> surefoot_machine::OutboxKey {
+    surefoot_machine::OutboxKey { to: PartitionId(0), sequence: 0 }
+}
+
+#[test]
+fn a_long_queue_of_killed_calls_is_passed_over_at_once() {
+    let mut world = play("call Obj/k/add as first");
+    let count = 3_000;
+    for n in 0..count {
+        world.line(&format!("send Obj/k/add as q{n}"));
+    }
+    // From the middle to both ends, all but the last.
+    for n in (0..count / 2).rev().chain(count / 2..count - 1) {
+        world.line(&format!("kill q{n}"));
+    }
+    world.most = 0;
+    world.line("end first ok");
+    assert!(world.most < 30, "{}", world.most);
+    assert_eq!(world.status(&format!("q{}", count - 1)), "running");
+    world.line(&format!("end q{} ok", count - 1));
+    assert_nothing_is_left(&world);
+}
+
+/// What has begun, and what others wait for, goes before what is fresh; within a class in the order of asking.
+#[test]
+fn attempts_are_found_in_the_order_in_which_they_are_to_start() {
+    let mut world =
+        play("call Svc/go as fresh-1; call Svc/go as slept; sleep slept 1 10; suspend slept on 1 seen 0; call Svc/go as fresh-2");
+    let mut callee = world.submission("callee", "Svc/go");
+    let id = InvocationId { partition_key: u64::MAX, unique: 5 };
+    callee.caller = Some(Caller { partition: PartitionId(3), id, incarnation: Incarnation(1), completion: 2 });
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message: Message::Submit(Box::new(callee)) });
+    world.line("fire slept 1 10");
+    world.line("fail fresh-2 until 20");
+    world.line("fire fresh-2 0 20");
+    world.out.clear();
+    world.line("elect");
+    let order: Vec<&str> = world.out.iter().map(|line| line.split(':').next().unwrap()).collect();
+    assert_eq!(order, ["callee", "slept", "fresh-2", "fresh-1"]);
+}
+
+#[test]
+fn a_suspension_on_very_many_is_resumed_by_any_and_its_row_stays_small() {
+    let mut world = play("call Svc/go as A");
+    let items: Vec<Item> = (0..2_000).map(|n| call_item(&mut world, n)).collect();
+    bring(&mut world, "A", items);
+    let awaiting = (0..2_000).map(|n| NotificationId::Completion(2 * n + 2)).collect();
+    world.progress("A", vec![], Some(AttemptEnd::Suspended { awaiting, last_delivered: 4_000 }));
+    assert_eq!(world.status("A"), "suspended");
+    let row = world.state.rows.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+    assert!(surefoot_model::encoding::encode(&row).len() < 1_000);
+    let message = result_for(&world, "A", 77);
+    world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message });
+    assert_eq!(world.status("A"), "running");
+}
+
+#[test]
+fn a_clock_that_jumped_ahead_and_back_does_not_stop_the_time_since_the_last_entry() {
+    let world = play("now 1000000; call Svc/go as ahead; now 10; call Svc/go as A; run A 1");
+    let invocation = world.state.rows.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+    assert_eq!(invocation.active().unwrap().last_entry_at, Timestamp(10));
 }

@@ -5,8 +5,8 @@
 
 use crate::catalog::CatalogEvent;
 use crate::{
-    Attempt, AttemptError, Caller, Failure, Incarnation, InvocationId, NotificationId, Origin, Outcome, ParkedRecord,
-    PartitionId, Pin, RequestId, Retention, SourceRecord, SubscriptionId, Target, Text, Timestamp, encoding,
+    Attempt, AttemptError, Caller, Failure, Incarnation, InvocationId, Life, NotificationId, Origin, Outcome, ParkedRecord,
+    PartitionId, Pin, RequestId, Retention, SourceRecord, SubscriptionId, Target, TargetKind, Text, Timestamp, encoding,
 };
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -84,10 +84,7 @@ pub enum Event {
         #[n(0)]
         due: Timestamp,
         #[n(1)]
-        id: InvocationId,
-        /// Tells apart what one invocation waits for at one time: a completion id, or 0 for its start or retry.
-        #[n(2)]
-        slot: u32,
+        owner: TimerOwner,
     },
     /// Retention is over, or the byte bound asks for room (rule R1).
     #[n(4)]
@@ -156,6 +153,25 @@ pub enum Event {
     /// In the catalog's partition only.
     #[n(12)]
     CatalogChanged(#[n(0)] Box<CatalogEvent>),
+    /// The next piece of work that was too long for one record (rule M9). Without its row it is dropped.
+    #[n(13)]
+    ChoreDue {
+        #[n(0)]
+        chore: u64,
+    },
+}
+
+/// What a timer was set for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum TimerOwner {
+    #[n(0)]
+    Invocation {
+        #[n(0)]
+        life: Life,
+        /// Tells apart what one invocation waits for at one time: a completion id, or 0 for its start or retry.
+        #[n(1)]
+        slot: u32,
+    },
 }
 
 /// Someone wants an invocation.
@@ -189,6 +205,14 @@ pub struct Submission {
     pub source: Option<SourceRecord>,
 }
 
+impl Submission {
+    /// Whether the same id may be submitted again, by a name that is not ours: an idempotency key, or a workflow's key. Any other
+    /// id is new by construction.
+    pub fn is_named(&self) -> bool {
+        self.idempotency_key.is_some() || self.target.kind == TargetKind::WorkflowRun
+    }
+}
+
 /// What a client of the ingress waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Request {
@@ -216,6 +240,11 @@ pub struct AttemptProgress {
     pub items: Vec<Item>,
     #[n(5)]
     pub end: Option<AttemptEnd>,
+}
+
+impl AttemptProgress {
+    /// Items that one event brings at most: what applying it takes is bounded (rule M9).
+    pub const ITEMS_MAX: usize = 128;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -354,7 +383,6 @@ pub enum Verdict {
 
 /// What an operator asks of one invocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
 pub enum Operation {
     #[n(0)]
     Kill,

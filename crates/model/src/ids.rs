@@ -217,6 +217,15 @@ public_id!(
 #[cbor(transparent)]
 pub struct Incarnation(#[n(0)] pub u64);
 
+/// An invocation in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct Life {
+    #[n(0)]
+    pub id: InvocationId,
+    #[n(1)]
+    pub incarnation: Incarnation,
+}
+
 /// One stream to a handler. Numbers are drawn from one counter per partition and never reused (rule M4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]

@@ -1,10 +1,11 @@
-//! The row of one invocation: everything about it but its journal.
+//! The row of one invocation: everything about it but what grows with its use. Of that (journal, open completions, waiting
+//! callers) it holds counts, so that it is small and cloned in constant time (rule O7).
 //!
 //! Owns: shape and at-rest encoding. Does not own: transitions between the stages (`machine`).
 
 use crate::{
-    Attempt, DeploymentId, Epoch, Incarnation, InvocationId, NotificationId, Outcome, PartitionId, SubscriptionId, Target, Text,
-    Timestamp,
+    Attempt, DeploymentId, Epoch, Incarnation, InvocationId, Life, NotificationId, Outcome, PartitionId, Shared, SubscriptionId,
+    Target, Text, Timestamp,
 };
 use minicbor::{Decode, Encode};
 
@@ -29,9 +30,9 @@ pub struct Invocation {
     pub retention: Retention,
     #[n(8)]
     pub random_seed: u64,
-    /// Invocations that wait for the result, in order of asking.
+    /// Invocations that wait for the result: a row each, in a table of their own.
     #[n(9)]
-    pub waiters: Vec<Caller>,
+    pub waiters: u32,
     #[n(10)]
     pub stage: Stage,
 }
@@ -58,7 +59,7 @@ pub enum Origin {
 }
 
 /// An invocation that waits for a result, and where to send it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct Caller {
     #[n(0)]
     pub partition: PartitionId,
@@ -115,9 +116,9 @@ pub struct Active {
     /// Set with the first stored command or run proposal.
     #[n(4)]
     pub pin: Option<Pin>,
-    /// Commands whose completion has not come.
+    /// Commands whose completion has not come: a row each, in a table of their own.
     #[n(5)]
-    pub open: Vec<OpenCompletion>,
+    pub open: u32,
     /// The result, once an `Output` is stored; the last one wins.
     #[n(6)]
     pub output: Option<Outcome>,
@@ -127,10 +128,11 @@ pub struct Active {
     /// Failed attempts since the last stored command (protocol reference 6.9).
     #[n(8)]
     pub retries_since_entry: u32,
+    /// By the raw clock of the edge: what counts from it goes on after a clock that had jumped ahead (rule T1).
     #[n(9)]
     pub last_entry_at: Timestamp,
     #[n(10)]
-    pub last_error: Option<AttemptError>,
+    pub last_error: Option<Shared<AttemptError>>,
     /// All attempts of this incarnation.
     #[n(11)]
     pub attempts_started: u32,
@@ -140,6 +142,9 @@ pub struct Active {
     /// The term of the newest attempt; a later one counts `attempts_counted` anew (protocol reference 7.2).
     #[n(13)]
     pub counted_in: Epoch,
+    /// Of the newest attempt.
+    #[n(14)]
+    pub class: AttemptClass,
 }
 
 impl Active {
@@ -147,6 +152,23 @@ impl Active {
     pub fn attempts_counted(&self, epoch: Epoch) -> u32 {
         if self.counted_in == epoch { self.attempts_counted } else { 0 }
     }
+}
+
+/// Which attempts go before which when they wait for a place; within a class in the order of their numbers (rule O5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(index_only)]
+pub enum AttemptClass {
+    /// What has begun and what others wait for: resumed and retried attempts, callees.
+    #[n(0)]
+    Needed,
+    /// The first attempt of what nobody within waits for.
+    #[n(1)]
+    Fresh,
+}
+
+impl AttemptClass {
+    /// In the order in which they are started.
+    pub const ALL: [Self; 2] = [Self::Needed, Self::Fresh];
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -159,15 +181,51 @@ pub enum Progress {
         #[n(0)]
         until: Timestamp,
     },
-    /// Waits for any of these.
     #[n(2)]
     Suspended {
         #[n(0)]
-        awaiting: Vec<NotificationId>,
+        awaiting: Awaited,
     },
     /// Waits for an operator.
     #[n(3)]
     Paused,
+}
+
+/// What a suspended invocation waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Awaited {
+    /// Any of these; sorted, within [`Awaited::IDS_MAX`] and [`Awaited::NAME_BYTES_MAX`].
+    #[n(0)]
+    These(#[n(0)] Shared<Vec<NotificationId>>),
+    /// Any notification at all: too many were named to be remembered. It may be resumed more often than it needs.
+    #[n(1)]
+    Any,
+}
+
+impl Awaited {
+    pub const IDS_MAX: usize = 1_024;
+    /// Bytes of all names of signals.
+    pub const NAME_BYTES_MAX: usize = 64 << 10;
+
+    pub fn new(ids: &[NotificationId]) -> Self {
+        let name_bytes = |id: &NotificationId| match id {
+            NotificationId::NamedSignal(name) => name.len(),
+            NotificationId::Completion(_) | NotificationId::Signal(_) => 0,
+        };
+        if ids.len() > Self::IDS_MAX || ids.iter().map(name_bytes).sum::<usize>() > Self::NAME_BYTES_MAX {
+            return Self::Any;
+        }
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        Self::These(ids.into())
+    }
+
+    pub fn contains(&self, id: &NotificationId) -> bool {
+        match self {
+            Self::These(ids) => ids.binary_search(id).is_ok(),
+            Self::Any => true,
+        }
+    }
 }
 
 /// The deployment and protocol version that an invocation stays with.
@@ -180,32 +238,25 @@ pub struct Pin {
 }
 
 /// A command that waits for its completion.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum OpenCompletion {
     #[n(0)]
-    Run(#[n(0)] u32),
+    Run,
     #[n(1)]
-    Sleep(#[n(0)] u32, #[n(1)] Timestamp),
+    Sleep {
+        #[n(0)]
+        until: Timestamp,
+    },
     #[n(2)]
     Call {
         #[n(0)]
-        completion: u32,
-        #[n(1)]
         callee: InvocationId,
-        #[n(2)]
+        #[n(1)]
         partition: PartitionId,
     },
 }
 
-impl OpenCompletion {
-    pub fn completion(&self) -> u32 {
-        match self {
-            Self::Run(completion) | Self::Sleep(completion, _) | Self::Call { completion, .. } => *completion,
-        }
-    }
-}
-
-/// Why the last attempt failed.
+/// Why the last attempt failed. The edge keeps its texts within [`AttemptError::BYTES_MAX`], for it lies in the row.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AttemptError {
     #[n(0)]
@@ -250,7 +301,22 @@ impl Status {
     }
 }
 
+impl AttemptError {
+    /// Bytes of all its texts.
+    pub const BYTES_MAX: usize = 80 << 10;
+
+    pub fn bytes(&self) -> usize {
+        let command = self.command.as_ref().map_or(0, |(_, _, name)| name.len());
+        self.message.len() + self.stacktrace.as_ref().map_or(0, String::len) + command
+    }
+}
+
 impl Invocation {
+    /// This life of it.
+    pub fn life(&self, id: InvocationId) -> Life {
+        Life { id, incarnation: self.incarnation }
+    }
+
     pub fn status(&self) -> Status {
         match &self.stage {
             Stage::Scheduled => Status::Scheduled,

@@ -70,6 +70,14 @@ impl Outcome {
     pub fn is_success(&self) -> bool {
         matches!(self, Self::Success(_))
     }
+
+    /// Payload bytes, for bounds.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Success(value) => value.len() as u64,
+            Self::Failure(failure) => failure.message.len() as u64 + failure.stacktrace.as_ref().map_or(0, |s| s.len() as u64),
+        }
+    }
 }
 
 /// One element of an invocation's journal.

@@ -10,6 +10,7 @@ mod event;
 mod ids;
 mod invocation;
 mod journal;
+mod shared;
 mod source;
 mod target;
 mod text;
@@ -17,14 +18,18 @@ mod text;
 pub use catalog::{Catalog, CatalogCell};
 pub use event::{
     Action, AttemptEnd, AttemptProgress, CalleeResult, Event, Item, Message, Operation, RULES, Record, RecordError, Request,
-    Submission, Verdict,
+    Submission, TimerOwner, Verdict,
 };
 pub use ids::{
-    Attempt, DeploymentId, Epoch, Incarnation, InvalidId, InvocationId, Lsn, ObjectKey, PartitionId, RequestId, StreamId,
+    Attempt, DeploymentId, Epoch, Incarnation, InvalidId, InvocationId, Life, Lsn, ObjectKey, PartitionId, RequestId, StreamId,
     SubscriptionId, Timestamp, key_hash,
 };
-pub use invocation::{Active, AttemptError, Caller, Invocation, OpenCompletion, Origin, Pin, Progress, Retention, Stage, Status};
+pub use invocation::{
+    Active, AttemptClass, AttemptError, Awaited, Caller, Invocation, OpenCompletion, Origin, Pin, Progress, Retention, Stage,
+    Status,
+};
 pub use journal::{Entry, Failure, Notification, NotificationId, Outcome, Resolution, entry_type};
+pub use shared::Shared;
 pub use source::{ParkedRecord, SourceRecord};
 pub use target::{Target, TargetKind};
 pub use text::Text;

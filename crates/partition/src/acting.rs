@@ -6,6 +6,7 @@
 use crate::answers::Answer;
 use crate::apply::apply_entry;
 use crate::attempts::PartitionAttempts;
+use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
 use crate::handle::Shared;
 use crate::housekeeping::{Housekeeping, Looks};
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, StateError};
-use surefoot_model::{Epoch, Event, PartitionId, Timestamp};
+use surefoot_model::{AttemptClass, Epoch, Event, PartitionId, Timestamp};
 use surefoot_storage::{Checkpointed, Store};
 use tokio::sync::oneshot;
 
@@ -32,6 +33,7 @@ pub(crate) struct ActingPartition {
     pub(crate) attempts: PartitionAttempts,
     pub(crate) outbox: OutboxSender,
     timers: PartitionTimers,
+    chores: PartitionChores,
     pub(crate) clients: PartitionClients,
     pub(crate) housekeeping: Housekeeping,
     catalog: CatalogPublisher,
@@ -74,6 +76,7 @@ impl ActingPartition {
             attempts: PartitionAttempts::new(id, mutant),
             outbox: OutboxSender::new(id, mutant),
             timers: PartitionTimers::new(shared.count(), mutant),
+            chores: PartitionChores::new(mutant),
             clients: PartitionClients::default(),
             housekeeping,
             catalog: CatalogPublisher::new(shared.catalog.clone(), shared.catalog_changed.clone()),
@@ -94,6 +97,7 @@ impl ActingPartition {
             .map_err(|error| error.to_string())?;
         self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
         self.attempts.on_event(&event);
+        self.chores.on_event(&event);
         self.timers.on_event(&event);
         self.housekeeping.on_event(&event);
         if let Event::LeaderElected { process } = event {
@@ -127,6 +131,7 @@ impl ActingPartition {
         self.leads = true;
         self.timers.begin_term();
         self.housekeeping.begin_term();
+        self.chores.begin_term();
         self.attempts.begin_term();
         self.outbox.begin_term(&self.store.read())?;
         if self.id == PartitionId::CATALOG {
@@ -150,7 +155,7 @@ impl ActingPartition {
     fn carry_out(&mut self, effect: Effect, queue: &mut StartQueue) {
         let requests = &self.shared.requests;
         match effect {
-            Effect::StartAttempt { id, attempt } => self.attempts.on_start(id, attempt, queue),
+            Effect::StartAttempt { id, attempt, class } => self.attempts.on_start(id, attempt, class, queue),
             Effect::AbortAttempt { id, attempt } => self.attempts.forget(id, attempt),
             Effect::DeliverNotification { id, attempt, index, notification } => {
                 self.attempts.on_notification(id, attempt, index, notification);
@@ -159,7 +164,6 @@ impl ActingPartition {
                 self.clients.on_accept(request, id, existing, execute_at, requests);
             }
             Effect::Complete { id, outcome } => self.clients.on_complete(id, &outcome, requests),
-            Effect::Remove { id } => self.clients.on_remove(id, requests),
             Effect::ReplyRetained { request, id, outcome, expires_at } => {
                 requests.answer(request, Answer::Completed { id, outcome, expires_at: Some(expires_at) });
             }
@@ -167,6 +171,7 @@ impl ActingPartition {
             Effect::ReplyOperation { request, answer } => requests.answer(request, Answer::Operation(answer)),
             Effect::SetTimer(key) => self.timers.on_set(key),
             Effect::SetExpiry(key) => self.housekeeping.on_expiry(key),
+            Effect::SetChore(number) => self.chores.on_set(number),
             Effect::Send { to, sequence } => self.outbox.on_send(to, sequence),
             // The source asks for the number when it needs it.
             Effect::CountParked { .. } => {}
@@ -174,8 +179,8 @@ impl ActingPartition {
         }
     }
 
-    pub(crate) fn page_backlog(&mut self, queue: &mut StartQueue) -> Result<(), StateError> {
-        self.attempts.page_backlog(&self.store.read(), queue)
+    pub(crate) fn page_backlog(&mut self, class: AttemptClass, queue: &mut StartQueue) -> Result<(), StateError> {
+        self.attempts.page_backlog(&self.store.read(), class, queue)
     }
 
     /// Views, timers, messages, sweeps and a checkpoint.
@@ -195,7 +200,9 @@ impl ActingPartition {
         let timers = self.timers.turn(&reader, now)?;
         let outbox = self.outbox.turn(&reader, monotonic_ms, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
+        let chore = self.chores.turn(&reader)?;
         self.append(timers.events);
+        self.append(chore.into_iter().collect());
         outbox.batches.into_iter().for_each(|batch| self.send(batch));
         self.append(removals);
         self.append(outbox.acks);

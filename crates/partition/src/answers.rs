@@ -19,8 +19,6 @@ pub enum Answer {
     Completed { id: InvocationId, outcome: Outcome, expires_at: Option<Timestamp> },
     /// A call of a workflow's run handler whose key has run or runs.
     AlreadyInvoked { id: InvocationId },
-    /// It was removed before it began: killed while scheduled or queued.
-    Removed { id: InvocationId },
     /// An operator's request was carried out, or why not.
     Operation(OperationAnswer),
 }

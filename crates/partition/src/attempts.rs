@@ -4,15 +4,15 @@
 //! is shown (rule M5). Does not own: slots and the order of starting across partitions (`starting`), reading long journals
 //! (`replay`), or the streams (`invoker`).
 
-use crate::query;
 use crate::replay::{ON_WORKER, Replay};
 use crate::settings::Mutant;
 use crate::starting::{StartQueue, WaitingAttempt};
 use std::collections::BTreeMap;
 use surefoot_invoker::{AttemptStart, EagerState, Live as LiveNotification};
-use surefoot_machine::{Invocations, Meta, Running, StateError};
+use surefoot_machine::{Invocations, Meta, Running, RunningKey, StateError};
 use surefoot_model::{
-    Active, Attempt, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage, Target,
+    Active, Attempt, AttemptClass, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage,
+    Target,
 };
 use surefoot_storage::Reader;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -24,8 +24,9 @@ const BACKLOG_PAGE: usize = 256;
 pub(crate) struct PartitionAttempts {
     partition: PartitionId,
     running: BTreeMap<InvocationId, RunningAttempt>,
-    /// Running invocations that are not all queued yet, or were too many to be.
-    backlog: Option<Backlog>,
+    /// By class, where the pass over the running invocations in the tables is: attempts from this one on are not queued yet, or were
+    /// too many to be. New ones come last, so that the pass meets all of them.
+    backlogs: BTreeMap<AttemptClass, Attempt>,
     mutant: Mutant,
 }
 
@@ -33,17 +34,6 @@ struct RunningAttempt {
     attempt: Attempt,
     /// Dropped to abort it.
     notifications: UnboundedSender<LiveNotification>,
-}
-
-/// A pass over the running invocations in the tables, in the order of their ids.
-struct Backlog {
-    next: InvocationId,
-    /// An attempt was asked for whose id the pass may already be beyond.
-    needs_another_pass: bool,
-}
-
-impl Backlog {
-    const START: Self = Self { next: InvocationId { partition_key: 0, unique: 0 }, needs_another_pass: false };
 }
 
 /// An attempt as it stands in the tables at one instant.
@@ -60,18 +50,19 @@ pub(crate) struct PreparedAttempt {
 
 impl PartitionAttempts {
     pub(crate) fn new(partition: PartitionId, mutant: Mutant) -> Self {
-        Self { partition, running: BTreeMap::new(), backlog: None, mutant }
+        Self { partition, running: BTreeMap::new(), backlogs: BTreeMap::new(), mutant }
     }
 
-    /// A term of this process begins: what runs is found in the tables.
+    /// A term of this process begins: attempts of an earlier one are void (rule M6), and what runs is found in the tables.
     pub(crate) fn begin_term(&mut self) {
-        self.backlog = Some(Backlog::START);
+        self.running.clear();
+        self.backlogs = AttemptClass::ALL.into_iter().map(|class| (class, Attempt(0))).collect();
     }
 
     /// Aborts all, and starts none any more.
     pub(crate) fn end_term(&mut self) {
         self.running.clear();
-        self.backlog = None;
+        self.backlogs.clear();
     }
 
     /// What ended an attempt has been applied.
@@ -83,12 +74,13 @@ impl PartitionAttempts {
         }
     }
 
-    pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, queue: &mut StartQueue) {
-        match &mut self.backlog {
-            // It is found in the tables, in this pass or the next.
-            Some(backlog) => backlog.needs_another_pass = true,
-            None if queue.is_full() => self.backlog = Some(Backlog::START),
-            None => queue.push(WaitingAttempt { partition: self.partition, id, attempt }),
+    pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, class: AttemptClass, queue: &mut StartQueue) {
+        if self.backlogs.contains_key(&class) {
+            // It is found in the tables.
+        } else if queue.is_full(class) {
+            self.backlogs.insert(class, attempt);
+        } else {
+            queue.push(class, WaitingAttempt { partition: self.partition, id, attempt });
         }
     }
 
@@ -107,22 +99,28 @@ impl PartitionAttempts {
         }
     }
 
-    /// Attempts are still to be found in the tables.
-    pub(crate) fn has_backlog(&self) -> bool {
-        self.backlog.is_some()
+    /// Attempts of a class are still to be found in the tables.
+    pub(crate) fn has_backlog(&self, class: AttemptClass) -> bool {
+        self.backlogs.contains_key(&class)
     }
 
-    /// Queues one page of the backlog.
-    pub(crate) fn page_backlog(&mut self, reader: &Reader<'_>, queue: &mut StartQueue) -> Result<(), StateError> {
-        let Some(backlog) = &mut self.backlog else { return Ok(()) };
-        let rows = reader.scan::<Running>(&backlog.next, None, BACKLOG_PAGE)?;
+    /// Queues one page of a class's backlog.
+    pub(crate) fn page_backlog(
+        &mut self,
+        reader: &Reader<'_>,
+        class: AttemptClass,
+        queue: &mut StartQueue,
+    ) -> Result<(), StateError> {
+        let Some(&next) = self.backlogs.get(&class) else { return Ok(()) };
+        let key = |attempt| RunningKey { class, attempt };
+        let rows = reader.scan::<Running>(&key(next), Some(&key(Attempt(u64::MAX))), BACKLOG_PAGE)?;
         match rows.last() {
-            Some((last, _)) if rows.len() == BACKLOG_PAGE => backlog.next = query::next_id(*last),
-            _ if backlog.needs_another_pass => *backlog = Backlog::START,
-            _ => self.backlog = None,
-        }
-        for (id, attempt) in rows.into_iter().filter(|(id, attempt)| !self.runs(*id, *attempt)) {
-            queue.push(WaitingAttempt { partition: self.partition, id, attempt });
+            Some((last, _)) if rows.len() == BACKLOG_PAGE => self.backlogs.insert(class, Attempt(last.attempt.0 + 1)),
+            _ => self.backlogs.remove(&class),
+        };
+        for (RunningKey { attempt, .. }, id) in rows {
+            assert!(!self.runs(id, attempt), "who runs was met by the pass, or never left to it: {id}");
+            queue.push(class, WaitingAttempt { partition: self.partition, id, attempt });
         }
         Ok(())
     }
@@ -143,7 +141,7 @@ impl PartitionAttempts {
         let Some((invocation, active)) = current(reader, id, attempt)? else { return Ok(None) };
         let state_bytes = eager_state_bytes(&invocation.target, active.pin);
         let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
-        let mut replay = Replay::new(id, active.journal_len, object);
+        let mut replay = Replay::new(invocation.life(id), active.journal_len, object);
         let (journal_len, journal_bytes) = (active.journal_len, active.journal_bytes);
         let (notifications, live) = unbounded_channel();
         let mut start = AttemptStart {
@@ -153,6 +151,7 @@ impl PartitionAttempts {
             random_seed: invocation.random_seed,
             pin: active.pin,
             commands: active.commands,
+            journal_bytes: active.journal_bytes,
             replay: Vec::new(),
             state: EagerState::default(),
             retries_since_entry: active.retries_since_entry,
@@ -208,7 +207,7 @@ fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &UnboundedSender<LiveN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{HERE, command, empty_store, id, invocation, write, write_running};
+    use crate::testing::{HERE, command, empty_store, id, invocation, write, write_running, write_running_in};
     use surefoot_machine::State;
     use surefoot_model::{AttemptEnd, AttemptProgress, DeploymentId, NotificationId, Resolution, entry_type};
     use surefoot_storage::Store;
@@ -223,9 +222,10 @@ mod tests {
         WaitingAttempt { partition: HERE, id: id(unique), attempt }
     }
 
+    /// So many that run, each in the attempt with the number of its id.
     fn running(count: u128) -> Store {
         let mut store = empty_store();
-        write(&mut store, |txn| (1..=count).for_each(|n| write_running(txn, id(n), FIRST, 1)));
+        write(&mut store, |txn| (1..=count).for_each(|n| write_running(txn, id(n), Attempt(n as u64), 1)));
         store
     }
 
@@ -249,8 +249,10 @@ mod tests {
     /// Pages until there is no backlog; what was queued.
     fn page_all(attempts: &mut PartitionAttempts, store: &Store) -> Vec<InvocationId> {
         let mut queue = StartQueue::default();
-        while attempts.has_backlog() {
-            attempts.page_backlog(&store.read(), &mut queue).unwrap();
+        for class in AttemptClass::ALL {
+            while attempts.has_backlog(class) {
+                attempts.page_backlog(&store.read(), class, &mut queue).unwrap();
+            }
         }
         queue.take_all().into_iter().map(|waiting| waiting.id).collect()
     }
@@ -283,15 +285,16 @@ mod tests {
         let (mut store, mut attempts) = (running(3), attempts());
         write(&mut store, |txn| {
             txn.delete::<Invocations>(&id(1));
-            let suspended = Progress::Suspended { awaiting: Vec::new() };
-            let stage = Stage::Active(Box::new(Active { progress: suspended, ..crate::testing::active(FIRST, 1) }));
-            txn.put::<Invocations>(id(2), Invocation { stage, ..invocation(crate::testing::active(FIRST, 1)) });
+            let suspended = Progress::Suspended { awaiting: surefoot_model::Awaited::Any };
+            let active = || crate::testing::active(Attempt(2), 1);
+            let stage = Stage::Active(Box::new(Active { progress: suspended, ..active() }));
+            txn.put::<Invocations>(id(2), Invocation { stage, ..invocation(active()) });
         });
-        for gone in [waiting(1, FIRST), waiting(2, FIRST), waiting(3, Attempt(2))] {
+        for gone in [waiting(1, FIRST), waiting(2, Attempt(2)), waiting(3, Attempt(2))] {
             assert!(start(&mut attempts, &store, gone).is_none());
         }
-        let _start = start(&mut attempts, &store, waiting(3, FIRST)).unwrap();
-        assert!(start(&mut attempts, &store, waiting(3, FIRST)).is_none(), "it runs");
+        let _start = start(&mut attempts, &store, waiting(3, Attempt(3))).unwrap();
+        assert!(start(&mut attempts, &store, waiting(3, Attempt(3))).is_none(), "it runs");
     }
 
     #[test]
@@ -309,42 +312,48 @@ mod tests {
     fn the_end_of_a_term_aborts_all() {
         let (store, mut attempts) = (running(2), attempts());
         attempts.begin_term();
-        let mut starts = [1, 2].map(|n| start(&mut attempts, &store, waiting(n, FIRST)).unwrap());
+        let mut starts = [1, 2].map(|n| start(&mut attempts, &store, waiting(n, Attempt(n as u64))).unwrap());
         attempts.end_term();
-        assert!(starts.iter_mut().all(is_aborted) && !attempts.has_backlog());
+        assert!(starts.iter_mut().all(is_aborted) && AttemptClass::ALL.into_iter().all(|class| !attempts.has_backlog(class)));
     }
 
+    /// What has begun, and what others wait for, first; each class in the order in which it was asked for.
     #[test]
-    fn a_term_finds_everything_that_runs_in_the_tables_but_what_it_has_started() {
-        let (store, mut attempts) = (running(600), attempts());
-        let _start = start(&mut attempts, &store, waiting(5, FIRST)).unwrap();
+    fn a_term_finds_everything_that_runs_in_the_tables_in_order() {
+        let (mut store, mut attempts) = (running(600), attempts());
+        write(&mut store, |txn| write_running_in(txn, id(601), Attempt(601), 1, AttemptClass::Needed));
         attempts.begin_term();
-        let expected: Vec<_> = (1..=600).filter(|n| *n != 5).map(id).collect();
+        let expected: Vec<_> = [601].into_iter().chain(1..=600).map(id).collect();
         assert_eq!(page_all(&mut attempts, &store), expected);
     }
 
-    /// An attempt is asked for by its id, which may lie before the rows that were looked at last.
     #[test]
-    fn an_attempt_asked_for_behind_the_pass_is_found_by_the_next() {
+    fn what_is_asked_for_while_a_pass_is_under_way_is_met_by_it_once() {
         let (mut store, mut attempts, mut queue) = (running(300), attempts(), StartQueue::default());
         attempts.begin_term();
-        attempts.page_backlog(&store.read(), &mut queue).unwrap();
-        write(&mut store, |txn| write_running(txn, id(0), Attempt(2), 1));
-        attempts.on_start(id(0), Attempt(2), &mut queue);
+        attempts.page_backlog(&store.read(), AttemptClass::Fresh, &mut queue).unwrap();
+        write(&mut store, |txn| write_running(txn, id(0), Attempt(301), 1));
+        attempts.on_start(id(0), Attempt(301), AttemptClass::Fresh, &mut queue);
         assert_eq!(queue.take_all().len(), BACKLOG_PAGE, "one page, and nothing beside the tables");
-        assert!(page_all(&mut attempts, &store).contains(&id(0)));
+        let rest: Vec<_> = (BACKLOG_PAGE as u128 + 1..=300).chain([0]).map(id).collect();
+        assert_eq!(page_all(&mut attempts, &store), rest);
     }
 
     #[test]
-    fn what_the_queue_does_not_hold_is_found_in_the_tables() {
-        let (store, mut attempts, mut queue) = (running(3), attempts(), StartQueue::default());
-        while !queue.is_full() {
-            attempts.on_start(id(1), FIRST, &mut queue);
+    fn what_the_queue_does_not_hold_is_found_in_the_tables_and_nothing_else_is() {
+        let (mut store, mut attempts, mut queue) = (empty_store(), attempts(), StartQueue::default());
+        let mut asked = 0;
+        while !queue.is_full(AttemptClass::Fresh) {
+            asked += 1;
+            write(&mut store, |txn| write_running(txn, id(asked), Attempt(asked as u64), 1));
+            attempts.on_start(id(asked), Attempt(asked as u64), AttemptClass::Fresh, &mut queue);
         }
-        assert!(!attempts.has_backlog());
-        attempts.on_start(id(2), FIRST, &mut queue);
-        attempts.on_start(id(3), FIRST, &mut queue);
+        assert!(!attempts.has_backlog(AttemptClass::Fresh));
+        for n in [asked + 1, asked + 2] {
+            write(&mut store, |txn| write_running(txn, id(n), Attempt(n as u64), 1));
+            attempts.on_start(id(n), Attempt(n as u64), AttemptClass::Fresh, &mut queue);
+        }
         queue.take_all();
-        assert_eq!(page_all(&mut attempts, &store)[..3], [1, 2, 3].map(id));
+        assert_eq!(page_all(&mut attempts, &store), [asked + 1, asked + 2].map(id));
     }
 }

@@ -77,12 +77,6 @@ impl PartitionClients {
         }
     }
 
-    pub(crate) fn on_remove(&mut self, id: InvocationId, requests: &Requests) {
-        for number in self.waiters.remove(&id).unwrap_or_default() {
-            requests.answer_number(number, Answer::Removed { id });
-        }
-    }
-
     /// Says so once `lsn` is applied.
     pub(crate) fn notify_applied(&mut self, lsn: Lsn, done: oneshot::Sender<()>, applied: Lsn) {
         self.applied.push((lsn, done));
@@ -146,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_wait_hear_that_an_invocation_was_removed() {
+    fn all_who_wait_hear_the_result() {
         let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
         let mut answers = Vec::new();
         for _ in 0..3 {
@@ -154,8 +148,9 @@ mod tests {
             clients.on_accept(awaiting(request), id(1), false, None, &requests);
             answers.push(answer);
         }
-        clients.on_remove(id(1), &requests);
-        assert!(answers.iter_mut().all(|answer| answer.try_recv() == Ok(Answer::Removed { id: id(1) })));
+        clients.on_complete(id(1), &RESULT, &requests);
+        let completed = Answer::Completed { id: id(1), outcome: RESULT, expires_at: None };
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().as_ref() == Ok(&completed)));
     }
 
     /// Request numbers of a process that is gone mean nothing to this one (rule O2).

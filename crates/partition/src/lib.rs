@@ -5,7 +5,7 @@
 //! HTTP, or Kafka.
 //!
 //! In reading order: `start` recovers; `worker` is the loop over its `owned` partitions; `acting` is one of them, and its parts are
-//! `attempts` (with `starting` and `replay`), `outbox`, `timers` (with `wheel`), `clients`, `publisher` and `housekeeping`, each of
+//! `attempts` (with `starting` and `replay`), `outbox`, `timers` (with `wheel`), `chores`, `clients`, `publisher` and `housekeeping`, each of
 //! the same shape: `on_...` takes what happened, `turn` says what is to be appended. `handle` is the way in from outside, `views`
 //! and `query` the way to read.
 
@@ -14,6 +14,7 @@ mod answers;
 mod apply;
 mod attempts;
 mod checkpointer;
+mod chores;
 mod clients;
 mod gate;
 mod handle;

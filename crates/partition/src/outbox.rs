@@ -5,7 +5,7 @@
 
 use crate::settings::Mutant;
 use std::collections::{BTreeMap, BTreeSet};
-use surefoot_machine::{Outbox, OutboxKey, Outboxes, StateError};
+use surefoot_machine::{Outbox, OutboxKey, Outboxes, ROWS_MAX, StateError};
 use surefoot_model::{Event, Message, Outcome, PartitionId};
 use surefoot_storage::Reader;
 
@@ -19,6 +19,8 @@ const IN_FLIGHT_MAX: u64 = 1_024;
 const MESSAGE_BYTES: usize = 256;
 /// Messages to one partition that may be durable and not yet acknowledged.
 const ACK_MESSAGES_MAX: u64 = 256;
+/// Messages that one record acknowledges: their rows go with it (rule M9).
+const ACKED_PER_RECORD: u64 = ROWS_MAX as u64;
 /// Acknowledgements wait this long for company, in milliseconds.
 const ACK_DELAY_MS: u64 = 200;
 
@@ -189,8 +191,11 @@ fn acknowledge(to: PartitionId, queue: &mut OutboxQueue, monotonic_ms: u64) -> O
     if due > monotonic_ms && queue.durable - queue.acked < ACK_MESSAGES_MAX {
         return None;
     }
-    (queue.acked, queue.ack_due_ms) = (queue.durable, None);
-    Some(Event::OutboxAcked { to, up_to: queue.durable })
+    queue.acked = queue.durable.min(queue.acked + ACKED_PER_RECORD);
+    if queue.acked == queue.durable {
+        queue.ack_due_ms = None;
+    }
+    Some(Event::OutboxAcked { to, up_to: queue.acked })
 }
 
 #[cfg(test)]
@@ -270,6 +275,13 @@ mod tests {
         sender.on_durable(ONE, last, 2_000);
         assert_eq!(turn(&mut sender, &store, 2_000).acks, [Event::OutboxAcked { to: ONE, up_to: last }]);
         assert!(sender.unsettled.is_empty(), "nothing is left to look at");
+    }
+
+    #[test]
+    fn no_record_acknowledges_more_than_one_may_remove() {
+        let mut queue = OutboxQueue { wanted: 1_500, sent: 1_500, durable: 1_500, acked: 0, ack_due_ms: Some(0) };
+        let acks: Vec<_> = std::iter::from_fn(|| acknowledge(ONE, &mut queue, 0)).collect();
+        assert_eq!(acks, [ACKED_PER_RECORD, 1_500].map(|up_to| Event::OutboxAcked { to: ONE, up_to }));
     }
 
     /// What was read at once for a backlog of an hour filled memory.

@@ -245,7 +245,7 @@ fn info(id: InvocationId, invocation: Invocation) -> InvocationInfo {
                 info.next_retry_at = Some(until);
             }
             info.attempts = active.attempts_started;
-            info.last_error = active.last_error;
+            info.last_error = active.last_error.map(|error| AttemptError::clone(&error));
             info.pin = active.pin;
             info.journal_len = active.journal_len;
         }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
 use surefoot_invoker::{AttemptStart, EagerState, Invoker};
-use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateNames, StateValues};
-use surefoot_model::{Entry, InvocationId, ObjectKey, Text};
-use surefoot_storage::Reader;
+use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues, States};
+use surefoot_model::{Entry, Life, ObjectKey, Text};
+use surefoot_storage::{Limit, Reader};
 
 /// How far a step goes.
 #[derive(Clone, Copy)]
@@ -31,22 +31,29 @@ const ON_VIEW: Pace = Pace { rows: 1_024, engine_reads: 512, engine_bytes: 1 << 
 
 /// Journal and state of one attempt, as far as they have been read.
 pub(crate) struct Replay {
-    id: InvocationId,
+    life: Life,
     journal_len: u32,
     entries: Vec<Entry>,
     /// Whose state is sent along, and how many bytes of it at most.
     object: Option<(ObjectKey, usize)>,
-    /// Names whose values are still to be read, the next one last.
-    names: Option<Vec<Text>>,
+    /// Which of its values are still to be read; unknown before the first look.
+    unread: Option<UnreadValues>,
     state: EagerState,
     state_bytes: usize,
 }
 
+struct UnreadValues {
+    generation: u64,
+    count: u32,
+    /// The first of them has this name or a greater one.
+    first: Text,
+}
+
 impl Replay {
     /// `object` is the key whose state is sent along, with the bytes of it that fit; none where none is.
-    pub(crate) fn new(id: InvocationId, journal_len: u32, object: Option<(ObjectKey, usize)>) -> Self {
+    pub(crate) fn new(life: Life, journal_len: u32, object: Option<(ObjectKey, usize)>) -> Self {
         let state = EagerState { entries: Vec::new(), complete: object.is_some() };
-        Self { id, journal_len, entries: Vec::new(), object, names: None, state, state_bytes: 0 }
+        Self { life, journal_len, entries: Vec::new(), object, unread: None, state, state_bytes: 0 }
     }
 
     /// Reads on from the same instant as the steps before; whether that was all.
@@ -55,9 +62,9 @@ impl Replay {
     }
 
     fn journal(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
-        let (id, end) = (self.id, self.journal_len);
-        let keys = (self.entries.len() as u32..end).map(|index| JournalKey { id, index });
-        let mut known = reader.known::<Journal, _>(keys, JournalKey { id, index: end }).asking_at_most(pace.engine_reads);
+        let (Life { id, incarnation: life }, end) = (self.life, self.journal_len);
+        let keys = (self.entries.len() as u32..end).map(|index| JournalKey { life, index });
+        let mut known = reader.known::<Journal, _>(keys, JournalKey { life, index: end }).asking_at_most(pace.engine_reads);
         for _ in 0..pace.rows {
             let Some(row) = known.next() else { break };
             let gap = || StateError { table: "journal", message: format!("{id} has a journal with gaps") };
@@ -72,23 +79,33 @@ impl Replay {
     /// The key's values in the order of their names, as far as they fit.
     fn state(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
         let Some((object, bytes_max)) = &self.object else { return Ok(true) };
-        let names = match &mut self.names {
-            Some(names) => names,
+        let unread = match &mut self.unread {
+            Some(unread) => unread,
             None => {
-                let mut names = reader.get::<StateNames>(object)?.unwrap_or_default();
-                names.reverse();
-                self.names.insert(names)
+                let Some(StateRow { generation, values: count }) = reader.get::<States>(object)? else { return Ok(true) };
+                self.unread.insert(UnreadValues { generation, count, first: Text::default() })
             }
         };
-        let Some(last) = names.first() else { return Ok(true) };
-        let to = StateKey { object: object.clone(), name: format!("{last}\0").into() };
-        let keys = names.iter().rev().map(|name| StateKey { object: object.clone(), name: name.clone() });
-        let mut known = reader.known::<StateValues, _>(keys, to).asking_at_most(pace.engine_reads);
-        let mut read = 0;
-        while read < pace.rows && known.engine_bytes() < pace.engine_bytes {
-            let Some(row) = known.next() else { break };
-            read += 1;
-            let (key, Some(value)) = row? else { continue };
+        let from = StateKey { object: object.clone(), generation: unread.generation, name: unread.first.clone() };
+        let to = StateKey { object: object.clone(), generation: unread.generation + 1, name: Text::default() };
+        let count = unread.count as usize;
+        let in_memory = if count <= pace.rows { reader.all_in_memory::<StateValues>(&from, &to, count) } else { None };
+        let rows = match in_memory {
+            Some(rows) => rows,
+            None => {
+                let limit = Limit { rows: pace.rows.min(count), bytes: pace.engine_bytes };
+                reader.scan_within::<StateValues>(&from, Some(&to), limit)?.rows
+            }
+        };
+        if rows.is_empty() && count > 0 {
+            return Err(StateError {
+                table: "state_values",
+                message: format!("{object:?} has {count} values fewer than it says"),
+            });
+        }
+        for (key, value) in rows {
+            unread.count -= 1;
+            unread.first = format!("{}\0", key.name).into();
             self.state_bytes += key.name.len() + value.bytes.len();
             if self.state_bytes > *bytes_max {
                 self.state.complete = false;
@@ -96,8 +113,7 @@ impl Replay {
             }
             self.state.entries.push((key.name, value.bytes));
         }
-        names.truncate(names.len() - read);
-        Ok(names.is_empty())
+        Ok(unread.count == 0)
     }
 
     /// Puts what was read where the attempt looks for it.
@@ -204,10 +220,11 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use surefoot_machine::{State, StateValue};
-    use surefoot_model::{Lsn, PartitionId};
+    use surefoot_model::{Incarnation, InvocationId, Lsn, PartitionId};
     use surefoot_storage::{MemEngine, Store};
 
-    const ID: InvocationId = InvocationId { partition_key: 1, unique: 2 };
+    const LIFE: Life = Life { id: InvocationId { partition_key: 1, unique: 2 }, incarnation: Incarnation(3) };
+    const GENERATION: u64 = 4;
 
     fn object() -> ObjectKey {
         ObjectKey { service: "S".into(), key: "k".into() }
@@ -224,14 +241,19 @@ mod tests {
             let mut txn = store.begin();
             for n in numbers {
                 if n < entries {
-                    txn.insert::<Journal>(JournalKey { id: ID, index: n }, Entry::Command { ty: 1, raw: value(n) });
+                    txn.insert::<Journal>(
+                        JournalKey { life: LIFE.incarnation, index: n },
+                        Entry::Command { ty: 1, raw: value(n) },
+                    );
                 }
                 if n < values {
-                    let key = StateKey { object: object(), name: format!("{n:05}").into() };
+                    let key = StateKey { object: object(), generation: GENERATION, name: format!("{n:05}").into() };
                     txn.insert::<StateValues>(key, StateValue { bytes: value(n) });
                 }
             }
-            txn.put::<StateNames>(object(), (0..values).map(|n| format!("{n:05}").into()).collect());
+            if values > 0 {
+                txn.put::<States>(object(), StateRow { generation: GENERATION, values });
+            }
             txn.commit(Lsn(lsn));
             if lsn == 1 {
                 let running = store.freeze().unwrap();
@@ -244,7 +266,7 @@ mod tests {
     }
 
     fn replay(entries: u32, bytes_max: usize) -> Replay {
-        Replay::new(ID, entries, Some((object(), bytes_max)))
+        Replay::new(LIFE, entries, Some((object(), bytes_max)))
     }
 
     fn check(replay: &Replay, entries: u32, values: u32) {
@@ -270,8 +292,8 @@ mod tests {
         let view = store.publish().unwrap();
         // What is written from now on is of another instant.
         let mut txn = store.begin();
-        txn.delete::<StateNames>(&object());
-        txn.delete::<Journal>(&JournalKey { id: ID, index: 39 });
+        txn.delete::<States>(&object());
+        txn.delete::<Journal>(&JournalKey { life: LIFE.incarnation, index: 39 });
         txn.commit(Lsn(3));
         let steps = (1..).find(|_| replay.step(&view.read(), ON_VIEW).unwrap()).unwrap();
         assert!(steps > 1, "it is bounded");
@@ -298,7 +320,7 @@ mod tests {
         assert!(replay.step(&store.read(), ON_VIEW).unwrap());
         check(&replay, 1, 4);
         assert!(!replay.state.complete);
-        let mut stateless = Replay::new(ID, 1, None);
+        let mut stateless = Replay::new(LIFE, 1, None);
         assert!(stateless.step(&store.read(), ON_WORKER).unwrap());
         check(&stateless, 1, 0);
     }

@@ -48,6 +48,8 @@ pub enum Mutant {
     FillMemory,
     /// Does not look for timers that an earlier term had set.
     ForgetTimers,
+    /// Does not look for chores that an earlier term had left (rule M9).
+    ForgetChores,
     /// Fires timers up to a second early (rule T2).
     FireEarly,
     /// Sends the newest notification of a replay live, too (rule M5).

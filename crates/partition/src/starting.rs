@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use surefoot_invoker::Invoker;
 use surefoot_machine::StateError;
-use surefoot_model::{Attempt, InvocationId, PartitionId};
+use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
 
-/// Attempts that wait for a slot in memory; further ones are found in the tables once these have started.
+/// Attempts of a class that wait for a slot in memory; further ones are found in the tables once these have started.
 const WAITING_MAX: usize = 4_096;
 /// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
 const POSTPONED_MAX: usize = 256;
@@ -29,27 +29,51 @@ pub(crate) struct WaitingAttempt {
     pub(crate) attempt: Attempt,
 }
 
-/// Attempts that wait for a slot, in the order in which they were asked for. A page of a backlog may exceed its bound.
+/// Attempts that wait for a slot: what is needed before what is fresh, each class in the order in which it was asked for (rule O5).
+/// A page of a backlog may exceed its bound.
 #[derive(Default)]
-pub(crate) struct StartQueue(VecDeque<WaitingAttempt>);
+pub(crate) struct StartQueue {
+    needed: VecDeque<WaitingAttempt>,
+    fresh: VecDeque<WaitingAttempt>,
+}
 
 impl StartQueue {
+    fn of(&mut self, class: AttemptClass) -> &mut VecDeque<WaitingAttempt> {
+        match class {
+            AttemptClass::Needed => &mut self.needed,
+            AttemptClass::Fresh => &mut self.fresh,
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.needed.is_empty() && self.fresh.is_empty()
     }
 
-    /// More are left to the tables.
-    pub(crate) fn is_full(&self) -> bool {
-        self.0.len() >= WAITING_MAX
+    /// More of this class are left to the tables.
+    pub(crate) fn is_full(&mut self, class: AttemptClass) -> bool {
+        self.of(class).len() >= WAITING_MAX
     }
 
-    pub(crate) fn push(&mut self, waiting: WaitingAttempt) {
-        self.0.push_back(waiting);
+    pub(crate) fn push(&mut self, class: AttemptClass, waiting: WaitingAttempt) {
+        self.of(class).push_back(waiting);
+    }
+
+    fn front(&self) -> Option<&WaitingAttempt> {
+        self.needed.front().or_else(|| self.fresh.front())
+    }
+
+    /// Takes what is in front.
+    fn pop(&mut self) -> Option<WaitingAttempt> {
+        self.needed.pop_front().or_else(|| self.fresh.pop_front())
+    }
+
+    fn clear(&mut self) {
+        AttemptClass::ALL.into_iter().for_each(|class| self.of(class).clear());
     }
 
     #[cfg(test)]
     pub(crate) fn take_all(&mut self) -> VecDeque<WaitingAttempt> {
-        std::mem::take(&mut self.0)
+        std::iter::from_fn(|| self.pop()).collect()
     }
 }
 
@@ -89,7 +113,7 @@ impl AttemptStarter {
 
     /// Starts none any more.
     pub(crate) fn stop(&mut self) {
-        self.queue.0.clear();
+        self.queue.clear();
         self.postponed.clear();
     }
 
@@ -97,12 +121,14 @@ impl AttemptStarter {
     pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) {
         let mut can_load = true;
         loop {
-            if self.queue.is_empty() {
-                self.page_backlogs(partitions);
+            for class in AttemptClass::ALL {
+                if self.queue.of(class).is_empty() {
+                    self.page_backlogs(class, partitions);
+                }
             }
             can_load &= self.loads.has_turn();
             let is_postponed = can_load && !self.postponed.is_empty();
-            let next = if is_postponed { self.postponed.front() } else { self.queue.0.front() };
+            let next = if is_postponed { self.postponed.front() } else { self.queue.front() };
             let Some(&waiting) = next else { return };
             if self.postponed.len() >= POSTPONED_MAX && !is_postponed || !self.reserve_slot() {
                 return;
@@ -124,7 +150,7 @@ impl AttemptStarter {
                 true if is_later => {}
                 true => drop(self.postponed.pop_front()),
                 false => {
-                    self.queue.0.pop_front();
+                    self.queue.pop();
                     self.postponed.extend(is_later.then_some(waiting));
                 }
             }
@@ -133,7 +159,8 @@ impl AttemptStarter {
 
     /// Whether there is more to queue at once.
     pub(crate) fn is_behind(&self, partitions: &OwnedPartitions) -> bool {
-        self.queue.is_empty() && partitions.iter().any(|partition| partition.attempts.has_backlog())
+        let has_backlog = |class| partitions.iter().any(|partition| partition.attempts.has_backlog(class));
+        self.queue.is_empty() && AttemptClass::ALL.into_iter().any(has_backlog)
     }
 
     /// Whether a slot was free; if not, the next one that becomes free wakes this worker.
@@ -147,14 +174,14 @@ impl AttemptStarter {
         self.invoker.try_reserve()
     }
 
-    /// Queues a page of the next partition that has a backlog.
-    fn page_backlogs(&mut self, partitions: &mut OwnedPartitions) {
+    /// Queues a page of the next partition that has a backlog of this class.
+    fn page_backlogs(&mut self, class: AttemptClass, partitions: &mut OwnedPartitions) {
         for _ in 0..partitions.len() {
             let at = self.backlog_turn % partitions.len();
             self.backlog_turn = at + 1;
             let queue = &mut self.queue;
-            partitions.guard_at(at, |partition| partition.page_backlog(queue).map_err(|error| error.to_string()));
-            if !self.queue.is_empty() {
+            partitions.guard_at(at, |partition| partition.page_backlog(class, queue).map_err(|error| error.to_string()));
+            if !self.queue.of(class).is_empty() {
                 return;
             }
         }

@@ -16,11 +16,11 @@ use std::time::Duration;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, OsDisk, Step, Steps, Tasks, Wake};
 use surefoot_invoker::{DiscoverRequest, DiscoverResponse, Exchange, Invoker, OpenRequest, Transport, TransportError};
 use surefoot_log::{Durable, Entry as LogEntry, Log, Retained, Sink};
-use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, State};
+use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, RunningKey, State};
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{
-    Active, Attempt, Entry, Epoch, Event, Incarnation, Invocation, InvocationId, Lsn, Origin, PartitionId, Progress, Record,
-    Retention, Stage, Target, TargetKind, Timestamp, encoding, entry_type,
+    Active, Attempt, AttemptClass, Entry, Epoch, Event, Incarnation, Invocation, InvocationId, Lsn, Origin, PartitionId,
+    Progress, Record, Retention, Stage, Target, TargetKind, Timestamp, encoding, entry_type,
 };
 use surefoot_storage::{Engine, MemEngine, Store, Txn};
 
@@ -48,12 +48,18 @@ pub(crate) fn id(unique: u128) -> InvocationId {
     InvocationId { partition_key: 1, unique }
 }
 
-/// A running invocation whose journal holds so many entries.
+/// A running invocation whose journal holds so many entries. Its life has the number of its id.
 pub(crate) fn write_running(txn: &mut Txn<'_>, id: InvocationId, attempt: Attempt, journal_len: u32) {
-    txn.put::<Running>(id, attempt);
-    txn.put::<Invocations>(id, invocation(active(attempt, journal_len)));
+    write_running_in(txn, id, attempt, journal_len, AttemptClass::Fresh);
+}
+
+pub(crate) fn write_running_in(txn: &mut Txn<'_>, id: InvocationId, attempt: Attempt, journal_len: u32, class: AttemptClass) {
+    let life = Incarnation(id.unique as u64);
+    txn.put::<Running>(RunningKey { class, attempt }, id);
+    let active = Active { class, ..active(attempt, journal_len) };
+    txn.put::<Invocations>(id, Invocation { incarnation: life, ..invocation(active) });
     for index in 0..journal_len {
-        txn.put::<Journal>(JournalKey { id, index }, command(index));
+        txn.put::<Journal>(JournalKey { life, index }, command(index));
     }
 }
 
@@ -68,7 +74,7 @@ pub(crate) fn active(attempt: Attempt, journal_len: u32) -> Active {
         journal_len,
         commands: journal_len,
         pin: None,
-        open: Vec::new(),
+        open: 0,
         output: None,
         attempts_counted: 0,
         retries_since_entry: 0,
@@ -77,6 +83,7 @@ pub(crate) fn active(attempt: Attempt, journal_len: u32) -> Active {
         attempts_started: 1,
         journal_bytes: 0,
         counted_in: Epoch(1),
+        class: AttemptClass::Fresh,
     }
 }
 
@@ -91,7 +98,7 @@ pub(crate) fn invocation(active: Active) -> Invocation {
         execute_at: None,
         retention: Retention::default(),
         random_seed: 7,
-        waiters: Vec::new(),
+        waiters: 0,
         stage: Stage::Active(Box::new(active)),
     }
 }

@@ -57,7 +57,7 @@ impl PartitionTimers {
     pub(crate) fn turn(&mut self, reader: &Reader<'_>, now: Timestamp) -> Result<TimersTurn, StateError> {
         let now = if self.mutant == Mutant::FireEarly { now.after_ms(EARLY_MS) } else { now };
         let due = self.wheel.take_due(reader, now, self.firing_max - self.firing)?;
-        let events = due.iter().map(|key| Event::TimerFired { due: key.due, id: key.id, slot: key.slot }).collect();
+        let events = due.iter().map(|key| Event::TimerFired { due: key.due, owner: key.owner }).collect();
         self.firing += due.len();
         assert!(self.firing <= self.firing_max, "{} timers are on their way", self.firing);
         // At the bound the next turn comes when one of them is applied.
@@ -70,16 +70,17 @@ impl PartitionTimers {
 mod tests {
     use super::*;
     use crate::testing::{checkpoint, empty_store, id, write};
-    use surefoot_machine::{State, TimerRow, Timers};
-    use surefoot_model::Incarnation;
+    use surefoot_machine::{State, Timers};
+    use surefoot_model::{Incarnation, Life, TimerOwner};
     use surefoot_storage::Store;
 
     fn key(due: u64, unique: u64) -> TimerKey {
-        TimerKey { due: Timestamp(due), id: id(u128::from(unique)), slot: 1 }
+        let life = Life { id: id(u128::from(unique)), incarnation: Incarnation(1) };
+        TimerKey { due: Timestamp(due), owner: TimerOwner::Invocation { life, slot: 1 } }
     }
 
     fn set(store: &mut Store, timers: &mut PartitionTimers, key: TimerKey) {
-        write(store, |txn| txn.put::<Timers>(key, TimerRow { incarnation: Incarnation(1) }));
+        write(store, |txn| txn.put::<Timers>(key, ()));
         timers.on_set(key);
     }
 
@@ -107,7 +108,7 @@ mod tests {
         let (mut store, mut timers) = (empty_store(), PartitionTimers::new(16, Mutant::None));
         let count = 960;
         write(&mut store, |txn| {
-            (0..count).for_each(|n| txn.put::<Timers>(key(n, n), TimerRow { incarnation: Incarnation(1) }));
+            (0..count).for_each(|n| txn.put::<Timers>(key(n, n), ()));
         });
         checkpoint(&mut store);
         timers.begin_term();
@@ -117,7 +118,7 @@ mod tests {
             assert_eq!((fired.len(), next), (FIRING_MAX / 16, None));
             assert_eq!(fire(&store, &mut timers, count), (vec![], None), "those are on their way");
             for due in &fired {
-                timers.on_event(&Event::TimerFired { due: Timestamp(*due), id: id(u128::from(*due)), slot: 1 });
+                timers.on_event(&Event::TimerFired { due: Timestamp(*due), owner: key(*due, *due).owner });
             }
             all.extend(fired);
         }

@@ -6,8 +6,16 @@
 
 use std::collections::BTreeSet;
 use surefoot_machine::{StateError, TimerKey, Timers};
-use surefoot_model::{InvocationId, Timestamp};
+use surefoot_model::{Incarnation, InvocationId, Life, TimerOwner, Timestamp};
 use surefoot_storage::Reader;
+
+const FIRST: TimerKey = TimerKey {
+    due: Timestamp(0),
+    owner: TimerOwner::Invocation {
+        life: Life { id: InvocationId { partition_key: 0, unique: 0 }, incarnation: Incarnation(0) },
+        slot: 0,
+    },
+};
 
 /// Timers in the window.
 const WINDOW_MAX: usize = 2_048;
@@ -21,8 +29,7 @@ pub(crate) struct Wheel {
 impl Wheel {
     /// A wheel that has yet to look at the table.
     pub(crate) fn new() -> Self {
-        let first = TimerKey { due: Timestamp(0), id: InvocationId { partition_key: 0, unique: 0 }, slot: 0 };
-        Self { window: BTreeSet::new(), horizon: Some(first) }
+        Self { window: BTreeSet::new(), horizon: Some(FIRST) }
     }
 
     /// A wheel that never looks at the table: what the simulator must catch.
@@ -82,9 +89,8 @@ impl ReadTimers for Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use surefoot_machine::State;
     use surefoot_machine::testing::MemState;
-    use surefoot_machine::{State, TimerRow};
-    use surefoot_model::Incarnation;
 
     impl ReadTimers for MemState {
         fn timers_from(&self, from: &TimerKey, limit: usize) -> Result<Vec<TimerKey>, StateError> {
@@ -93,11 +99,12 @@ mod tests {
     }
 
     fn key(due: u64, unique: u128) -> TimerKey {
-        TimerKey { due: Timestamp(due), id: InvocationId { partition_key: 1, unique }, slot: 1 }
+        let life = Life { id: InvocationId { partition_key: 1, unique }, incarnation: Incarnation(1) };
+        TimerKey { due: Timestamp(due), owner: TimerOwner::Invocation { life, slot: 1 } }
     }
 
     fn set(state: &mut MemState, wheel: &mut Wheel, key: TimerKey) {
-        state.put::<Timers>(key, TimerRow { incarnation: Incarnation(1) });
+        state.put::<Timers>(key, ());
         wheel.set(key);
     }
 
@@ -149,7 +156,7 @@ mod tests {
     fn a_restart_finds_the_timers_of_the_table() {
         let mut state = MemState::default();
         for n in 0..WINDOW_MAX as u64 + 10 {
-            state.put::<Timers>(key(n, 1), TimerRow { incarnation: Incarnation(1) });
+            state.put::<Timers>(key(n, 1), ());
         }
         let fired = fire(&mut state, &mut Wheel::new(), u64::MAX);
         assert_eq!(fired.len(), WINDOW_MAX + 10);

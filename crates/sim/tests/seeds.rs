@@ -87,6 +87,7 @@ fn every_mutant_is_caught() {
         ("M5 forget what was not delivered", machine(MachineMutant::ForgetUndelivered)),
         ("M5 show a notification twice", partition(PartitionMutant::ShowTwice)),
         ("M5 show less than there is", partition(PartitionMutant::ShowLess)),
+        ("M9 forget chores at a restart", partition(PartitionMutant::ForgetChores)),
         ("O1 take messages again", machine(MachineMutant::ForgetInbound)),
         ("K1 take Kafka records again", machine(MachineMutant::ForgetStreams)),
         ("K1 ignore the topic's id", kafka(KafkaMutant::IgnoreTopicId)),

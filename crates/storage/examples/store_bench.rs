@@ -72,14 +72,14 @@ fn begin(store: &mut Store, lsn: &mut Lsn, id: InvocationId) {
     meta.last_incarnation.0 += 1;
     txn.put::<Meta>((), meta.clone());
     let input = Entry::Command { ty: entry_type::INPUT, raw: Bytes::from_static(&[0; 64]) };
-    txn.insert::<Journal>(JournalKey { id, index: 0 }, input);
+    txn.insert::<Journal>(JournalKey { life: life_of(id), index: 0 }, input);
     let object = object_of(id);
     let mut row = txn.get::<Objects>(&object).expect("readable").unwrap_or_default();
     row.owner = Some(id);
     txn.put::<Objects>(object, row);
     meta.last_attempt.0 += 1;
     txn.put::<Meta>((), meta.clone());
-    txn.insert::<Running>(id, meta.last_attempt);
+    txn.insert::<Running>(running_of(id), id);
     txn.insert::<Invocations>(id, invocation());
     let again = txn.get::<Invocations>(&id).expect("readable").expect("just inserted");
     txn.put::<Invocations>(id, again);
@@ -95,16 +95,16 @@ fn end(store: &mut Store, lsn: &mut Lsn, id: InvocationId) {
     let mut row = txn.get::<Invocations>(&id).expect("readable").expect("it lives");
     row.modified_at = Timestamp(2);
     let output = Entry::Command { ty: entry_type::OUTPUT, raw: Bytes::from_static(&[0; 64]) };
-    txn.insert::<Journal>(JournalKey { id, index: 1 }, output);
+    txn.insert::<Journal>(JournalKey { life: life_of(id), index: 1 }, output);
     txn.put::<Invocations>(id, row.clone());
-    assert!(txn.get::<Running>(&id).expect("readable").is_some());
-    txn.delete::<Running>(&id);
+    assert!(txn.get::<Running>(&running_of(id)).expect("readable").is_some());
+    txn.delete::<Running>(&running_of(id));
     let object = object_of(id);
     assert!(txn.get::<Objects>(&object).expect("readable").is_some());
     txn.delete::<Objects>(&object);
     for index in 0..2 {
-        assert!(txn.get::<Journal>(&JournalKey { id, index }).expect("readable").is_some());
-        txn.delete::<Journal>(&JournalKey { id, index });
+        assert!(txn.get::<Journal>(&JournalKey { life: life_of(id), index }).expect("readable").is_some());
+        txn.delete::<Journal>(&JournalKey { life: life_of(id), index });
     }
     txn.put::<Invocations>(id, row);
     txn.delete::<Invocations>(&id);
@@ -159,14 +159,14 @@ fn cold_reads(engine: &Arc<dyn Engine>) {
     }
     println!("cold miss: {:.1?}", start.elapsed() / READS as u32);
     let start = Instant::now();
-    let found = reader.scan::<Running>(&InvocationId { partition_key: 0, unique: 0 }, None, 250_000).expect("readable");
+    let found = reader.scan::<Running>(&FIRST_RUNNING, None, 250_000).expect("readable");
     println!("scan: {:.1?} per entry of {}", start.elapsed() / found.len() as u32, found.len());
     // Deletes everything of half of them, and looks for the first that is left.
     let mut lsn = store.applied();
     for chunk in found[..125_000].chunks(1000) {
         let mut txn = store.begin();
-        for (id, _) in chunk {
-            txn.delete::<Running>(id);
+        for (key, _) in chunk {
+            txn.delete::<Running>(key);
         }
         lsn = lsn.next();
         txn.commit(lsn);
@@ -175,7 +175,7 @@ fn cold_reads(engine: &Arc<dyn Engine>) {
     store.checkpointed(done);
     let scan_head = |store: &Store, what: &str| {
         let start = Instant::now();
-        let first = store.read().scan::<Running>(&InvocationId { partition_key: 0, unique: 0 }, None, 1).expect("readable");
+        let first = store.read().scan::<Running>(&FIRST_RUNNING, None, 1).expect("readable");
         assert_eq!(first.len(), 1);
         println!("head after 125,000 tombstones, {what}: {:.1?}", start.elapsed());
     };
@@ -190,6 +190,17 @@ fn id_of(n: u64) -> InvocationId {
     let spread = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     InvocationId { partition_key: spread, unique: u128::from(spread.rotate_left(32)) << 64 | u128::from(n) }
 }
+
+/// Its life and its attempt have the number that it was made of.
+fn life_of(id: InvocationId) -> Incarnation {
+    Incarnation(id.unique as u64)
+}
+
+fn running_of(id: InvocationId) -> RunningKey {
+    RunningKey { class: AttemptClass::Fresh, attempt: Attempt(id.unique as u64) }
+}
+
+const FIRST_RUNNING: RunningKey = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
 
 fn object_of(id: InvocationId) -> ObjectKey {
     ObjectKey { service: "Cart".into(), key: format!("customer-{}", id.partition_key).into() }
@@ -206,14 +217,14 @@ fn invocation() -> Invocation {
         execute_at: None,
         retention: Retention::default(),
         random_seed: 77,
-        waiters: Vec::new(),
+        waiters: 0,
         stage: Stage::Active(Box::new(Active {
             progress: Progress::Running,
             attempt: Attempt(1),
             journal_len: 1,
             commands: 1,
             pin: None,
-            open: Vec::new(),
+            open: 0,
             output: None,
             attempts_counted: 1,
             counted_in: Epoch(1),
@@ -222,6 +233,7 @@ fn invocation() -> Invocation {
             last_error: None,
             attempts_started: 1,
             journal_bytes: 64,
+            class: AttemptClass::Fresh,
         })),
     }
 }

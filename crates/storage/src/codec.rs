@@ -7,8 +7,8 @@ use crate::keys::TableKey;
 use crate::weight::Weight;
 use std::sync::LazyLock;
 use surefoot_machine::{
-    CatalogRows, Expiries, Family, Inbound, Inbox, Invocations, Journal, Meta, Objects, Outbox, Outboxes, Parked, Running,
-    Sources, StateNames, StateValues, Streams, Table, TableSet, Timers,
+    CatalogRows, ChorePages, Chores, Expiries, Family, Inbound, Inbox, Invocations, Journal, Meta, Objects, Open, Outbox,
+    Outboxes, Parked, Running, Sources, StateNames, StateValues, States, Streams, Table, TableSet, Timers, Waiters,
 };
 
 /// Functions of one table.
@@ -58,6 +58,11 @@ static CODECS: LazyLock<TableSet<Codecs>> = LazyLock::new(|| {
     list::<Sources>(&mut set);
     list::<Parked>(&mut set);
     list::<CatalogRows>(&mut set);
+    list::<States>(&mut set);
+    list::<Open>(&mut set);
+    list::<Waiters>(&mut set);
+    list::<Chores>(&mut set);
+    list::<ChorePages>(&mut set);
     set
 });
 

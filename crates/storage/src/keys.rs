@@ -6,9 +6,13 @@
 
 use crate::codec;
 use surefoot_machine::{
-    CatalogKey, ExpiryKey, InboxKey, JournalKey, OutboxKey, ParkedKey, StateError, StateKey, Table, TimerKey,
+    CatalogKey, ChorePageKey, ExpiryKey, InboxKey, JournalKey, OpenKey, OutboxKey, ParkedKey, RunningKey, StateError, StateKey,
+    Table, TimerKey, WaiterKey,
 };
-use surefoot_model::{DeploymentId, InvocationId, ObjectKey, PartitionId, StreamId, SubscriptionId, Text, Timestamp};
+use surefoot_model::{
+    Attempt, AttemptClass, Caller, DeploymentId, Incarnation, InvocationId, Life, ObjectKey, PartitionId, StreamId,
+    SubscriptionId, Text, TimerOwner, Timestamp,
+};
 
 /// The longest key that an engine takes, in bytes. Whoever lets a user name things (a key, a state's name) refuses what would
 /// exceed it: a text takes its own bytes, one more per 0x00 in it, and 2.
@@ -183,18 +187,62 @@ macro_rules! fields {
 fields! {
     PartitionId { 0: u16 }
     Timestamp { 0: u64 }
+    Attempt { 0: u64 }
+    Incarnation { 0: u64 }
     DeploymentId { 0: u128 }
     SubscriptionId { 0: u128 }
     InvocationId { partition_key: u64, unique: u128 }
+    Life { id: InvocationId, incarnation: Incarnation }
+    Caller { partition: PartitionId, id: InvocationId, incarnation: Incarnation, completion: u32 }
     ObjectKey { service: Text, key: Text }
     StreamId { subscription: SubscriptionId, epoch: u32, topic: u128, partition: i32 }
-    JournalKey { id: InvocationId, index: u32 }
+    JournalKey { life: Incarnation, index: u32 }
+    OpenKey { life: Incarnation, completion: u32 }
+    WaiterKey { callee: Incarnation, caller: Caller }
+    RunningKey { class: AttemptClass, attempt: Attempt }
     InboxKey { object: ObjectKey, slot: u64 }
-    StateKey { object: ObjectKey, name: Text }
-    TimerKey { due: Timestamp, id: InvocationId, slot: u32 }
+    StateKey { object: ObjectKey, generation: u64, name: Text }
+    TimerKey { due: Timestamp, owner: TimerOwner }
+    ChorePageKey { chore: u64, page: u32 }
     ExpiryKey { at: Timestamp, id: InvocationId, journal_only: bool }
     OutboxKey { to: PartitionId, sequence: u64 }
     ParkedKey { subscription: SubscriptionId, number: u64 }
+}
+
+impl TableKey for AttemptClass {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::Needed => 1,
+            Self::Fresh => 2,
+        });
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        match take::<1>(bytes)? {
+            [1] => Some(Self::Needed),
+            [2] => Some(Self::Fresh),
+            _ => None,
+        }
+    }
+}
+
+impl TableKey for TimerOwner {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Invocation { life, slot } => {
+                out.push(1);
+                life.write(out);
+                slot.write(out);
+            }
+        }
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        match take::<1>(bytes)? {
+            [1] => Some(Self::Invocation { life: Life::read(bytes)?, slot: u32::read(bytes)? }),
+            _ => None,
+        }
+    }
 }
 
 impl TableKey for CatalogKey {

@@ -59,6 +59,31 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// The entries with `from <= key < to`, of which there are `count`, in key order; `None` where memory does not hold them all.
+    pub(crate) fn in_memory<T: Table>(
+        &self,
+        above: Above<'a, T>,
+        from: &T::Key,
+        to: &T::Key,
+        count: usize,
+    ) -> Option<Vec<Typed<T>>> {
+        let mut rows = Vec::with_capacity(count);
+        if count == 0 || to <= from {
+            return (count == 0).then_some(rows);
+        }
+        let above = within::<T>(above, from, Some(to));
+        let merged = Merged::<T>::new(self.newest_first(), Bound::Included(from), Bound::Excluded(to)).below(above);
+        for slot in merged {
+            if let Some(value) = slot.value {
+                rows.push((slot.key.clone(), value.clone()));
+                if rows.len() == count {
+                    return Some(rows);
+                }
+            }
+        }
+        None
+    }
+
     /// At most `rows` entries with `from <= key < to`, in key order; no more after the one that makes them `bytes` or more.
     pub(crate) fn scan<T: Table>(
         &self,
@@ -71,8 +96,7 @@ impl<'a> Layers<'a> {
         if to.is_some_and(|to| to <= from) {
             return Ok(piece);
         }
-        let above = &above[above.partition_point(|(key, _)| key < from)..];
-        let above = &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))];
+        let above = within::<T>(above, from, to);
         let end = to.map_or(Bound::Unbounded, Bound::Excluded);
         let mut in_memory = Merged::<T>::new(self.newest_first(), Bound::Included(from), end).below(above);
         let mut stored = Stored::<T>::new(self, from, to, limit.rows);
@@ -103,6 +127,11 @@ impl<'a> Layers<'a> {
             }
         }
     }
+}
+
+fn within<'a, T: Table>(above: Above<'a, T>, from: &T::Key, to: Option<&T::Key>) -> Above<'a, T> {
+    let above = &above[above.partition_point(|(key, _)| key < from)..];
+    &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))]
 }
 
 /// How much of a scan to give at once.

@@ -322,6 +322,14 @@ impl State for Txn<'_> {
         let above = T::of(&self.store.overlay.tables).slots();
         Ok(self.store.layers().scan::<T>(above, from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
     }
+
+    fn all<T: Table>(&self, from: &T::Key, to: &T::Key, count: usize) -> Result<Vec<Typed<T>>, StateError> {
+        let above = T::of(&self.store.overlay.tables).slots();
+        match self.store.layers().in_memory::<T>(above, from, to, count) {
+            Some(rows) => Ok(rows),
+            None => self.scan::<T>(from, Some(to), count),
+        }
+    }
 }
 
 /// Read access between records: memory and disk merged.
@@ -345,6 +353,12 @@ impl<'a> Reader<'a> {
     /// At most `limit` entries with `from <= key < to`, in key order. **Errors** as for [`Reader::get`].
     pub fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
         Ok(self.scan_within::<T>(from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
+    }
+
+    /// The entries with `from <= key < to`, of which the caller knows that there are `count` and no more, where all of them lie in
+    /// memory: then the disk need not be asked.
+    pub fn all_in_memory<T: Table>(&self, from: &T::Key, to: &T::Key, count: usize) -> Option<Vec<Typed<T>>> {
+        self.layers.in_memory::<T>(&[], from, to, count)
     }
 
     /// The first entries with `from <= key < to`, in key order, as far as the limit lets them. **Errors** as for [`Reader::get`].

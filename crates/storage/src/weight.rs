@@ -3,10 +3,10 @@
 //! Owns: the estimates, which need be neither exact nor the same from build to build; they decide when a partition freezes its
 //! layer. Does not own: the bytes of values at rest.
 
-use surefoot_machine::{CatalogRow, ExpiryRow, MetaRow, ObjectRow, OutboxRow, SourceRow, StateValue, TimerRow};
+use surefoot_machine::{CatalogRow, Chore, ExpiryRow, MetaRow, ObjectRow, OutboxRow, SourceRow, StateRow, StateValue};
 use surefoot_model::{
-    Active, Attempt, Entry, Invocation, InvocationId, Message, NotificationId, Outcome, ParkedRecord, Progress, Stage, Target,
-    Text,
+    Active, Awaited, Entry, Invocation, InvocationId, Message, NotificationId, OpenCompletion, Outcome, ParkedRecord, Progress,
+    Stage, Target, Text,
 };
 
 /// Bytes that a value holds outside itself, roughly.
@@ -21,11 +21,12 @@ const ALLOCATION_BYTES: usize = 48;
 
 impl Weight for u64 {}
 impl Weight for i64 {}
-impl Weight for Attempt {}
+impl Weight for () {}
 impl Weight for InvocationId {}
 impl Weight for MetaRow {}
 impl Weight for ObjectRow {}
-impl Weight for TimerRow {}
+impl Weight for StateRow {}
+impl Weight for OpenCompletion {}
 impl Weight for ExpiryRow {}
 impl Weight for OutboxRow {}
 impl Weight for SourceRow {}
@@ -38,20 +39,17 @@ impl Weight for Invocation {
             Stage::Completed { outcome: ended, .. } => outcome(ended),
         };
         let idempotency_key = self.idempotency_key.as_ref().map_or(0, |key| ALLOCATION_BYTES + key.len());
-        target(&self.target) + idempotency_key + list(&self.waiters) + stage
+        target(&self.target) + idempotency_key + stage
     }
 }
 
 fn active(active: &Active) -> usize {
     let awaiting = match &active.progress {
-        Progress::Suspended { awaiting } => list(awaiting) + awaiting.iter().map(named).sum::<usize>(),
-        Progress::Running | Progress::BackingOff { .. } | Progress::Paused => 0,
+        Progress::Suspended { awaiting: Awaited::These(ids) } => list(ids) + ids.iter().map(named).sum::<usize>(),
+        Progress::Suspended { awaiting: Awaited::Any } | Progress::Running | Progress::BackingOff { .. } | Progress::Paused => 0,
     };
-    let error = active.last_error.as_ref().map_or(0, |error| {
-        let command = error.command.as_ref().map_or(0, |(_, _, name)| name.len());
-        2 * ALLOCATION_BYTES + error.message.len() + error.stacktrace.as_ref().map_or(0, String::len) + command
-    });
-    size_of_val(active) + list(&active.open) + active.output.as_ref().map_or(0, outcome) + awaiting + error
+    let error = active.last_error.as_ref().map_or(0, |error| 3 * ALLOCATION_BYTES + error.bytes());
+    size_of_val(active) + active.output.as_ref().map_or(0, outcome) + awaiting + error
 }
 
 fn named(id: &NotificationId) -> usize {
@@ -85,6 +83,19 @@ impl Weight for StateValue {
 impl Weight for Vec<Text> {
     fn heap_bytes(&self) -> usize {
         self.iter().map(|name| size_of::<Text>() + ALLOCATION_BYTES + name.len()).sum()
+    }
+}
+
+impl Weight for Chore {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::AnswerWaiters { outcome: told, .. } => outcome(told),
+            Self::ClearState { object, after, .. } | Self::ListNames { object, after, .. } => {
+                let after = after.as_ref().map_or(0, |name| ALLOCATION_BYTES + name.len());
+                2 * ALLOCATION_BYTES + object.service.len() + object.key.len() + after
+            }
+            Self::DeleteJournal { .. } | Self::CloseOpen { .. } | Self::ForgetStreams { .. } | Self::ForgetParked { .. } => 0,
+        }
     }
 }
 
@@ -136,7 +147,7 @@ fn outcome(outcome: &Outcome) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use surefoot_model::{AttemptError, Epoch, Incarnation, Origin, Retention, TargetKind, Timestamp};
+    use surefoot_model::{Attempt, AttemptClass, AttemptError, Epoch, Incarnation, Origin, Retention, TargetKind, Timestamp};
 
     fn invocation(active: Active) -> Invocation {
         Invocation {
@@ -149,7 +160,7 @@ mod tests {
             execute_at: None,
             retention: Retention::default(),
             random_seed: 1,
-            waiters: Vec::new(),
+            waiters: 0,
             stage: Stage::Active(Box::new(active)),
         }
     }
@@ -161,7 +172,7 @@ mod tests {
             journal_len: 1,
             commands: 1,
             pin: None,
-            open: Vec::new(),
+            open: 0,
             output: None,
             attempts_counted: 0,
             retries_since_entry: 0,
@@ -170,6 +181,7 @@ mod tests {
             attempts_started: 1,
             journal_bytes: 0,
             counted_in: Epoch(1),
+            class: AttemptClass::Fresh,
         }
     }
 
@@ -182,9 +194,9 @@ mod tests {
         let error =
             |message: String, stacktrace| AttemptError { code: 500, message, at: Timestamp(1), stacktrace, command: None };
         let errors = [error(long(), None), error(String::new(), Some(long()))];
-        let progress = Progress::Suspended { awaiting: vec![NotificationId::NamedSignal(long().into())] };
-        let waits = Progress::Suspended { awaiting: vec![NotificationId::Signal(1); 1_000] };
-        let heavy = errors.map(|error| Active { last_error: Some(error), ..active() });
+        let progress = Progress::Suspended { awaiting: Awaited::new(&[NotificationId::NamedSignal(long().into())]) };
+        let waits = Progress::Suspended { awaiting: Awaited::new(&vec![NotificationId::Signal(1); 1_000]) };
+        let heavy = errors.map(|error| Active { last_error: Some(error.into()), ..active() });
         let heavy = heavy.into_iter().chain([progress, waits].map(|progress| Active { progress, ..active() }));
         for heavy in heavy.map(invocation).chain([Invocation { idempotency_key: Some(long().into()), ..invocation(active()) }]) {
             assert!(heavy.heap_bytes() > light + 9_000, "{}", heavy.heap_bytes());

@@ -12,13 +12,13 @@ use surefoot_storage::keys;
 const GOLDEN: &str = "\
 meta 010201
 invocations 0102020102030405060708000000000000000000000000000000a0
-journal 0102030102030405060708000000000000000000000000000000a000000005
+journal 010203000000000000000400000005
 objects 0102044361727400006100ffc3bc0000
 inbox 0102054361727400006100ffc3bc00000000000000000006
-state_values 0102064361727400006100ffc3bc0000636f756e740000
-state_names 0102074361727400006100ffc3bc0000
-timers 0102080000000000000a0b0102030405060708000000000000000000000000000000a000000001
-running 0102090102030405060708000000000000000000000000000000a0
+state_values 0102064361727400006100ffc3bc0000000000000000006e636f756e740000
+state_names 0102074361727400006100ffc3bc0000000000000000006e636f756e740000
+timers 0102080000000000000a0b010102030405060708000000000000000000000000000000a0000000000000000400000001
+running 01020902000000000000000c
 expiries 01020a0000000000000a0b0102030405060708000000000000000000000000000000a001
 outbox 01020b00070000000000000008
 outboxes 01020c0007
@@ -30,6 +30,11 @@ catalog 01021101000000000000000000000000000000d0
 catalog 010211026d61696e0000
 catalog 010211030000000000000000000000000000005b
 catalog 010211040000000000000000000000000000005b00000002000000000000000000000000000000707fffffff
+states 0102124361727400006100ffc3bc0000
+open 010213000000000000000400000009
+waiters 010214000000000000000400070102030405060708000000000000000000000000000000a0000000000000000400000001
+chores 0102150000000000000005
+chore_pages 010216000000000000000500000001
 ";
 
 #[test]
@@ -121,6 +126,15 @@ fn stream() -> impl Strategy<Value = StreamId> {
     })
 }
 
+fn caller() -> impl Strategy<Value = Caller> {
+    (partition(), invocation(), number(), small()).prop_map(|(partition, id, incarnation, completion)| Caller {
+        partition,
+        id,
+        incarnation: Incarnation(incarnation),
+        completion,
+    })
+}
+
 fn catalog() -> impl Strategy<Value = CatalogKey> {
     prop_oneof![
         wide().prop_map(|id| CatalogKey::Deployment(DeploymentId(id))),
@@ -134,20 +148,37 @@ proptest! {
     #[test]
     fn invocations(a in invocation(), b in invocation()) {
         check::<Invocations>(a, b)?;
-        check::<Running>(a, b)?;
         check::<Meta>((), ())?;
     }
 
     #[test]
-    fn journal(a in (invocation(), small()), b in (invocation(), small())) {
-        let key = |(id, index)| JournalKey { id, index };
+    fn journal(a in (number(), small()), b in (number(), small())) {
+        let key = |(life, index)| JournalKey { life: Incarnation(life), index };
         check::<Journal>(key(a), key(b))?;
+        let key = |(life, completion)| OpenKey { life: Incarnation(life), completion };
+        check::<Open>(key(a), key(b))?;
+        let key = |(chore, page)| ChorePageKey { chore, page };
+        check::<ChorePages>(key(a), key(b))?;
+        check::<Chores>(a.0, b.0)?;
+    }
+
+    #[test]
+    fn running(a in (any::<bool>(), number()), b in (any::<bool>(), number())) {
+        let class = |needed| if needed { AttemptClass::Needed } else { AttemptClass::Fresh };
+        let key = |(needed, attempt)| RunningKey { class: class(needed), attempt: Attempt(attempt) };
+        check::<Running>(key(a), key(b))?;
+    }
+
+    #[test]
+    fn waiters(a in (number(), caller()), b in (number(), caller())) {
+        let key = |(callee, caller)| WaiterKey { callee: Incarnation(callee), caller };
+        check::<Waiters>(key(a), key(b))?;
     }
 
     #[test]
     fn objects(a in object(), b in object()) {
         check::<Objects>(a.clone(), b.clone())?;
-        check::<StateNames>(a, b)?;
+        check::<States>(a, b)?;
     }
 
     #[test]
@@ -157,14 +188,18 @@ proptest! {
     }
 
     #[test]
-    fn state_values(a in (object(), text()), b in (object(), text())) {
-        let key = |(object, name)| StateKey { object, name };
-        check::<StateValues>(key(a), key(b))?;
+    fn state_values(a in (object(), number(), text()), b in (object(), number(), text())) {
+        let key = |(object, generation, name)| StateKey { object, generation, name };
+        check::<StateValues>(key(a.clone()), key(b.clone()))?;
+        check::<StateNames>(key(a), key(b))?;
     }
 
     #[test]
-    fn timers(a in (number(), invocation(), small()), b in (number(), invocation(), small())) {
-        let key = |(due, id, slot)| TimerKey { due: Timestamp(due), id, slot };
+    fn timers(a in (number(), invocation(), number(), small()), b in (number(), invocation(), number(), small())) {
+        let key = |(due, id, incarnation, slot)| {
+            let life = Life { id, incarnation: Incarnation(incarnation) };
+            TimerKey { due: Timestamp(due), owner: TimerOwner::Invocation { life, slot } }
+        };
         check::<Timers>(key(a), key(b))?;
     }
 

@@ -281,6 +281,12 @@ fn read(random: &mut Random, reader: &Reader<'_>, tables: &Tables) -> Result<(),
     let (from, limit) = (value_key(random), random.below(9) as usize);
     let found = reader.scan::<StateValues>(&from, None, limit).map_err(|e| e.to_string())?;
     same(&found, &expected(&tables.values, &from, None, limit), "scan")?;
+    let (from, to) = (value_key(random), value_key(random));
+    let all: Vec<_> = tables.values.range(from.clone()..).take_while(|(key, _)| **key < to).collect();
+    if let Some(found) = reader.all_in_memory::<StateValues>(&from, &to, all.len()) {
+        let expected: Vec<_> = all.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        same(&found, &expected, "all in memory")?;
+    }
     // Piece by piece, however small, a scan finds the same.
     let limit = Limit { rows: random.below(4) as usize + 1, bytes: random.below(300) as usize + 1 };
     let (mut from, mut found) = (PartitionId(0), Vec::new());
@@ -301,7 +307,7 @@ fn read(random: &mut Random, reader: &Reader<'_>, tables: &Tables) -> Result<(),
 fn check_all(reader: &Reader<'_>, tables: &Tables) -> Result<(), String> {
     let numbers = reader.scan::<Inbound>(&PartitionId(0), None, usize::MAX).map_err(|e| e.to_string())?;
     same(&numbers.into_iter().collect(), &tables.numbers, "numbers")?;
-    let first = StateKey { object: ObjectKey { service: "".into(), key: "".into() }, name: "".into() };
+    let first = StateKey { object: ObjectKey { service: "".into(), key: "".into() }, generation: 0, name: "".into() };
     let values = reader.scan::<StateValues>(&first, None, usize::MAX).map_err(|e| e.to_string())?;
     same(&values.into_iter().collect(), &tables.values, "values")
 }
@@ -368,7 +374,7 @@ fn number_key(random: &mut Random) -> PartitionId {
 fn value_key(random: &mut Random) -> StateKey {
     let key = ["", "a", "a\0", "b"][random.below(4) as usize];
     let name = ["", "x", "x\0", "y"][random.below(4) as usize];
-    StateKey { object: ObjectKey { service: "S".into(), key: key.into() }, name: name.into() }
+    StateKey { object: ObjectKey { service: "S".into(), key: key.into() }, generation: 1, name: name.into() }
 }
 
 /// SplitMix64.

@@ -8,8 +8,8 @@ use samples::{Each, every_table, id, invocation};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, State, Table};
-use surefoot_model::{Attempt, Lsn, PartitionId, StreamId, SubscriptionId};
+use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, RunningKey, State, Table};
+use surefoot_model::{Attempt, AttemptClass, Lsn, PartitionId, StreamId, SubscriptionId};
 use surefoot_storage::{
     Batch, Checkpoint, Checkpointed, Engine, MemEngine, RawEntry, Reader, Store, Txn, View, is_disk_full, keys,
 };
@@ -252,7 +252,7 @@ fn what_does_not_decode_names_table_and_key() {
     assert!(error.starts_with("table invocations: at InvocationId { partition_key: 72623859790382856"), "{error}");
     let error = store.read().scan::<Invocations>(&id(), None, 1).unwrap_err().to_string();
     assert!(error.starts_with("table invocations: at "), "{error}");
-    let first = surefoot_model::InvocationId { partition_key: 0, unique: 0 };
+    let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
     assert_eq!(store.read().scan::<Running>(&first, None, 9).unwrap(), [], "it lies before every key");
     let error = keys::read_entry::<Running>(&other).unwrap_err().to_string();
     assert_eq!(error, "table running: no key of this table: 000009");
@@ -261,6 +261,7 @@ fn what_does_not_decode_names_table_and_key() {
     let mut txn = store.begin();
     txn.put::<Invocations>(id(), invocation());
     assert_eq!(txn.get::<Invocations>(&id()).unwrap(), Some(invocation()));
+    let first = surefoot_model::InvocationId { partition_key: 0, unique: 0 };
     assert_eq!(txn.scan::<Invocations>(&first, None, 9).unwrap().len(), 1);
 }
 
@@ -414,7 +415,7 @@ fn every_table_reads_back(engine: Arc<dyn Engine>, again: impl FnOnce(Arc<dyn En
     let running = store.freeze().unwrap();
     every_table(&mut Expect(store.read()));
     let done = running.run().unwrap();
-    assert_eq!(done.operations, 21);
+    assert_eq!(done.operations, 26);
     store.checkpointed(done);
     assert_eq!(store.memory_bytes(), 0);
     every_table(&mut Expect(store.read()));
@@ -449,10 +450,11 @@ fn memory_is_counted_to_zero_however_entries_go() {
     let mut store = open(&MemEngine::new());
     let stream = |n| StreamId { subscription: SubscriptionId(n), epoch: 0, topic: 0, partition: 0 };
     let invocation_of = |n: u128| surefoot_model::InvocationId { partition_key: 1, unique: n };
+    let running_of = |n: u128| RunningKey { class: AttemptClass::Fresh, attempt: Attempt(n as u64) };
     for n in 0..100 {
         let mut txn = store.begin();
         txn.insert::<Invocations>(invocation_of(n), invocation());
-        txn.insert::<Running>(invocation_of(n), Attempt(1));
+        txn.insert::<Running>(running_of(n), invocation_of(n));
         txn.insert::<surefoot_machine::Streams>(stream(n), 1);
         txn.commit(Lsn(n as u64 + 1));
     }
@@ -460,9 +462,9 @@ fn memory_is_counted_to_zero_however_entries_go() {
     for n in 0..100 {
         let mut txn = store.begin();
         let mut changed = invocation();
-        changed.waiters.clear();
+        changed.waiters = 0;
         txn.put::<Invocations>(invocation_of(n), changed);
-        txn.delete::<Running>(&invocation_of(n));
+        txn.delete::<Running>(&running_of(n));
         txn.delete::<surefoot_machine::Streams>(&stream(n));
         txn.commit(Lsn(2 * n as u64 + 101));
         let mut txn = store.begin();

@@ -109,6 +109,7 @@ impl World {
             random_seed: 1,
             pin: None,
             commands: 1,
+            journal_bytes: 0,
             replay: vec![command(entry_type::INPUT, wire::input(b"in"))],
             state: EagerState { entries: Vec::new(), complete: true },
             retries_since_entry: 0,

@@ -34,7 +34,7 @@ pub(crate) fn invocation() -> Invocation {
         execute_at: Some(Timestamp(3)),
         retention: Retention { completion_ms: 9, journal_ms: 8 },
         random_seed: 77,
-        waiters: vec![Caller { partition: PartitionId(1), id: id(), incarnation: Incarnation(2), completion: 3 }],
+        waiters: 3,
         stage: Stage::Completed {
             outcome: Outcome::Failure(Failure::killed()),
             completed_at: Timestamp(5),
@@ -50,14 +50,16 @@ pub(crate) fn every_table(each: &mut impl Each) {
     each.entry::<Meta>((), MetaRow { epoch: Epoch(3), now: at, last_attempt: Attempt(9), ..MetaRow::default() });
     each.entry::<Invocations>(id, invocation());
     let raw = Bytes::from_static(b"\x0a\x00raw");
-    each.entry::<Journal>(JournalKey { id, index: 5 }, Entry::Command { ty: entry_type::RUN, raw });
-    each.entry::<Objects>(object(), ObjectRow { owner: Some(id), head: 1, tail: 4 });
+    let (life, generation) = (Incarnation(4), 0x6E);
+    each.entry::<Journal>(JournalKey { life, index: 5 }, Entry::Command { ty: entry_type::RUN, raw });
+    each.entry::<Objects>(object(), ObjectRow { owner: Some(id), head: 1, tail: 4, waiting: 2 });
     each.entry::<Inbox>(InboxKey { object: object(), slot: 6 }, id);
-    let key = StateKey { object: object(), name: "count".into() };
-    each.entry::<StateValues>(key, StateValue { bytes: Bytes::from_static(b"{}") });
-    each.entry::<StateNames>(object(), vec!["count".into(), "".into()]);
-    each.entry::<Timers>(TimerKey { due: at, id, slot: 1 }, TimerRow { incarnation: Incarnation(4) });
-    each.entry::<Running>(id, Attempt(12));
+    let key = StateKey { object: object(), generation, name: "count".into() };
+    each.entry::<StateValues>(key.clone(), StateValue { bytes: Bytes::from_static(b"{}") });
+    each.entry::<StateNames>(key, ());
+    let owner = TimerOwner::Invocation { life: Life { id, incarnation: life }, slot: 1 };
+    each.entry::<Timers>(TimerKey { due: at, owner }, ());
+    each.entry::<Running>(RunningKey { class: AttemptClass::Fresh, attempt: Attempt(12) }, id);
     let key = ExpiryKey { at, id, journal_only: true };
     each.entry::<Expiries>(key, ExpiryRow { incarnation: Incarnation(4), evictable_bytes: 99 });
     let caller = Caller { partition: PartitionId(7), id, incarnation: Incarnation(4), completion: 1 };
@@ -110,4 +112,10 @@ pub(crate) fn every_table(each: &mut impl Each) {
     };
     each.entry::<CatalogRows>(CatalogKey::Subscription(subscription.id), CatalogRow::Subscription(subscription));
     each.entry::<CatalogRows>(CatalogKey::Position(stream()), CatalogRow::Position(-3));
+    each.entry::<States>(object(), StateRow { generation, values: 2 });
+    each.entry::<Open>(OpenKey { life, completion: 9 }, OpenCompletion::Sleep { until: at });
+    each.entry::<Waiters>(WaiterKey { callee: life, caller }, ());
+    let after = Some("count".into());
+    each.entry::<Chores>(5, Chore::ClearState { object: object(), generation, left: 7, after });
+    each.entry::<ChorePages>(ChorePageKey { chore: 5, page: 1 }, vec!["count".into(), "".into()]);
 }

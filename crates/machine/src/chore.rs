@@ -1,0 +1,356 @@
+//! Work that takes more rows than one record may touch (rule M9).
+//!
+//! What others can see has changed at once: an invocation has completed, a key's values are of another generation, a subscription is
+//! closed. What is left over lies under numbers that nobody uses again, or is a result that reaches those who wait one after the
+//! other. It is a row here, done piece by piece: the first by the record that causes it, as far as that may, each further one by a
+//! [`ChoreDue`](surefoot_model::Event::ChoreDue).
+//!
+//! Owns: the list of such work and its steps. Does not own: when the next step comes (`partition`).
+
+use crate::apply::Context;
+use crate::{
+    ChorePageKey, ChorePages, Chores, Effect, Invocations, Journal, JournalKey, Open, OpenKey, Parked, ParkedKey, Rows, Sources,
+    State, StateError, StateKey, StateNames, StateValues, Streams, Table, WaiterKey, Waiters, invocation, journal, operator,
+    timer,
+};
+use minicbor::{Decode, Encode};
+use surefoot_model::{
+    Caller, Incarnation, InvocationId, Life, Notification, NotificationId, ObjectKey, OpenCompletion, Outcome, PartitionId,
+    Resolution, Stage, StreamId, SubscriptionId, Text, entry_type,
+};
+
+/// Names of state on one page that a chore collects.
+const PAGE_NAMES: u32 = 1_000;
+/// Parked Kafka records that one step removes: each may be large, and is read.
+const PARKED_STEP: u32 = 64;
+
+/// What is left to do, and where it goes on.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Chore {
+    /// Entries `next..end` of a journal go.
+    #[n(0)]
+    DeleteJournal {
+        #[n(0)]
+        life: Incarnation,
+        #[n(1)]
+        next: u32,
+        #[n(2)]
+        end: u32,
+    },
+    /// What a life that is over waited for is waited for no more.
+    #[n(1)]
+    CloseOpen {
+        #[n(0)]
+        life: Life,
+        /// Completion ids from here on.
+        #[n(1)]
+        next: u32,
+        #[n(2)]
+        left: u32,
+        #[n(3)]
+        callees: Callees,
+    },
+    /// A result is told to the invocations that wait for it.
+    #[n(2)]
+    AnswerWaiters {
+        #[n(0)]
+        callee: Incarnation,
+        #[n(1)]
+        left: u32,
+        #[n(2)]
+        outcome: Outcome,
+        /// The last one that has been told.
+        #[n(3)]
+        after: Option<Caller>,
+    },
+    /// Values of a generation that is over go.
+    #[n(3)]
+    ClearState {
+        #[n(0)]
+        object: ObjectKey,
+        #[n(1)]
+        generation: u64,
+        #[n(2)]
+        left: u32,
+        #[n(3)]
+        after: Option<Text>,
+    },
+    /// The names of a key's values are listed for a handler that asked for them.
+    #[n(4)]
+    ListNames {
+        #[n(0)]
+        life: Life,
+        #[n(1)]
+        completion: u32,
+        #[n(2)]
+        object: ObjectKey,
+        #[n(3)]
+        generation: u64,
+        #[n(4)]
+        after: Option<Text>,
+        /// Collected so far.
+        #[n(5)]
+        pages: u32,
+    },
+    /// Watermarks of epochs before this one go.
+    #[n(5)]
+    ForgetStreams {
+        #[n(0)]
+        subscription: SubscriptionId,
+        #[n(1)]
+        before_epoch: u32,
+        #[n(2)]
+        after: Option<StreamId>,
+    },
+    /// Parked Kafka records of a closed subscription go.
+    #[n(6)]
+    ForgetParked {
+        #[n(0)]
+        subscription: SubscriptionId,
+        /// Row numbers from here on.
+        #[n(1)]
+        next: u64,
+    },
+}
+
+/// What becomes of the invocations that one which is over had called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Callees {
+    /// They go on.
+    #[n(0)]
+    GoOn,
+    /// They are killed, too.
+    #[n(1)]
+    Die,
+}
+
+/// Does what this record may do of a chore, and leaves the rest to others.
+pub(crate) fn begin<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<(), StateError> {
+    match step(cx, chore)? {
+        Some(rest) => {
+            put_off(cx, rest);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Leaves a chore to other records.
+pub(crate) fn put_off<S: State>(cx: &mut Context<S>, chore: Chore) {
+    let number = cx.next_chore();
+    cx.state.insert::<Chores>(number, chore);
+    cx.effect(Effect::SetChore(number));
+}
+
+/// Does the next piece of a chore.
+pub(crate) fn due<S: State>(cx: &mut Context<S>, number: u64) -> Result<(), StateError> {
+    let rest = match cx.state.get::<Chores>(&number)? {
+        None => return Ok(()),
+        Some(Chore::ListNames { life, completion, object, generation, after, pages }) => {
+            list_names(cx, number, NamesAsked { life, completion, object, generation, after, pages })?
+        }
+        Some(chore) => step(cx, chore)?,
+    };
+    match rest {
+        Some(rest) => {
+            cx.state.put::<Chores>(number, rest);
+            cx.effect(Effect::SetChore(number));
+        }
+        None => cx.state.delete::<Chores>(&number),
+    }
+    Ok(())
+}
+
+/// What is left of a chore after one step.
+fn step<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<Option<Chore>, StateError> {
+    match chore {
+        Chore::DeleteJournal { life, next, end } => {
+            let until = next + cx.take_steps(end - next, 1);
+            for index in next..until {
+                cx.state.delete::<Journal>(&JournalKey { life, index });
+            }
+            Ok((until < end).then_some(Chore::DeleteJournal { life, next: until, end }))
+        }
+        Chore::CloseOpen { life, next, left, callees } => close_open(cx, life, next, left, callees),
+        Chore::AnswerWaiters { callee, left, outcome, after } => answer_waiters(cx, callee, left, outcome, after),
+        Chore::ClearState { object, generation, left, after } => clear_state(cx, object, generation, left, after),
+        Chore::ForgetStreams { subscription, before_epoch, after } => forget_streams(cx, subscription, before_epoch, after),
+        Chore::ForgetParked { subscription, next } => forget_parked(cx, subscription, next),
+        Chore::ListNames { .. } => unreachable!("it is put off, for its end is told to an invocation of its own"),
+    }
+}
+
+fn close_open<S: State>(
+    cx: &mut Context<S>,
+    life: Life,
+    next: u32,
+    left: u32,
+    callees: Callees,
+) -> Result<Option<Chore>, StateError> {
+    let steps = cx.take_steps(left, 3);
+    let from = OpenKey { life: life.incarnation, completion: next };
+    let to = OpenKey { life: Incarnation(life.incarnation.0 + 1), completion: 0 };
+    let rows = first::<Open, S>(cx, &from, &to, steps, left)?;
+    assert_eq!(rows.len(), steps as usize, "rule O7: the row of {} counts its open completions", life.id);
+    let mut next = next;
+    for (key, open) in rows {
+        next = key.completion.saturating_add(1);
+        cx.state.delete::<Open>(&key);
+        match open {
+            OpenCompletion::Run => {}
+            OpenCompletion::Sleep { until } => timer::clear(cx, timer::of_sleep(life, key.completion, until)),
+            OpenCompletion::Call { callee, partition } => match callees {
+                Callees::GoOn => {}
+                Callees::Die => operator::kill_callee(cx, life, key.completion, callee, partition)?,
+            },
+        }
+    }
+    let left = left - steps;
+    Ok((left > 0).then_some(Chore::CloseOpen { life, next, left, callees }))
+}
+
+fn answer_waiters<S: State>(
+    cx: &mut Context<S>,
+    callee: Incarnation,
+    left: u32,
+    outcome: Outcome,
+    after: Option<Caller>,
+) -> Result<Option<Chore>, StateError> {
+    let steps = cx.take_steps(left, 3);
+    let from = WaiterKey { callee, caller: after.unwrap_or(FIRST_CALLER) };
+    let to = WaiterKey { callee: Incarnation(callee.0 + 1), caller: FIRST_CALLER };
+    let mut after = after;
+    // Those before `after` have gone, itself included.
+    let rows = first::<Waiters, S>(cx, &from, &to, steps, left)?;
+    assert_eq!(rows.len(), steps as usize, "rule O7: an invocation's row counts its waiters");
+    for (key, ()) in rows {
+        cx.state.delete::<Waiters>(&key);
+        invocation::reply_to(cx, &key.caller, outcome.clone())?;
+        after = Some(key.caller);
+    }
+    let left = left - steps;
+    Ok((left > 0).then_some(Chore::AnswerWaiters { callee, left, outcome, after }))
+}
+
+const FIRST_CALLER: Caller = Caller {
+    partition: PartitionId(0),
+    id: InvocationId { partition_key: 0, unique: 0 },
+    incarnation: Incarnation(0),
+    completion: 0,
+};
+
+fn clear_state<S: State>(
+    cx: &mut Context<S>,
+    object: ObjectKey,
+    generation: u64,
+    left: u32,
+    after: Option<Text>,
+) -> Result<Option<Chore>, StateError> {
+    let steps = cx.take_steps(left, 2);
+    let (from, to) = names_range(&object, generation, after.as_ref());
+    let rows = first::<StateNames, S>(cx, &from, &to, steps, left)?;
+    assert_eq!(rows.len(), steps as usize, "rule O7: a key's row counts its values");
+    let names: Vec<Text> = rows.into_iter().map(|(key, ())| key.name).collect();
+    let after = names.last().cloned().or(after);
+    for name in names {
+        let key = StateKey { object: object.clone(), generation, name };
+        cx.state.delete::<StateNames>(&key);
+        cx.state.delete::<StateValues>(&key);
+    }
+    let left = left - steps;
+    Ok((left > 0).then_some(Chore::ClearState { object, generation, left, after }))
+}
+
+/// Where the names of a generation lie, behind `after`.
+pub(crate) fn names_range(object: &ObjectKey, generation: u64, after: Option<&Text>) -> (StateKey, StateKey) {
+    let first = after.map_or_else(Text::default, |after| format!("{after}\0").into());
+    let from = StateKey { object: object.clone(), generation, name: first };
+    let to = StateKey { object: object.clone(), generation: generation + 1, name: Text::default() };
+    (from, to)
+}
+
+/// The first `wanted` of the entries with `from <= key < to`, of which there are `left`.
+fn first<T: Table, S: State>(cx: &Context<S>, from: &T::Key, to: &T::Key, wanted: u32, left: u32) -> Result<Rows<T>, StateError> {
+    match wanted {
+        0 => Ok(Vec::new()),
+        _ if wanted == left => cx.state.all::<T>(from, to, left as usize),
+        _ => cx.state.scan::<T>(from, Some(to), wanted as usize),
+    }
+}
+
+struct NamesAsked {
+    life: Life,
+    completion: u32,
+    object: ObjectKey,
+    generation: u64,
+    after: Option<Text>,
+    pages: u32,
+}
+
+/// The list is of one instant if the handler waits for it before it writes on; one that does not may find some of that in it.
+fn list_names<S: State>(cx: &mut Context<S>, number: u64, asked: NamesAsked) -> Result<Option<Chore>, StateError> {
+    let NamesAsked { life, completion, object, generation, after, pages } = asked;
+    let count = cx.take_steps(PAGE_NAMES, 1) as usize;
+    let (from, to) = names_range(&object, generation, after.as_ref());
+    let rows = cx.state.scan::<StateNames>(&from, Some(&to), count)?;
+    let mut names: Vec<Text> = rows.into_iter().map(|(key, ())| key.name).collect();
+    let found = cx.state.get::<Invocations>(&life.id)?.filter(|invocation| invocation.incarnation == life.incarnation);
+    let is_waiting = found.as_ref().is_some_and(|invocation| matches!(invocation.stage, Stage::Active(_)));
+    if names.len() == count && is_waiting {
+        let after = names.last().cloned();
+        cx.state.insert::<ChorePages>(ChorePageKey { chore: number, page: pages }, names);
+        return Ok(Some(Chore::ListNames { life, completion, object, generation, after, pages: pages + 1 }));
+    }
+    let mut all = Vec::new();
+    for page in 0..pages {
+        let key = ChorePageKey { chore: number, page };
+        let collected = cx.state.get::<ChorePages>(&key)?;
+        all.append(&mut collected.expect("rule M9: a chore's pages are there until its end"));
+        cx.state.delete::<ChorePages>(&key);
+    }
+    all.append(&mut names);
+    let Some(mut invocation) = found else { return Ok(None) };
+    if let Stage::Active(active) = std::mem::replace(&mut invocation.stage, Stage::Scheduled) {
+        let notification = Notification {
+            ty: entry_type::GET_LAZY_STATE_KEYS_COMPLETION,
+            id: NotificationId::Completion(completion),
+            result: Resolution::StateKeys(all),
+        };
+        journal::notify(cx, life.id, invocation, active, notification);
+    }
+    Ok(None)
+}
+
+fn forget_streams<S: State>(
+    cx: &mut Context<S>,
+    subscription: SubscriptionId,
+    before_epoch: u32,
+    after: Option<StreamId>,
+) -> Result<Option<Chore>, StateError> {
+    // One that was opened again meanwhile keeps what it has read since.
+    let before_epoch = cx.state.get::<Sources>(&subscription)?.map_or(before_epoch, |row| row.epoch.min(before_epoch));
+    let bound = |epoch| StreamId { subscription, epoch, topic: 0, partition: i32::MIN };
+    let limit = cx.steps_left(1) as usize;
+    let rows = cx.state.scan::<Streams>(&after.unwrap_or(bound(0)), Some(&bound(before_epoch)), limit)?;
+    let is_last = rows.len() < limit;
+    cx.take_steps(rows.len() as u32, 1);
+    let after = rows.last().map(|(stream, _)| *stream).or(after);
+    for (stream, _) in rows {
+        cx.state.delete::<Streams>(&stream);
+    }
+    Ok((!is_last).then_some(Chore::ForgetStreams { subscription, before_epoch, after }))
+}
+
+fn forget_parked<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, next: u64) -> Result<Option<Chore>, StateError> {
+    let key = |number| ParkedKey { subscription, number };
+    let limit = cx.steps_left(1).min(PARKED_STEP) as usize;
+    let rows = cx.state.scan::<Parked>(&key(next), Some(&key(u64::MAX)), limit)?;
+    let is_last = rows.len() < limit;
+    cx.take_steps(rows.len() as u32, 1);
+    let next = rows.last().map_or(next, |(key, _)| key.number + 1);
+    for (key, _) in rows {
+        cx.state.delete::<Parked>(&key);
+    }
+    Ok((!is_last).then_some(Chore::ForgetParked { subscription, next }))
+}
