@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "it measures the real world")]
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +48,8 @@ fn measure(dir: &Path, appenders: usize, duration: Duration) {
     std::fs::remove_dir_all(dir).ok();
     let disk = Arc::new(Counting::default());
     let options = Options::new(|message| panic!("{message}"));
-    let opened = local::open(disk.clone(), dir, options, &mut |_| Ok(())).expect("open a log in an empty directory");
+    let opened =
+        local::open(disk.clone(), dir, options, &BTreeMap::new(), &mut |_| Ok(())).expect("open a log in an empty directory");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
     let tasks = OsTasks::new(runtime.handle().clone());
     let log = opened.log;

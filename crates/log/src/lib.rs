@@ -30,8 +30,13 @@ pub trait Sink: Send + Sync {
 pub trait Log: Send + Sync {
     /// Queues entries for `partition`, in order after everything queued before. Never waits; what is in flight is bounded by its
     /// callers' permits (rule O3). Each entry reaches the partition's [`Sink`] once durable. `durable` is called then, too.
-    /// There is no error to handle: a log that cannot make an entry durable stops the process (rule L4).
+    /// There is no error to handle: a log that finds no room waits until there is some, and one that cannot make an entry durable
+    /// stops the process (rule L4). For what running work needs: it may fill the log's reserve (rule L8).
     fn append(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>);
+
+    /// As [`Log::append`], for what comes from outside: it waits while nothing but the reserve is left, and what is appended
+    /// meanwhile goes before it (rule L8). Entries appended in this way keep their order among themselves.
+    fn append_from_outside(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>);
 
     /// Entries of `partition` up to and including `up_to` are covered by a synced checkpoint and may go (rule C2).
     fn trim(&self, partition: PartitionId, up_to: Lsn);
@@ -47,4 +52,15 @@ pub struct Retained {
     /// The partition whose checkpoint would free most of what holds the oldest part (rule C5). `None`: nothing but what is being
     /// written is held, or it can go already.
     pub oldest_holder: Option<PartitionId>,
+    pub room: Room,
+}
+
+/// What a log can take now (rule L8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Enough,
+    /// Nothing but the reserve is left: events of running work are written, what comes from outside waits.
+    Reserve,
+    /// Nothing is written before there is room again. What is durable stays so.
+    None,
 }

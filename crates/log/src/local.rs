@@ -22,9 +22,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use surefoot_env::{Disk, Steps, Tasks, Wake};
+use std::time::Duration;
+use surefoot_env::{Disk, Steps, Tasks, Wake, is_out_of_descriptors, is_shortage};
 use surefoot_model::{Epoch, Lsn, PartitionId};
-use writer::{Segment, Started, Starting, Writer};
+use writer::{Segment, Starting, Writer};
 
 /// Told once, with the reason, when the log can no longer make anything durable (rule L4).
 pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
@@ -35,6 +36,8 @@ pub struct Options {
     /// Size of the first segments in bytes; later ones double up to `segment_bytes_max` as more is retained.
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
+    /// Bytes of the file that running work may fill once there is no room for another segment (rule L8).
+    pub reserve_bytes: u64,
     /// Bytes of a batch, at least 128. A larger append becomes several batches, a larger entry several parts (rule L7).
     pub batch_bytes_max: usize,
     /// Called at most once; the log is dead then. A server ends its process at once.
@@ -44,11 +47,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The product's settings: segments of 1 to 64 MiB, batches of at most 512 KiB.
+    /// The product's settings: segments of 1 to 64 MiB, 4 MiB in reserve, batches of at most 512 KiB.
     pub fn new(fatal: impl Fn(String) + Send + Sync + 'static) -> Self {
         Self {
             segment_bytes_min: 1 << 20,
             segment_bytes_max: 64 << 20,
+            reserve_bytes: 4 << 20,
             batch_bytes_max: 512 << 10,
             fatal: Arc::new(fatal),
             mutant: Mutant::None,
@@ -77,10 +81,20 @@ pub enum Mutant {
     RecoverWithoutSync,
     /// Recovery does not write again what a failed sync may have left in memory only (L3, L4).
     RecoverWithoutRewrite,
+    /// Goes on after a failed sync (L4).
+    IgnoreFailedSync,
+    /// Recovery takes the LSNs of a partition from its entries alone (L5).
+    RestartLsns,
+    /// Recovery takes the first part of a large entry for all of it (L7).
+    TakeFirstPart,
+    /// What comes from outside may fill the reserve (L8).
+    ReserveForAll,
+    /// A segment that finds no room ends the log (L8).
+    DieOfShortage,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::None,
         Self::SkipSync,
         Self::PublishBeforeSync,
@@ -90,6 +104,11 @@ impl Mutant {
         Self::TrimEarly,
         Self::RecoverWithoutSync,
         Self::RecoverWithoutRewrite,
+        Self::IgnoreFailedSync,
+        Self::RestartLsns,
+        Self::TakeFirstPart,
+        Self::ReserveForAll,
+        Self::DieOfShortage,
     ];
 }
 
@@ -148,17 +167,28 @@ impl Stepper {
     }
 }
 
-/// Opens the log in `dir`, which is made if missing. Hands every durable entry of every partition to `replay`, in log order, large
-/// ones in one piece; cuts a torn tail, makes durable what it keeps (rule L3), and starts a new segment.
+/// Opens the log in `dir`, which is made if missing. Hands every durable entry that `covered` leaves out to `replay`, in log order,
+/// large ones in one piece; cuts a torn tail, makes durable what it keeps (rule L3), and starts a new segment.
 ///
-/// Entries that the caller's checkpoint covers are replayed too: it skips them. Afterwards it asks [`Recovery::check`] for each
-/// of its partitions. Errors: see [`Error`]; all mean that the node must not start.
-pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, replay: &mut Replay<'_>) -> Result<Opened, Error> {
+/// `covered` says up to where the caller's durable checkpoints reach: those entries are not read again, and are trimmed (rule C2).
+/// Afterwards the caller asks [`Recovery::check`] for each of its partitions. Errors: see [`Error`]; all mean that the node must not
+/// start.
+pub fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: Options,
+    covered: &BTreeMap<PartitionId, Lsn>,
+    replay: &mut Replay<'_>,
+) -> Result<Opened, Error> {
     assert!(options.batch_bytes_max >= 128 && options.segment_bytes_min >= 1024, "sizes leave room for headers");
     assert!(options.segment_bytes_min <= options.segment_bytes_max, "the smallest segment is no larger than the largest");
-    let mut found = recovery::recover(&*disk, dir, &options, replay)?;
+    let mut found = recovery::recover(&*disk, dir, &options, covered, replay)?;
     let mut segments = Segments::new(dir, &options);
     segments.closed = std::mem::take(&mut found.closed).into();
+    covered.iter().for_each(|(partition, up_to)| segments.trim(*partition, *up_to));
+    if options.mutant == Mutant::RestartLsns {
+        found.next.retain(|partition, _| segments.closed.iter().any(|closed| closed.ranges.contains_key(partition)));
+    }
     found.tidy(&*disk, dir, &options, &mut segments)?;
     let shared = Arc::new(Shared {
         inbox: Mutex::default(),
@@ -175,13 +205,15 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, replay: &mut Repl
         mutant: options.mutant,
         fatal: options.fatal,
     });
-    let header = SegmentHeader { number: found.number_max + 1, previous: found.previous, next: found.next.clone() };
+    let header =
+        SegmentHeader { number: found.number_max + 1, previous: found.previous, next: found.next.clone(), unfinished: None };
     let segment = start(&shared, &*disk, dir, &header).map_err(|source| Error::Io {
         doing: "start a log segment in",
         path: dir.to_owned(),
         source,
     })?;
     shared.turn(None, &segment);
+    shared.segments().unprepared_bytes = options.segment_bytes_min;
     let writer = Writer::new(shared.clone(), disk.clone(), dir.to_owned(), segment, found.next);
     let filler = Filler::new(shared.clone(), disk, dir.to_owned());
     Ok(Opened {
@@ -192,14 +224,36 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, replay: &mut Repl
     })
 }
 
+/// Starts a segment, if need be in the reserve, so that a process can start where the disk is full; and where that is used up, in
+/// the room that the last segment does not need any more.
 fn start(shared: &Shared, disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -> io::Result<Segment> {
     let mut starting = Starting::new(header);
+    let mut was_cut = false;
     loop {
-        match starting.step(shared, disk, dir)? {
-            Started::Not(next) => starting = next,
-            Started::Yes(segment) => return Ok(segment),
+        match starting.step(shared, disk, dir) {
+            Ok(None) => {}
+            Ok(Some(segment)) => return Ok(segment),
+            Err(error) if !is_shortage(&error) || is_out_of_descriptors(&error) => return Err(error),
+            Err(_) if starting.take_reserve(shared) => {}
+            Err(_) if !was_cut => {
+                was_cut = true;
+                shared.cut_last(disk)?;
+                starting.keep_most();
+            }
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// What is not used of a segment is given back to start another one if it is at least this much.
+const CUT_BYTES_MIN: u64 = 16 << 10;
+
+/// How long to wait before what found no room, or no descriptor, is tried again.
+const SHORT_RETRY: Duration = Duration::from_millis(500);
+
+/// An error of a sync, which is never taken for a shortage (rule L4); but for one that came before the sync began.
+fn of_sync(error: io::Error) -> io::Error {
+    if is_out_of_descriptors(&error) { error } else { io::Error::other(error) }
 }
 
 /// The local log. Clones share it.
@@ -239,20 +293,11 @@ impl LocalLog {
 
 impl Log for LocalLog {
     fn append(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>) {
-        if self.shared.is_over() {
-            return;
-        }
-        let mut inbox = self.shared.inbox.lock().expect(UNPOISONED);
-        if inbox.has_ended {
-            return;
-        }
-        // The writer takes all there is, so whoever found the queue empty has woken it for everyone after.
-        let wake = inbox.queue.is_empty();
-        inbox.queue.push_back(Queued { partition, epoch, payloads, durable });
-        drop(inbox);
-        if wake {
-            self.shared.writer_wake.wake();
-        }
+        self.shared.queue(Queued { origin: Origin::Work, partition, epoch, payloads, durable });
+    }
+
+    fn append_from_outside(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>) {
+        self.shared.queue(Queued { origin: Origin::Outside, partition, epoch, payloads, durable });
     }
 
     fn trim(&self, partition: PartitionId, up_to: Lsn) {
@@ -262,7 +307,7 @@ impl Log for LocalLog {
 
     fn retained(&self) -> Retained {
         let segments = self.shared.segments();
-        Retained { bytes: segments.bytes_retained(), oldest_holder: segments.oldest_holder() }
+        Retained { bytes: segments.bytes_retained(), oldest_holder: segments.oldest_holder(), room: segments.room() }
     }
 }
 
@@ -275,10 +320,18 @@ struct Inbox {
 }
 
 struct Queued {
+    origin: Origin,
     partition: PartitionId,
     epoch: Epoch,
     payloads: Vec<Bytes>,
     durable: Option<Durable>,
+}
+
+/// Who may fill the reserve (rule L8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Work,
+    Outside,
 }
 
 const UNPOISONED: &str = "no holder of this lock panics";
@@ -331,10 +384,31 @@ impl Shared {
         }
     }
 
-    /// Swaps the queue with `empty`, whose room is used again; false if nothing was queued.
-    fn take_queued(&self, empty: &mut VecDeque<Queued>) -> bool {
-        std::mem::swap(&mut self.inbox.lock().expect(UNPOISONED).queue, empty);
-        !empty.is_empty()
+    fn queue(&self, queued: Queued) {
+        if self.is_over() {
+            return;
+        }
+        let mut inbox = self.inbox.lock().expect(UNPOISONED);
+        if inbox.has_ended {
+            return;
+        }
+        // The writer takes all there is, so that an append to an empty queue wakes it for all that follow.
+        let wake = inbox.queue.is_empty();
+        inbox.queue.push_back(queued);
+        drop(inbox);
+        if wake {
+            self.writer_wake.wake();
+        }
+    }
+
+    /// Moves what is queued behind what was `taken`. An empty one is swapped, and its room used again.
+    fn take_more(&self, taken: &mut VecDeque<Queued>) {
+        let mut inbox = self.inbox.lock().expect(UNPOISONED);
+        if taken.is_empty() {
+            std::mem::swap(&mut inbox.queue, taken);
+        } else {
+            taken.append(&mut inbox.queue);
+        }
     }
 
     /// The writer has ended: callbacks of what came too late are dropped, so that whoever waits for one learns it.
@@ -372,7 +446,39 @@ impl Shared {
     fn next_file(&self) -> Result<Spare, u64> {
         let mut segments = self.segments();
         segments.spare_refused = false;
-        segments.spares.pop().ok_or(segments.bytes_min)
+        let bytes = segments.unprepared_bytes;
+        segments.spares.pop().ok_or(bytes)
+    }
+
+    fn take_reserve(&self) -> Option<Spare> {
+        let mut segments = self.segments();
+        let reserve = segments.reserve.take()?;
+        segments.reserve_is_taken = true;
+        Some(reserve)
+    }
+
+    fn reserve_is_taken(&self) -> bool {
+        self.segments().reserve_is_taken
+    }
+
+    fn set_stuck(&self, is_stuck: bool) {
+        self.segments().is_stuck = is_stuck;
+    }
+
+    /// Gives back what the newest of the closed segments does not use of its file, and makes the next one small enough for it.
+    fn cut_last(&self, disk: &dyn Disk) -> io::Result<()> {
+        let mut segments = self.segments();
+        let Some(last) = segments.closed.back_mut() else { return Ok(()) };
+        let unused = last.file_bytes.saturating_sub(last.end);
+        if unused < CUT_BYTES_MIN {
+            return Ok(());
+        }
+        disk.open(&last.path)?.truncate(last.end)?;
+        last.file_bytes = last.end;
+        segments.reserve_is_taken = true;
+        // The block that the file ends in, and what the file system writes down for the next one.
+        segments.unprepared_bytes = (unused - unused / 8).min(segments.bytes_min) / 4096 * 4096;
+        Ok(())
     }
 
     /// The writer goes on in `current`.

@@ -26,7 +26,7 @@ use surefoot_model::{
     Timestamp, encoding,
 };
 use surefoot_storage::Reader;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Bytes that the outer edges may have appended and not yet durable.
 const EDGE_BYTES_MAX: usize = 64 << 20;
@@ -138,13 +138,25 @@ impl Shared {
         events: impl IntoIterator<Item = Event>,
         durable: Option<Durable>,
     ) -> bool {
-        if self.is_stopping.load(Ordering::Acquire) {
-            return false;
-        }
-        let at = Timestamp(self.env.clock.now_ms());
-        let payloads = events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect();
+        let Some(payloads) = self.payloads(events) else { return false };
         self.log.append(partition, self.epoch(partition), payloads, durable);
         true
+    }
+
+    /// As [`Self::append`], for what the log's reserve is not for (rule L8).
+    fn append_from_outside(&self, partition: PartitionId, event: Event, durable: Durable) -> bool {
+        let Some(payloads) = self.payloads([event]) else { return false };
+        self.log.append_from_outside(partition, self.epoch(partition), payloads, Some(durable));
+        true
+    }
+
+    /// Events as the log takes them; none once the node stops.
+    fn payloads(&self, events: impl IntoIterator<Item = Event>) -> Option<Vec<Bytes>> {
+        if self.is_stopping.load(Ordering::Acquire) {
+            return None;
+        }
+        let at = Timestamp(self.env.clock.now_ms());
+        Some(events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect())
     }
 }
 
@@ -232,19 +244,25 @@ impl Partitions {
     /// Events of one caller keep their order per partition if it awaits each call before the next.
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         self.0.gate.wait().await;
-        self.append_permitted(partition, event, durable).await
-    }
-
-    /// As [`Self::append_source`], without a look at the gate.
-    async fn append_permitted(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
-        self.0.expect_running(partition)?;
-        let bytes = event_bytes(&event);
-        let permit = self.0.edge.clone().acquire_many_owned(bytes).await.map_err(|_| Stopped::NotTaken)?;
+        let permit = self.permit(partition, &event).await?;
         let durable: Durable = Box::new(move |lsn| {
             drop(permit);
             durable(lsn);
         });
-        if self.0.append(partition, [event], Some(durable)) { Ok(()) } else { Err(Stopped::NotTaken) }
+        if self.0.append_from_outside(partition, event, durable) { Ok(()) } else { Err(Stopped::NotTaken) }
+    }
+
+    /// What an operator asks for: without a look at the gate, and with the reserve, since it may make room.
+    async fn append_operation(&self, partition: PartitionId, event: Event) -> Result<(), Stopped> {
+        let permit = self.permit(partition, &event).await?;
+        let is_taken = self.0.append(partition, [event], Some(Box::new(move |_| drop(permit))));
+        if is_taken { Ok(()) } else { Err(Stopped::NotTaken) }
+    }
+
+    /// Room among what the edges have appended and is not yet durable.
+    async fn permit(&self, partition: PartitionId, event: &Event) -> Result<OwnedSemaphorePermit, Stopped> {
+        self.0.expect_running(partition)?;
+        self.0.edge.clone().acquire_many_owned(event_bytes(event)).await.map_err(|_| Stopped::NotTaken)
     }
 
     /// Kills, pauses, resumes or purges one invocation. Does not wait for memory: an operator may have come to make room.
@@ -252,7 +270,7 @@ impl Partitions {
         let partition = id.partition(self.count());
         let request = self.open_request(partition)?;
         let event = Event::OperatorRequested { id, operation, request: request.id };
-        self.append_permitted(partition, event, Box::new(|_| ())).await?;
+        self.append_operation(partition, event).await?;
         request.operation().await
     }
 
@@ -393,7 +411,7 @@ impl Partitions {
         let partition = PartitionId((number % count) as u16);
         let request = self.open_request(partition)?;
         let event = Event::ParkedDiscarded { subscription, number: number / count, request: request.id };
-        self.append_permitted(partition, event, Box::new(|_| ())).await?;
+        self.append_operation(partition, event).await?;
         request.operation().await
     }
 

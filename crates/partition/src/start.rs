@@ -14,6 +14,7 @@ use crate::mailbox::Mailbox;
 use crate::query::PartitionHealth;
 use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,8 @@ use tokio::sync::oneshot;
 pub enum StartError {
     #[error("partition {partition}: {message}")]
     Partition { partition: PartitionId, message: String },
+    #[error("make the tables durable: {0}")]
+    Engine(String),
     #[error("the log holds records of partition {0}, which this node was not created with")]
     UnknownPartition(PartitionId),
     #[error("the log holds more than `memory-size` takes, and the disk has no room to write it to tables ({0}): make room on it")]
@@ -99,6 +102,8 @@ impl Recovering {
         storage_mutant: surefoot_storage::Mutant,
         settings: Settings,
     ) -> Result<Self, StartError> {
+        // A process that was killed may have committed what is not durable, and what is read now decides what is trimmed.
+        engine.flush().map_err(|error| StartError::Engine(error.to_string()))?;
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let mut partitions = Vec::with_capacity(usize::from(count) + 1);
         for id in ids {
@@ -171,6 +176,13 @@ impl Recovering {
     #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.partitions.iter().filter_map(|recovered| recovered.store.as_ref().ok()).map(Store::memory_bytes).sum()
+    }
+
+    /// Up to where each partition's checkpoints reach: nobody needs the log up to there any more (rule C2). Of one that stopped,
+    /// nothing is known.
+    pub fn covered(&self) -> BTreeMap<PartitionId, Lsn> {
+        let store = |recovered: &Recovered| Some((recovered.id, recovered.store.as_ref().ok()?.checkpointed_lsn()));
+        self.partitions.iter().filter_map(store).collect()
     }
 
     /// Records applied from the log so far.

@@ -86,7 +86,8 @@ impl Node {
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
         options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
-        let opened = local::open(env.disk.clone(), &place.log, options, &mut |entry| Ok(recovering.replay(&entry)?))?;
+        let covered = recovering.covered();
+        let opened = local::open(env.disk.clone(), &place.log, options, &covered, &mut |entry| Ok(recovering.replay(&entry)?))?;
         recovering.check(|partition| {
             let bounds = opened.recovery.bounds(partition);
             (bounds.first, bounds.next)

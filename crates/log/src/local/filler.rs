@@ -1,20 +1,23 @@
 //! The zero-filler: writes zeros through the next segment's file before it is needed, and takes trimmed segments out of the log.
 //!
-//! Owns: making, recycling and removing files, one disk operation per step. Does not own: which segments may go (`segments`).
-//! Each change of a name is made durable before the next, and before the file is used again, so that whatever a power loss
-//! leaves is a run of segments without a gap, and no file is written under a name it may lose.
+//! Owns: making, recycling and removing files, one disk operation per step, the reserve first (rule L8). Does not own: which
+//! segments may go (`segments`). Each change of a name is made durable before the next, and before the file is used again, so that
+//! whatever a power loss leaves is a run of segments without a gap, and no file is written under a name it may lose. What finds no
+//! room or no descriptor is tried again later.
 
-use super::Shared;
 use super::segments::Spare;
+use super::{SHORT_RETRY, Shared, of_sync};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use surefoot_env::{Disk, File, Step, Steps};
+use surefoot_env::{Disk, File, Step, Steps, is_shortage};
 
 /// Zeros per write.
 const FILL_BYTES: usize = 256 << 10;
 /// Zeros between two syncs: the writer's own syncs queue behind what is on its way to the disk by then.
 const SYNC_BYTES: u64 = 4 << 20;
+/// A file is made ready where so many times its size are free: what is left should not go into one that only may be needed.
+const FREE_SHARE: u64 = 2;
 
 pub(super) struct Filler {
     shared: Arc<Shared>,
@@ -25,6 +28,16 @@ pub(super) struct Filler {
 
 enum Stage {
     Look,
+    Remove {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        spare: Spare,
+    },
+    Create {
+        spare: Spare,
+    },
     Fill {
         file: Box<dyn File>,
         spare: Spare,
@@ -35,14 +48,23 @@ enum Stage {
         spare: Spare,
         filled: u64,
     },
+    /// There was no room for all of it.
+    Abandon {
+        path: PathBuf,
+    },
     /// A name changed; once that is durable the spare can be used.
     SyncDir {
         ready: Option<Spare>,
     },
-    /// No room for a spare: the writer makes do without.
-    Abandon {
-        path: PathBuf,
-    },
+}
+
+/// What a stage came to.
+enum Next {
+    Stage(Stage),
+    /// Nothing to do before something changes.
+    Rest,
+    /// No room: look again in a while.
+    Later,
 }
 
 impl Filler {
@@ -50,63 +72,91 @@ impl Filler {
         Self { shared, disk, dir, stage: Stage::Look }
     }
 
-    fn look(&mut self) -> io::Result<Step> {
+    /// What is to be done, the most useful first: giving back room, then making use of it.
+    fn look(&mut self) -> io::Result<Next> {
         let mut segments = self.shared.segments();
         if let Some(surplus) = segments.take_surplus() {
-            drop(segments);
-            self.disk.remove(&surplus.path)?;
-            self.stage = Stage::SyncDir { ready: None };
-        } else if let Some(trimmed) = segments.take_covered() {
-            let ready =
-                segments.fits(trimmed.file_bytes).then(|| Spare { path: segments.spare_path(), file_bytes: trimmed.file_bytes });
-            drop(segments);
-            match &ready {
-                Some(spare) => self.disk.rename(&trimmed.path, &spare.path)?,
-                None => self.disk.remove(&trimmed.path)?,
-            }
-            self.stage = Stage::SyncDir { ready };
-        } else if segments.wants_spare() {
-            let spare = Spare { file_bytes: segments.capacity_wanted(), path: segments.spare_path() };
-            drop(segments);
-            self.stage = match self.disk.create(&spare.path) {
-                Ok(file) => Stage::Fill { file, spare, filled: 0 },
-                Err(_) => Stage::Abandon { path: spare.path },
-            };
-        } else {
-            return Ok(Step::Idle);
+            return Ok(Next::Stage(Stage::Remove { path: surplus.path }));
         }
-        Ok(Step::Worked)
+        if let Some(trimmed) = segments.take_covered() {
+            let next = if segments.has_use_for(trimmed.file_bytes) {
+                let spare = Spare { path: segments.spare_path(), file_bytes: trimmed.file_bytes };
+                Stage::Rename { from: trimmed.path, spare }
+            } else {
+                Stage::Remove { path: trimmed.path }
+            };
+            return Ok(Next::Stage(next));
+        }
+        let Some(spare) = segments.wanted() else { return Ok(Next::Rest) };
+        drop(segments);
+        let free = self.disk.space(&self.dir)?.free;
+        if free / FREE_SHARE < spare.file_bytes { Ok(self.refused()) } else { Ok(Next::Stage(Stage::Create { spare })) }
     }
 
-    fn work(&mut self) -> io::Result<Step> {
-        match std::mem::replace(&mut self.stage, Stage::Look) {
+    /// A file could not be made: the writer makes do without a spare until the next segment, and the reserve is missed until there is one.
+    fn refused(&self) -> Next {
+        let mut segments = self.shared.segments();
+        if segments.reserve.is_none() {
+            return Next::Later;
+        }
+        segments.spare_refused = true;
+        Next::Stage(Stage::Look)
+    }
+
+    /// Does a stage's disk operation. A shortage leaves behind what is to be done once it is over.
+    fn work(&mut self) -> io::Result<Next> {
+        let stage = std::mem::replace(&mut self.stage, Stage::Look);
+        let (again, error) = match stage {
             Stage::Look => return self.look(),
+            Stage::Remove { path } => match self.disk.remove(&path) {
+                Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: None })),
+                Err(error) => (Stage::Remove { path }, error),
+            },
+            Stage::Rename { from, spare } => match self.disk.rename(&from, &spare.path) {
+                Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: Some(spare) })),
+                Err(error) => (Stage::Rename { from, spare }, error),
+            },
+            Stage::Create { spare } => match self.disk.create(&spare.path) {
+                Ok(file) => return Ok(Next::Stage(Stage::Fill { file, spare, filled: 0 })),
+                Err(_) => return Ok(self.refused()),
+            },
             Stage::Fill { file, spare, filled } => {
                 let bytes = (spare.file_bytes - filled).min(FILL_BYTES as u64);
-                let written = file.write_zeros(filled, bytes as usize);
+                if file.write_zeros(filled, bytes as usize).is_err() {
+                    return Ok(Next::Stage(Stage::Abandon { path: spare.path }));
+                }
                 let filled = filled + bytes;
-                self.stage = match written {
-                    Err(_) => Stage::Abandon { path: spare.path },
-                    Ok(()) if filled == spare.file_bytes || filled % SYNC_BYTES == 0 => Stage::SyncFilled { file, spare, filled },
-                    Ok(()) => Stage::Fill { file, spare, filled },
-                };
+                let syncs = filled == spare.file_bytes || filled.is_multiple_of(SYNC_BYTES);
+                return Ok(Next::Stage(match syncs {
+                    true => Stage::SyncFilled { file, spare, filled },
+                    false => Stage::Fill { file, spare, filled },
+                }));
+            }
+            // What is left of it would hold the room that others need. If it stays, the next start removes it or makes use of it.
+            Stage::Abandon { path } => {
+                let _ = self.disk.remove(&path);
+                return Ok(self.refused());
             }
             Stage::SyncFilled { file, spare, filled } => {
-                file.sync_data()?;
+                file.sync_data().map_err(of_sync)?;
                 let is_full = filled == spare.file_bytes;
-                self.stage = if is_full { Stage::SyncDir { ready: Some(spare) } } else { Stage::Fill { file, spare, filled } };
+                let next = if is_full { Stage::SyncDir { ready: Some(spare) } } else { Stage::Fill { file, spare, filled } };
+                return Ok(Next::Stage(next));
             }
-            Stage::SyncDir { ready } => {
-                self.shared.sync_dir(&*self.disk, &self.dir)?;
-                self.shared.segments().spares.extend(ready);
-            }
-            Stage::Abandon { path } => {
-                self.shared.segments().spare_refused = true;
-                // What is left of it is removed or taken up by the next start.
-                let _ = self.disk.remove(&path);
-            }
-        }
-        Ok(Step::Worked)
+            Stage::SyncDir { ready } => match self.shared.sync_dir(&*self.disk, &self.dir) {
+                Ok(()) => {
+                    if let Some(spare) = ready {
+                        self.shared.segments().ready(spare);
+                        // It may wait for room.
+                        self.shared.writer_wake.wake();
+                    }
+                    return Ok(Next::Stage(Stage::Look));
+                }
+                Err(error) => (Stage::SyncDir { ready }, error),
+            },
+        };
+        self.stage = again;
+        if is_shortage(&error) { Ok(Next::Later) } else { Err(error) }
     }
 }
 
@@ -114,10 +164,18 @@ impl Steps for Filler {
     fn step(&mut self) -> Step {
         let step = match self.shared.is_over() {
             true => Step::Done,
-            false => self.work().unwrap_or_else(|error| {
-                self.shared.fail(&format!("prepare a log segment in {}: {error}", self.dir.display()));
-                Step::Done
-            }),
+            false => match self.work() {
+                Ok(Next::Stage(stage)) => {
+                    self.stage = stage;
+                    Step::Worked
+                }
+                Ok(Next::Rest) => Step::Idle,
+                Ok(Next::Later) => Step::IdleFor(SHORT_RETRY),
+                Err(error) => {
+                    self.shared.fail(&format!("prepare a log segment in {}: {error}", self.dir.display()));
+                    Step::Done
+                }
+            },
         };
         if step == Step::Done {
             self.shared.filler_ended.wake();

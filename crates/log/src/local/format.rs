@@ -3,7 +3,7 @@
 //! Owns: layout and checksums. Does not own: files, or what follows from a batch that does not verify.
 //!
 //! ```text
-//! segment  [magic:8 "SUREFLOG"][version:4][length:4][number:8][previous:8][previous_end:8][partitions:4][0:4]
+//! segment  [magic:8 "SUREFLOG"][version:4][length:4][number:8][previous:8][previous_end:8][partitions:4][unfinished:4]
 //!          ([partition:2][next_lsn:8])* [0..][crc:4]     length bytes in all, a multiple of 8; then batches
 //! batch    [magic:4 "SFBT"][length:4][segment:8][offset:8][synced:8][entries:4][0:4][chain:4][crc:4] entry* [0..]
 //! entry    [partition:2][part:2][parts:2][0:2][epoch:4][payload_length:4][lsn:8] payload
@@ -48,6 +48,8 @@ pub(super) struct SegmentHeader {
     pub(super) previous: Option<(u64, u64)>,
     /// The LSN that each known partition's next entry gets (rule L5).
     pub(super) next: BTreeMap<PartitionId, Lsn>,
+    /// The partition of whose next entry the segment before holds the first parts; at rest its number + 1, or 0.
+    pub(super) unfinished: Option<PartitionId>,
 }
 
 /// Why bytes are no segment header.
@@ -70,7 +72,7 @@ impl SegmentHeader {
         out.extend_from_slice(&previous.to_le_bytes());
         out.extend_from_slice(&previous_end.to_le_bytes());
         out.extend_from_slice(&(self.next.len() as u32).to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.unfinished.map_or(0, |partition| u32::from(partition.0) + 1).to_le_bytes());
         for (partition, next) in &self.next {
             out.extend_from_slice(&partition.0.to_le_bytes());
             out.extend_from_slice(&next.0.to_le_bytes());
@@ -106,7 +108,12 @@ impl SegmentHeader {
         }
         let row = |at: &[u8]| (PartitionId(u16_at(at, 0)), Lsn(u64_at(at, 2)));
         let previous = u64_at(bytes, 24);
+        let unfinished = match u32_at(bytes, 44) {
+            0 => None,
+            number => Some(PartitionId(u16::try_from(number - 1).map_err(|_| HeaderFault::Damaged)?)),
+        };
         Ok(Self {
+            unfinished,
             number: u64_at(bytes, 16),
             previous: (previous != 0).then(|| (previous, u64_at(bytes, 32))),
             next: bytes[SEGMENT_FIXED..rows_end].chunks_exact(SEGMENT_ROW).take(partitions).map(row).collect(),
@@ -259,7 +266,7 @@ mod tests {
 
     fn header() -> SegmentHeader {
         let next = [(PartitionId(3), Lsn(258)), (PartitionId::CATALOG, Lsn(7))];
-        SegmentHeader { number: 5, previous: Some((4, 1024)), next: next.into() }
+        SegmentHeader { number: 5, previous: Some((4, 1024)), next: next.into(), unfinished: None }
     }
 
     #[test]
@@ -276,6 +283,10 @@ mod tests {
         );
         assert_eq!(SegmentHeader::length(bytes[..HEADER_START].try_into().unwrap(), 5), Ok(bytes.len()));
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header()));
+        for partition in [PartitionId(0), PartitionId(3), PartitionId::CATALOG] {
+            let header = SegmentHeader { unfinished: Some(partition), ..header() };
+            assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+        }
     }
 
     #[test]

@@ -69,20 +69,28 @@ impl Found {
     pub(super) fn tidy(&self, disk: &dyn Disk, dir: &Path, options: &Options, segments: &mut Segments) -> Result<(), Error> {
         let remove = |path: &Path| disk.remove(path).map_err(|e| io(e, "remove", path));
         self.stillborn.iter().try_for_each(|path| remove(path))?;
+        let mut spares = Vec::new();
         for (name, path) in &self.spares {
             let file_bytes = disk.open(path).and_then(|file| file.len()).map_err(|e| io(e, "open", path))?;
             segments.spares_named = segments.spares_named.max(*name);
-            if segments.fits(file_bytes) {
-                segments.spares.push(Spare { path: path.clone(), file_bytes });
-            } else {
-                remove(path)?;
-            }
+            spares.push(Spare { path: path.clone(), file_bytes });
+        }
+        // The smallest that will do becomes the reserve.
+        spares.sort_by_key(|spare| spare.file_bytes);
+        for spare in spares {
+            if segments.has_use_for(spare.file_bytes) { segments.ready(spare) } else { remove(&spare.path)? }
         }
         if options.mutant == Mutant::SkipDirSync { Ok(()) } else { disk.sync_dir(dir).map_err(|e| io(e, "sync", dir)) }
     }
 }
 
-pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &Options, replay: &mut Replay<'_>) -> Result<Found, Error> {
+pub(super) fn recover(
+    disk: &dyn Disk,
+    dir: &Path,
+    options: &Options,
+    covered: &BTreeMap<PartitionId, Lsn>,
+    replay: &mut Replay<'_>,
+) -> Result<Found, Error> {
     disk.create_dir(dir).map_err(|e| io(e, "make", dir))?;
     if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
         disk.sync_dir(above).map_err(|e| io(e, "sync", above))?;
@@ -107,7 +115,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &Options, replay: &m
             None => return Err(Error::Damaged { path: segment_path(dir, number), offset: 0, what: "its header is damaged" }),
         }
     }
-    let mut reader = Reader::new(options.mutant, replay);
+    let mut reader = Reader::new(disk, options.mutant, covered, replay);
     let mut closed = Vec::new();
     let mut previous = None;
     for (at, source) in sources.iter().enumerate() {
@@ -118,7 +126,10 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &Options, replay: &m
             let missing = follower.header.previous.map_or(source.header.number + 1, |(number, _)| number);
             return Err(Error::Missing { path: segment_path(dir, missing) });
         }
-        let segment = reader.read(source, follower.and_then(|f| f.header.previous).map(|(_, end)| end))?;
+        let segment = match follower {
+            Some(follower) if reader.covers(&follower.header) => reader.skip(source, &follower.header)?,
+            _ => reader.read(source, follower.and_then(|f| f.header.previous).map(|(_, end)| end))?,
+        };
         previous = Some((source.header.number, segment.end));
         closed.push(segment);
     }
@@ -128,10 +139,9 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &Options, replay: &m
     Ok(Found { summary, closed, next, previous, number_max, stillborn, spares })
 }
 
-/// A segment with a sound header.
+/// A segment with a sound header. Its file is opened to be read, and closed again: there may be more of them than descriptors.
 struct Source {
     path: PathBuf,
-    file: Box<dyn File>,
     bytes: u64,
     header: SegmentHeader,
     /// The header as it lies in the file.
@@ -161,7 +171,7 @@ impl Source {
             Err(fault) => Err(fault),
         };
         match header {
-            Ok(header) => Ok(Some(Self { path, file, bytes, header, raw })),
+            Ok(header) => Ok(Some(Self { path, bytes, header, raw })),
             Err(HeaderFault::Version(found)) => Err(Error::Version { path, found }),
             Err(HeaderFault::Damaged) => {
                 let mut all = vec![0; bytes as usize];
@@ -184,7 +194,9 @@ fn batches_behind(bytes: &[u8], from: usize, segment: u64) -> impl Iterator<Item
 
 /// Goes through segments in order.
 struct Reader<'a, 'r> {
+    disk: &'a dyn Disk,
     mutant: Mutant,
+    covered: &'a BTreeMap<PartitionId, Lsn>,
     replay: &'a mut Replay<'r>,
     /// First retained LSN of each partition; set by the oldest segment's header, 1 for partitions that came later.
     first: BTreeMap<PartitionId, Lsn>,
@@ -204,9 +216,11 @@ struct Unfinished {
 }
 
 impl<'a, 'r> Reader<'a, 'r> {
-    fn new(mutant: Mutant, replay: &'a mut Replay<'r>) -> Self {
+    fn new(disk: &'a dyn Disk, mutant: Mutant, covered: &'a BTreeMap<PartitionId, Lsn>, replay: &'a mut Replay<'r>) -> Self {
         Self {
+            disk,
             mutant,
+            covered,
             replay,
             first: BTreeMap::new(),
             next: BTreeMap::new(),
@@ -216,11 +230,43 @@ impl<'a, 'r> Reader<'a, 'r> {
         }
     }
 
+    fn covered(&self, partition: PartitionId) -> Lsn {
+        self.covered.get(&partition).copied().unwrap_or_default()
+    }
+
+    /// Whether checkpoints cover all that lies before the segment with this header, so that nobody needs to read it, nor to know
+    /// whether it can be read.
+    fn covers(&self, follower: &SegmentHeader) -> bool {
+        follower.next.iter().all(|(partition, next)| {
+            // The last entry that the segments before hold, or of which they hold a part.
+            let last = if follower.unfinished == Some(*partition) { next.0 } else { next.0 - 1 };
+            self.covered(*partition).0 >= last
+        })
+    }
+
+    /// Passes over one segment, of which its follower says what was in it.
+    fn skip(&mut self, source: &Source, follower: &SegmentHeader) -> Result<Closed, Error> {
+        self.continue_at(source)?;
+        let mut ranges = Ranges::new();
+        for (partition, next) in &follower.next {
+            let first = self.next.get(partition).copied().unwrap_or(Lsn(1));
+            let last = if follower.unfinished == Some(*partition) { next.0 } else { next.0 - 1 };
+            if last >= first.0 {
+                ranges.insert(*partition, (first, Lsn(last)));
+            }
+        }
+        self.next.clone_from(&follower.next);
+        self.unfinished.clear();
+        let end = follower.previous.map_or(source.bytes, |(_, end)| end);
+        Ok(Closed { path: source.path.clone(), end, file_bytes: source.bytes, ranges })
+    }
+
     /// Reads one segment, up to `end` if a later one says where it ends, else as far as it is sound, and replays it.
     fn read(&mut self, source: &Source, end: Option<u64>) -> Result<Closed, Error> {
         self.continue_at(source)?;
+        let file = self.disk.open(&source.path).map_err(|e| io(e, "open", &source.path))?;
         let mut bytes = vec![0; source.bytes as usize];
-        source.file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
+        file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
         let (batches, kept) = self.sound_batches(source, &bytes, end);
         let damaged = |what| Error::Damaged { path: source.path.clone(), offset: kept as u64, what };
         match end {
@@ -235,7 +281,7 @@ impl<'a, 'r> Reader<'a, 'r> {
                     torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
                 }
                 self.summary.cut_bytes += (torn_end - kept) as u64;
-                self.make_durable(source, &bytes[..kept], &batches)?;
+                self.make_durable(source, &*file, &bytes[..kept], &batches)?;
             }
         }
         self.summary.bytes += kept as u64;
@@ -249,7 +295,7 @@ impl<'a, 'r> Reader<'a, 'r> {
 
     /// Syncs what is kept of the last segment. Where the sync that should have made it durable failed, the system may take it for
     /// clean although it is in memory only, so that a sync alone does nothing: what no later header vouches for is written again.
-    fn make_durable(&self, source: &Source, kept: &[u8], batches: &[Range<usize>]) -> Result<(), Error> {
+    fn make_durable(&self, source: &Source, file: &dyn File, kept: &[u8], batches: &[Range<usize>]) -> Result<(), Error> {
         if self.mutant == Mutant::RecoverWithoutSync {
             return Ok(());
         }
@@ -257,9 +303,9 @@ impl<'a, 'r> Reader<'a, 'r> {
         let vouched = batches.iter().map(synced).max().unwrap_or(0);
         if self.mutant != Mutant::RecoverWithoutRewrite {
             let rest = &kept[vouched as usize..];
-            source.file.write_at(vouched, rest).map_err(|e| io(e, "write", &source.path))?;
+            file.write_at(vouched, rest).map_err(|e| io(e, "write", &source.path))?;
         }
-        source.file.sync_data().map_err(|e| io(e, "sync", &source.path))
+        file.sync_data().map_err(|e| io(e, "sync", &source.path))
     }
 
     /// The oldest header says where every partition starts; each later one repeats what was read up to it.
@@ -309,13 +355,20 @@ impl<'a, 'r> Reader<'a, 'r> {
                 return Err(damaged("an entry does not continue its partition"));
             }
             segments::note(ranges, part.partition, part.lsn);
-            let entry = if part.parts == 1 {
+            if part.lsn <= self.covered(part.partition) {
+                if part.part == part.parts {
+                    self.unfinished.remove(&part.partition);
+                    self.next.insert(part.partition, part.lsn.next());
+                }
+                continue;
+            }
+            let entry = if part.parts == 1 || self.mutant == Mutant::TakeFirstPart && part.part == 1 {
                 self.unfinished.remove(&part.partition);
                 Some(part.to_entry())
             } else {
                 self.join(&part).map_err(&damaged)?
             };
-            if part.part < part.parts {
+            if part.part < part.parts && self.mutant != Mutant::TakeFirstPart {
                 continue;
             }
             self.next.insert(part.partition, part.lsn.next());

@@ -3,6 +3,7 @@
 //! Owns: names, sizes, trim points, spares. Does not own: any disk operation (writer, filler and recovery do those).
 
 use super::{Mutant, Options};
+use crate::Room;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use surefoot_model::{Lsn, PartitionId};
@@ -35,6 +36,8 @@ pub(super) struct Spare {
 pub(super) struct Segments {
     dir: PathBuf,
     pub(super) bytes_min: u64,
+    /// The size of a segment for which no file was prepared.
+    pub(super) unprepared_bytes: u64,
     bytes_max: u64,
     mutant: Mutant,
     /// Oldest first.
@@ -42,6 +45,13 @@ pub(super) struct Segments {
     pub(super) current_end: u64,
     pub(super) current_capacity: u64,
     pub(super) spares: Vec<Spare>,
+    /// What running work may fill once there is no room for another segment (rule L8).
+    pub(super) reserve: Option<Spare>,
+    reserve_bytes: u64,
+    /// The reserve became a segment, and there is no room for another one.
+    pub(super) reserve_is_taken: bool,
+    /// Nothing could be written for want of room.
+    pub(super) is_stuck: bool,
     /// Counts the names of spares.
     pub(super) spares_named: u64,
     trims: BTreeMap<PartitionId, Lsn>,
@@ -61,12 +71,17 @@ impl Segments {
         Self {
             dir: dir.to_owned(),
             bytes_min: options.segment_bytes_min,
+            unprepared_bytes: options.segment_bytes_min,
             bytes_max: options.segment_bytes_max,
             mutant: options.mutant,
             closed: VecDeque::new(),
             current_end: 0,
             current_capacity: 0,
             spares: Vec::new(),
+            reserve: None,
+            reserve_bytes: options.reserve_bytes,
+            reserve_is_taken: false,
+            is_stuck: false,
             spares_named: 0,
             trims: BTreeMap::new(),
             spare_refused: false,
@@ -106,6 +121,39 @@ impl Segments {
         let wanted = self.capacity_wanted();
         let kept = self.bytes_retained() + self.spare_bytes() + file_bytes;
         (wanted / 2..=wanted * 2).contains(&file_bytes) && (self.spares.is_empty() || kept <= self.bytes_peak())
+    }
+
+    /// A file is ready to become a segment. The reserve comes first.
+    pub(super) fn ready(&mut self, spare: Spare) {
+        if self.reserve.is_none() && spare.file_bytes >= self.reserve_bytes {
+            self.reserve = Some(spare);
+            self.reserve_is_taken = false;
+        } else {
+            self.spares.push(spare);
+        }
+    }
+
+    /// Whether a trimmed file should be kept for the next segments.
+    pub(super) fn has_use_for(&self, file_bytes: u64) -> bool {
+        self.fits(file_bytes) || self.reserve.is_none() && file_bytes >= self.reserve_bytes
+    }
+
+    /// Makes a file of this size out of nothing, if there is need for one: the reserve before a spare.
+    pub(super) fn wanted(&mut self) -> Option<Spare> {
+        let file_bytes = match self.reserve {
+            None => self.reserve_bytes,
+            Some(_) if self.wants_spare() => self.capacity_wanted(),
+            Some(_) => return None,
+        };
+        Some(Spare { file_bytes, path: self.spare_path() })
+    }
+
+    pub(super) fn room(&self) -> Room {
+        match (self.is_stuck, self.reserve_is_taken) {
+            (true, _) => Room::None,
+            (false, true) => Room::Reserve,
+            (false, false) => Room::Enough,
+        }
     }
 
     /// Takes a spare of which there are too many since less is written.

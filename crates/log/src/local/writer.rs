@@ -1,17 +1,18 @@
 //! The writer: takes everything that is queued, writes it as one batch, makes it durable, hands it on. One disk operation a step.
 //!
-//! Owns: LSNs, batches, the segment being written. Does not own: threads or waiting (the driver's), or older segments.
+//! Owns: LSNs, batches, the segment being written, and who goes on where there is no room for another one (rule L8). Does not own:
+//! threads or waiting (the driver's), or older segments.
 
 use super::format::{self, BATCH_HEADER, ENTRY_HEADER, PARTS_MAX, Part, Place, SegmentHeader};
 use super::segments::{self, Closed, Ranges, Spare, segment_path};
-use super::{Mutant, Queued, Shared};
+use super::{Mutant, Origin, Queued, SHORT_RETRY, Shared, of_sync};
 use crate::{Durable, Entry};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_env::{Disk, File, Step, Steps};
+use surefoot_env::{Disk, File, Step, Steps, is_out_of_descriptors, is_shortage};
 use surefoot_model::{Lsn, PartitionId};
 
 /// A log that has been idle for this long writes one empty batch, to vouch for its last (rule L2). Late enough not to stand in
@@ -28,6 +29,8 @@ pub(super) struct Writer {
     next: BTreeMap<PartitionId, Lsn>,
     /// Taken off the queue. `payload` and `part` say how far the first is written.
     taken: VecDeque<Queued>,
+    /// What came from outside while nothing but the reserve was left.
+    held: VecDeque<Queued>,
     payload: usize,
     part: usize,
     batch: Batch,
@@ -46,6 +49,8 @@ struct Batch {
 
 enum Stage {
     Write,
+    /// A batch is sealed.
+    Put,
     Sync,
     Publish,
     Start(Starting),
@@ -76,6 +81,7 @@ impl Writer {
             segment,
             next,
             taken: VecDeque::new(),
+            held: VecDeque::new(),
             payload: 0,
             part: 0,
             batch: Batch::default(),
@@ -87,9 +93,29 @@ impl Writer {
     fn work(&mut self) -> io::Result<Step> {
         match std::mem::replace(&mut self.stage, Stage::Write) {
             Stage::Write => return self.write(),
+            Stage::Put => match self.segment.put(&self.batch.bytes) {
+                Ok(()) => {
+                    self.shared.set_stuck(false);
+                    self.stage = if self.mutant == Mutant::PublishBeforeSync { Stage::Publish } else { Stage::Sync };
+                    self.vouch = Vouch::Due;
+                    if self.shared.note_end(self.segment.end) {
+                        self.shared.filler_wake.wake();
+                    }
+                }
+                // A file system that copies what it overwrites. The same bytes go to the same place later; nobody has heard of them.
+                Err(error) if is_shortage(&error) => {
+                    self.stage = Stage::Put;
+                    self.shared.set_stuck(true);
+                    return Ok(Step::IdleFor(SHORT_RETRY));
+                }
+                Err(error) => return Err(error),
+            },
             Stage::Sync => {
                 if self.mutant != Mutant::SkipSync {
-                    self.segment.file.sync_data()?;
+                    let synced = self.segment.file.sync_data().map_err(of_sync);
+                    if self.mutant != Mutant::IgnoreFailedSync {
+                        synced?;
+                    }
                 }
                 self.segment.synced = self.segment.end;
                 if self.mutant != Mutant::PublishBeforeSync {
@@ -102,18 +128,62 @@ impl Writer {
                     self.stage = Stage::Sync;
                 }
             }
-            Stage::Start(starting) => match starting.step(&self.shared, &*self.disk, &self.dir)? {
-                Started::Not(starting) => self.stage = Stage::Start(starting),
-                Started::Yes(segment) => self.turn_to(segment),
+            Stage::Start(mut starting) => match starting.step(&self.shared, &*self.disk, &self.dir) {
+                Ok(None) => self.stage = Stage::Start(starting),
+                Ok(Some(segment)) => {
+                    self.shared.set_stuck(false);
+                    self.turn_to(segment);
+                }
+                Err(error) if is_shortage(&error) && self.mutant != Mutant::DieOfShortage => {
+                    return Ok(self.wait_for_room(starting, &error));
+                }
+                Err(error) => return Err(error),
             },
         }
         Ok(Step::Worked)
     }
 
+    /// There is no room for another segment. Running work goes on in the reserve; what comes from outside waits (rule L8).
+    fn wait_for_room(&mut self, mut starting: Starting, error: &io::Error) -> Step {
+        self.shared.take_more(&mut self.taken);
+        let begun = self.payload + self.part > 0;
+        let may_use_reserve = |(at, queued): (usize, &Queued)| {
+            queued.origin == Origin::Work || at == 0 && begun || self.mutant == Mutant::ReserveForAll
+        };
+        let reserve_helps = !is_out_of_descriptors(error) && self.taken.iter().enumerate().any(may_use_reserve);
+        let has_reserve = reserve_helps && starting.take_reserve(&self.shared);
+        self.stage = Stage::Start(starting);
+        if has_reserve {
+            return Step::Worked;
+        }
+        self.shared.set_stuck(true);
+        Step::IdleFor(SHORT_RETRY)
+    }
+
+    /// Sets aside what came from outside, but for what is half written; or takes it back, before everything that came later.
+    fn sift(&mut self) {
+        let begun = self.payload + self.part > 0;
+        if !self.shared.reserve_is_taken() {
+            if !self.held.is_empty() {
+                let first = if begun { self.taken.pop_front() } else { None };
+                self.held.append(&mut self.taken);
+                std::mem::swap(&mut self.held, &mut self.taken);
+                first.into_iter().for_each(|first| self.taken.push_front(first));
+            }
+        } else if self.mutant != Mutant::ReserveForAll {
+            for (at, queued) in std::mem::take(&mut self.taken).into_iter().enumerate() {
+                let goes_on = queued.origin == Origin::Work || at == 0 && begun;
+                if goes_on { self.taken.push_back(queued) } else { self.held.push_back(queued) }
+            }
+        }
+    }
+
     fn write(&mut self) -> io::Result<Step> {
         // Asked before the queue is: what was appended before the log was closed is still written.
         let closed = self.shared.is_over();
-        if self.taken.is_empty() && !self.shared.take_queued(&mut self.taken) {
+        self.shared.take_more(&mut self.taken);
+        self.sift();
+        if self.taken.is_empty() {
             return self.rest(closed);
         }
         if let Some(bytes) = self.first_part_bytes()
@@ -127,12 +197,8 @@ impl Writer {
             self.stage = Stage::Publish;
             return Ok(Step::Worked);
         }
-        self.segment.write(&mut self.batch.bytes, self.batch.parts, self.mutant)?;
-        self.stage = if self.mutant == Mutant::PublishBeforeSync { Stage::Publish } else { Stage::Sync };
-        self.vouch = Vouch::Due;
-        if self.shared.note_end(self.segment.end) {
-            self.shared.filler_wake.wake();
-        }
+        self.segment.seal(&mut self.batch.bytes, self.batch.parts, self.mutant);
+        self.stage = Stage::Put;
         Ok(Step::Worked)
     }
 
@@ -148,8 +214,14 @@ impl Writer {
             Vouch::Due | Vouch::Waiting => {
                 self.batch.bytes.clear();
                 self.batch.bytes.resize(BATCH_HEADER, 0);
-                self.segment.write(&mut self.batch.bytes, 0, self.mutant)?;
-                self.shared.note_end(self.segment.end);
+                let chain = self.segment.chain;
+                self.segment.seal(&mut self.batch.bytes, 0, self.mutant);
+                match self.segment.put(&self.batch.bytes) {
+                    Ok(()) => _ = self.shared.note_end(self.segment.end),
+                    // It may lie beyond what was prepared. The next batch vouches as well, and takes its place.
+                    Err(error) if is_shortage(&error) => self.segment.chain = chain,
+                    Err(error) => return Err(error),
+                }
                 self.vouch = Vouch::Written;
             }
         }
@@ -211,6 +283,7 @@ impl Writer {
             // Not `end`: the empty batch that an idle log writes is not synced, and may never be.
             previous: Some((self.segment.number, self.segment.synced)),
             next: self.next.clone(),
+            unfinished: self.taken.front().filter(|_| self.part > 0).map(|append| append.partition),
         };
         Starting::new(&header)
     }
@@ -241,6 +314,7 @@ impl Steps for Writer {
         if step == Step::Done {
             // What was taken and not written tells nobody either.
             self.taken.clear();
+            self.held.clear();
             self.batch.durable.clear();
             self.shared.end_inbox();
         }
@@ -252,8 +326,10 @@ impl Steps for Writer {
 pub(super) struct Segment {
     file: Box<dyn File>,
     number: u64,
-    /// Bytes it should hold; the last batch may go beyond.
+    /// Bytes of its file; a batch that fits into no segment may go beyond.
     pub(super) capacity: u64,
+    /// Bytes at its end that are left for the next start, where there is no other room.
+    kept: u64,
     /// Where the next batch goes.
     pub(super) end: u64,
     /// How much of it is durable.
@@ -265,18 +341,23 @@ pub(super) struct Segment {
 impl Segment {
     /// A segment without entries takes any batch, so that a small one cannot stop the log.
     fn is_full_for(&self, bytes: usize) -> bool {
-        !self.ranges.is_empty() && self.end + (bytes.next_multiple_of(format::ALIGN) as u64) > self.capacity
+        !self.ranges.is_empty() && self.end + (bytes.next_multiple_of(format::ALIGN) as u64) > self.capacity - self.kept
     }
 
     /// Bytes left, rounded down so that padding fits too.
     fn room(&self) -> usize {
-        (self.capacity.saturating_sub(self.end) as usize) / format::ALIGN * format::ALIGN
+        ((self.capacity - self.kept).saturating_sub(self.end) as usize) / format::ALIGN * format::ALIGN
     }
 
-    fn write(&mut self, batch: &mut Vec<u8>, parts: u32, mutant: Mutant) -> io::Result<()> {
+    /// Makes a batch the next one of this segment.
+    fn seal(&mut self, batch: &mut Vec<u8>, parts: u32, mutant: Mutant) {
         let chain = if mutant == Mutant::NoChain { 0 } else { self.chain };
         let place = Place { segment: self.number, offset: self.end, synced: self.synced, chain };
         self.chain = format::seal(batch, parts, place);
+    }
+
+    /// Writes a sealed batch.
+    fn put(&mut self, batch: &[u8]) -> io::Result<()> {
         self.file.write_at(self.end, batch)?;
         self.end += batch.len() as u64;
         Ok(())
@@ -289,65 +370,110 @@ pub(super) struct Starting {
     number: u64,
     header: Vec<u8>,
     at: At,
+    /// How much of the file is left for the next start.
+    keeps: Keeps,
+}
+
+#[derive(Clone, Copy)]
+enum Keeps {
+    Nothing,
+    /// Of the reserve, so much or half of it.
+    Start,
+    /// Of what a start has cut off for itself, most of it, so that many can follow.
+    Most,
+}
+
+/// What is left of the reserve for the starts of a process that stays on a full disk: each takes an eighth of what is left of it.
+const START_BYTES: u64 = 256 << 10;
+
+impl Keeps {
+    fn bytes(self, capacity: u64) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Start => START_BYTES.min(capacity / 2),
+            Self::Most => capacity - capacity / 8,
+        }
+    }
 }
 
 enum At {
     File,
+    /// A file is ready to be renamed.
+    Spare(Spare),
     Created(Box<dyn File>, u64),
     Zeros(Box<dyn File>, u64),
-    Opening(Spare),
+    /// There was no room for all of the file.
+    Remove,
+    Opening(u64),
     Opened(Box<dyn File>, u64),
     Header(Box<dyn File>, u64),
     Sync(Box<dyn File>, u64),
 }
 
-pub(super) enum Started {
-    Not(Starting),
-    Yes(Segment),
-}
-
 impl Starting {
     pub(super) fn new(header: &SegmentHeader) -> Self {
-        Self { number: header.number, header: header.encode(), at: At::File }
+        Self { number: header.number, header: header.encode(), at: At::File, keeps: Keeps::Nothing }
     }
 
-    /// Does the next disk operation.
-    pub(super) fn step(self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Started> {
+    /// Goes on in the reserve, if it needs a file and the reserve is there.
+    pub(super) fn take_reserve(&mut self, shared: &Shared) -> bool {
+        // What there was no room for is replaced by the reserve.
+        let needs_file = matches!(self.at, At::File | At::Remove);
+        let Some(reserve) = needs_file.then(|| shared.take_reserve()).flatten() else { return false };
+        (self.at, self.keeps) = (At::Spare(reserve), Keeps::Start);
+        true
+    }
+
+    /// Most of the file is left for the starts that follow.
+    pub(super) fn keep_most(&mut self) {
+        self.keeps = Keeps::Most;
+    }
+
+    /// Does the next disk operation; the segment once it is ready. **Errors**: a shortage may be tried again, and goes on where it
+    /// was.
+    pub(super) fn step(&mut self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Option<Segment>> {
         let path = segment_path(dir, self.number);
-        let at = match self.at {
+        let (done, otherwise) = match std::mem::replace(&mut self.at, At::File) {
             At::File => match shared.next_file() {
-                Ok(spare) => {
-                    disk.rename(&spare.path, &path)?;
-                    At::Opening(Spare { path, file_bytes: spare.file_bytes })
-                }
-                Err(capacity) => At::Created(disk.create(&path)?, capacity),
+                Ok(spare) => (Ok(At::Spare(spare)), At::File),
+                Err(capacity) if disk.space(dir)?.free < capacity => (Err(io::ErrorKind::StorageFull.into()), At::File),
+                Err(capacity) => (disk.create(&path).map(|file| At::Created(file, capacity)), At::File),
             },
-            At::Created(file, capacity) => {
-                shared.sync_dir(disk, dir)?;
-                At::Zeros(file, capacity)
-            }
+            At::Spare(spare) => (disk.rename(&spare.path, &path).map(|()| At::Opening(spare.file_bytes)), At::Spare(spare)),
+            At::Created(file, capacity) => match shared.sync_dir(disk, dir) {
+                Ok(()) => (Ok(At::Zeros(file, capacity)), At::File),
+                Err(error) => (Err(error), At::Created(file, capacity)),
+            },
+            // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
             At::Zeros(file, capacity) => {
-                // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
-                file.write_zeros(0, capacity as usize)?;
-                At::Header(file, capacity)
+                (file.write_zeros(0, capacity as usize).map(|()| At::Header(file, capacity)), At::Remove)
             }
-            At::Opening(spare) => At::Opened(disk.open(&spare.path)?, spare.file_bytes),
-            At::Opened(file, capacity) => {
-                shared.sync_dir(disk, dir)?;
-                At::Header(file, capacity)
-            }
-            At::Header(file, capacity) => {
-                file.write_at(0, &self.header)?;
-                At::Sync(file, capacity)
-            }
+            At::Remove => (disk.remove(&path).map(|()| At::File), At::Remove),
+            At::Opening(capacity) => (disk.open(&path).map(|file| At::Opened(file, capacity)), At::Opening(capacity)),
+            At::Opened(file, capacity) => match shared.sync_dir(disk, dir) {
+                Ok(()) => (Ok(At::Header(file, capacity)), At::File),
+                Err(error) => (Err(error), At::Opened(file, capacity)),
+            },
+            At::Header(file, capacity) => match file.write_at(0, &self.header) {
+                Ok(()) => (Ok(At::Sync(file, capacity)), At::File),
+                Err(error) => (Err(error), At::Header(file, capacity)),
+            },
             At::Sync(file, capacity) => {
-                file.sync_data()?;
+                file.sync_data().map_err(of_sync)?;
                 let end = self.header.len() as u64;
                 let chain = format::chain_start(&self.header, self.number);
                 let (number, ranges) = (self.number, Ranges::new());
-                return Ok(Started::Yes(Segment { file, number, capacity, end, synced: end, chain, ranges }));
+                let kept = self.keeps.bytes(capacity);
+                return Ok(Some(Segment { file, number, capacity, kept, end, synced: end, chain, ranges }));
             }
         };
-        Ok(Started::Not(Self { at, ..self }))
+        match done {
+            Ok(at) => self.at = at,
+            Err(error) => {
+                self.at = otherwise;
+                return Err(error);
+            }
+        }
+        Ok(None)
     }
 }

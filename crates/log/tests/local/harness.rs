@@ -1,6 +1,7 @@
 //! A log on a simulated disk whose steppers are stepped by hand.
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use surefoot_env::sim::SimDisk;
@@ -43,7 +44,13 @@ pub(crate) struct Node {
 
 /// Small segments and batches, so that little work meets every edge.
 pub(crate) fn small() -> Options {
-    Options { segment_bytes_min: 1024, segment_bytes_max: 4096, batch_bytes_max: 512, ..Options::new(|_| {}) }
+    Options {
+        segment_bytes_min: 1024,
+        segment_bytes_max: 4096,
+        reserve_bytes: 1024,
+        batch_bytes_max: 512,
+        ..Options::new(|_| {})
+    }
 }
 
 impl Node {
@@ -51,12 +58,21 @@ impl Node {
         Self::start_with(disk, small())
     }
 
-    pub(crate) fn start_with(disk: &SimDisk, mut options: Options) -> Result<Self, Error> {
+    pub(crate) fn start_with(disk: &SimDisk, options: Options) -> Result<Self, Error> {
+        Self::start_behind(disk, options, &BTreeMap::new())
+    }
+
+    /// As a process whose checkpoints cover entries up to those LSNs.
+    pub(crate) fn start_behind(
+        disk: &SimDisk,
+        mut options: Options,
+        covered: &BTreeMap<PartitionId, Lsn>,
+    ) -> Result<Self, Error> {
         let fatal = Arc::new(Mutex::new(Vec::new()));
         let told = fatal.clone();
         options.fatal = Arc::new(move |message| told.lock().unwrap().push(message));
         let mut recovered = Vec::new();
-        let opened = local::open(Arc::new(disk.clone()), Path::new(DIR), options, &mut |entry| {
+        let opened = local::open(Arc::new(disk.clone()), Path::new(DIR), options, covered, &mut |entry| {
             recovered.push(entry);
             Ok(())
         })?;
@@ -92,7 +108,7 @@ impl Node {
 
     /// Lets time pass: the writer vouches, the filler finishes.
     pub(crate) fn settle(&mut self) {
-        while self.writer.step() != Step::Idle {}
+        while !matches!(self.writer.step(), Step::Idle | Step::Done) {}
         while self.filler.step() == Step::Worked {}
     }
 

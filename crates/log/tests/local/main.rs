@@ -6,6 +6,7 @@ mod harness;
 
 mod conformance;
 mod crash;
+mod room;
 mod segments;
 mod threads;
 mod torn;

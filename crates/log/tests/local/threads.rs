@@ -3,6 +3,7 @@
 
 use crate::harness::{A, B, C, Mailbox};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use surefoot_env::{OsDisk, OsTasks, Step, Steps, Tasks};
@@ -33,7 +34,7 @@ impl Steps for Ends {
 
 fn open(dir: &Path, replayed: &mut Vec<Entry>) -> Opened {
     let options = Options { segment_bytes_min: 64 << 10, segment_bytes_max: 256 << 10, ..Options::new(|why| panic!("{why}")) };
-    local::open(Arc::new(OsDisk), dir, options, &mut |entry| {
+    local::open(Arc::new(OsDisk), dir, options, &BTreeMap::new(), &mut |entry| {
         replayed.push(entry);
         Ok(())
     })

@@ -1,6 +1,7 @@
 //! What a node makes of records that it cannot apply.
 
 use crate::World;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use surefoot_env::{OsDisk, Step};
@@ -14,7 +15,7 @@ const PARTITIONS: u16 = 4;
 /// Puts a record into the log of a node that is down.
 fn append(directory: &Path, partition: PartitionId, payload: &'static [u8]) {
     let options = Options::new(|message| panic!("{message}"));
-    let mut opened = local::open(Arc::new(OsDisk), &directory.join("data/log"), options, &mut |_| Ok(()))
+    let mut opened = local::open(Arc::new(OsDisk), &directory.join("data/log"), options, &BTreeMap::new(), &mut |_| Ok(()))
         .expect("the node left its log whole");
     // Of a later term than any that the node had.
     opened.log.append(partition, Epoch(1_000), vec![payload.into()], None);
