@@ -11,6 +11,7 @@ use crate::store::Mutant;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
+use surefoot_env::is_shortage;
 use surefoot_machine::{Family, Table, TableSet, Visit};
 use surefoot_model::{Lsn, PartitionId, encoding};
 
@@ -34,9 +35,28 @@ enum Next {
     Flush,
 }
 
-/// Whether an error of [`Checkpoint::step`] may go away by itself, or by the hand of an operator.
-pub fn is_disk_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// What an error of [`Checkpoint::step`] asks for (rule C8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A want of room or descriptors, or compaction that does not come along: nothing has changed, and the same step may be tried
+    /// again.
+    Passing,
+    /// What is to be written cannot be stored: this partition stops (rule C5).
+    Partition,
+    /// Nobody knows what is durable: the process ends, the log has everything.
+    Engine,
+}
+
+impl Failure {
+    pub fn of(error: &io::Error) -> Self {
+        if is_shortage(error) || error.kind() == io::ErrorKind::ResourceBusy {
+            Self::Passing
+        } else if error.kind() == io::ErrorKind::InvalidInput {
+            Self::Partition
+        } else {
+            Self::Engine
+        }
+    }
 }
 
 /// A checkpoint that is durable, for [`crate::Store::checkpointed`].
@@ -83,9 +103,8 @@ impl Checkpoint {
         self.engine.trouble()
     }
 
-    /// Does one piece of the work: encodes, commits, or flushes. `Some` ends it. **Errors**: the disk is full ([`is_disk_full`]):
-    /// nothing has changed, and the same piece may be tried again; else the engine failed, or a key exceeds
-    /// [`keys::KEY_BYTES_MAX`]: the partition stops and keeps its log (rule C5).
+    /// Does one piece of the work: encodes, commits, or flushes. `Some` ends it. **Errors**: [`Failure::of`] says what follows. A key that
+    /// exceeds [`keys::KEY_BYTES_MAX`] is its partition's fault.
     pub fn step(&mut self) -> io::Result<Option<Checkpointed>> {
         match &mut self.next {
             Next::Encode => {
@@ -103,7 +122,10 @@ impl Checkpoint {
             }
             Next::Flush => {
                 if self.mutant != Mutant::SkipFlush {
-                    self.engine.flush()?;
+                    let flushed = self.engine.flush();
+                    if self.mutant != Mutant::IgnoreFailedFlush {
+                        flushed?;
+                    }
                 }
                 return Ok(Some(Checkpointed {
                     partition: self.partition,

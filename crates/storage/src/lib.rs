@@ -14,7 +14,7 @@ mod store;
 mod view;
 mod weight;
 
-pub use checkpoint::{Checkpoint, Checkpointed, is_disk_full};
+pub use checkpoint::{Checkpoint, Checkpointed, Failure};
 #[cfg(feature = "fjall")]
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;

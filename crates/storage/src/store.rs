@@ -52,6 +52,8 @@ pub enum Mutant {
     SplitCheckpoint,
     /// Against rule C2: a checkpoint ends without having been flushed.
     SkipFlush,
+    /// Against rule C8: a checkpoint takes a flush that failed for one that did not.
+    IgnoreFailedFlush,
     /// Against rule C4: a view's readers take what the engine shows when they read.
     LateEngineView,
     /// Against rule C4: a checkpoint leaves out layers that were sealed for a view.

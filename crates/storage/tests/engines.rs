@@ -4,15 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use surefoot_storage::{Batch, Engine, MemEngine, View};
+use surefoot_storage::{Batch, Engine, Failure, MemEngine, View};
 
 /// An engine, and how to start it again as after a crash of the process.
 trait Subject {
     fn engine(&self) -> Arc<dyn Engine>;
     fn restart(&mut self);
+    /// Leaves no room for anything, or gives back all of it; false where this place has no such bound.
+    fn set_full(&mut self, is_full: bool) -> bool;
+    /// Whether everything that is stored belongs to what was committed.
+    fn has_leftovers(&self) -> bool;
 }
 
 fn suite(subject: &mut impl Subject) {
+    a_full_engine_refuses_and_leaves_nothing_and_goes_on_once_there_is_room(subject);
     what_is_committed_is_seen_in_later_views_only(&*subject.engine());
     an_empty_batch_and_a_delete_of_nothing_change_nothing(&*subject.engine());
     scans_are_bounded_ordered_and_half_open(&*subject.engine());
@@ -31,36 +36,125 @@ fn mem_engine() {
         fn restart(&mut self) {
             self.0 = self.0.restart();
         }
+        fn set_full(&mut self, is_full: bool) -> bool {
+            self.0.set_full(is_full);
+            true
+        }
+        fn has_leftovers(&self) -> bool {
+            false
+        }
     }
     suite(&mut Mem(MemEngine::new()));
 }
 
 #[cfg(feature = "fjall")]
-#[test]
-fn fjall_engine() {
-    use surefoot_storage::{FjallEngine, FjallOptions};
+mod on_disk {
+    use super::{Subject, suite};
+    use std::fs;
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::Arc;
+    use surefoot_storage::{Engine, FjallEngine, FjallOptions};
 
     struct Fjall {
-        dir: tempfile::TempDir,
+        dir: PathBuf,
+        /// Bounds the room.
+        volume: Option<Volume>,
         engine: Option<Arc<dyn Engine>>,
     }
+
     impl Fjall {
-        fn open(&mut self) {
-            self.engine = Some(Arc::new(FjallEngine::open(self.dir.path(), FjallOptions::default()).unwrap()));
+        fn open(dir: &Path, volume: Option<Volume>) -> Self {
+            let mut subject = Self { dir: dir.to_owned(), volume, engine: None };
+            subject.restart();
+            subject
         }
     }
+
     impl Subject for Fjall {
         fn engine(&self) -> Arc<dyn Engine> {
             self.engine.clone().unwrap()
         }
         fn restart(&mut self) {
             self.engine = None;
-            self.open();
+            self.engine = Some(Arc::new(FjallEngine::open(&self.dir, FjallOptions::default()).unwrap()));
+        }
+        fn set_full(&mut self, is_full: bool) -> bool {
+            let Some(volume) = &self.volume else { return false };
+            if is_full {
+                volume.fill()
+            } else {
+                volume.free()
+            }
+            true
+        }
+        fn has_leftovers(&self) -> bool {
+            // What an engine clears away when it opens.
+            let before = table_files(&self.dir);
+            let copy = tempfile::tempdir().unwrap();
+            let copied = Command::new("cp").arg("-r").arg(&self.dir).arg(copy.path().join("tables")).status().unwrap();
+            assert!(copied.success());
+            drop(FjallEngine::open(&copy.path().join("tables"), FjallOptions::default()).unwrap());
+            table_files(&copy.path().join("tables")) != before
         }
     }
-    let mut subject = Fjall { dir: tempfile::tempdir().unwrap(), engine: None };
-    subject.open();
-    suite(&mut subject);
+
+    fn table_files(dir: &Path) -> usize {
+        fs::read_dir(dir.join("keyspaces/1/tables")).unwrap().count()
+    }
+
+    /// A file system of few bytes, in memory.
+    pub(super) struct Volume(tempfile::TempDir);
+
+    const VOLUME_BYTES: u64 = 96 << 20;
+
+    impl Volume {
+        /// None, said aloud, where this process may not mount.
+        pub(super) fn mount() -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let options = format!("size={VOLUME_BYTES}");
+            let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
+            if mount.as_ref().is_ok_and(|done| done.status.success()) {
+                return Some(Self(dir));
+            }
+            println!("skipped: cannot mount a tmpfs here: {mount:?}");
+            None
+        }
+
+        pub(super) fn path(&self) -> &Path {
+            self.0.path()
+        }
+
+        fn fill(&self) {
+            let mut ballast = fs::File::options().create(true).append(true).open(self.0.path().join("ballast")).unwrap();
+            while ballast.write_all(&[1; 4096]).is_ok() {}
+        }
+
+        fn free(&self) {
+            fs::remove_file(self.0.path().join("ballast")).unwrap();
+        }
+    }
+
+    impl Drop for Volume {
+        fn drop(&mut self) {
+            let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+            assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.path().display());
+        }
+    }
+
+    #[test]
+    fn fjall_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        suite(&mut Fjall::open(&dir.path().join("tables"), None));
+    }
+
+    #[test]
+    fn fjall_engine_on_a_small_volume() {
+        let Some(volume) = Volume::mount() else { return };
+        let dir = volume.path().join("tables");
+        suite(&mut Fjall::open(&dir, Some(volume)));
+    }
 }
 
 #[cfg(feature = "fjall")]
@@ -226,6 +320,47 @@ fn an_empty_batch_and_a_delete_of_nothing_change_nothing(engine: &dyn Engine) {
     assert_eq!(get(&*engine.view(), b"b"), None);
 }
 
+fn a_full_engine_refuses_and_leaves_nothing_and_goes_on_once_there_is_room(subject: &mut impl Subject) {
+    let large = |byte: u8| vec![byte; 3 << 20];
+    put(&*subject.engine(), b"0", b"before");
+    let view = subject.engine().view();
+    if !subject.set_full(true) {
+        return;
+    }
+    for _ in 0..3 {
+        let error = subject.engine().commit(&batch(&[(b"0", Some(b"after")), (b"1", Some(&large(1)))])).unwrap_err();
+        assert_eq!(Failure::of(&error), Failure::Passing, "{error}");
+        assert_eq!(get(&*subject.engine().view(), b"0"), Some(b"before".to_vec()));
+    }
+    assert_eq!(subject.engine().trouble(), None);
+    subject.set_full(false);
+    assert!(!subject.has_leftovers());
+    // Enough for compactions.
+    for round in 1..12 {
+        subject.engine().commit(&batch(&[(b"0", Some(b"after")), (b"1", Some(&large(round)))])).unwrap();
+    }
+    assert_eq!(get(&*view, b"0"), Some(b"before".to_vec()));
+    assert_eq!(get(&*subject.engine().view(), b"1"), Some(large(11)));
+    drop(view);
+    // In the middle of compactions: what they leave goes as well.
+    subject.set_full(true);
+    for round in 0..8 {
+        let done = subject.engine().commit(&batch(&[(b"2", Some(&large(round)))]));
+        assert!(done.is_err_and(|error| Failure::of(&error) == Failure::Passing));
+    }
+    subject.set_full(false);
+    // A compaction may still be on its way to its own end of the disk.
+    let done = || subject.engine().commit(&batch(&[(b"2", Some(b"done"))]));
+    (0..1_000_000).find(|_| done().is_ok()).expect("there is room again");
+    subject.restart();
+    let found = all(&*subject.engine().view(), b"", b"3");
+    assert_eq!(
+        (&found[b"0".as_slice()], &found[b"1".as_slice()], &found[b"2".as_slice()]),
+        (&b"after".to_vec(), &large(11), &b"done".to_vec())
+    );
+    subject.engine().commit(&batch(&[(b"0", None), (b"1", None), (b"2", None)])).unwrap();
+}
+
 fn scans_are_bounded_ordered_and_half_open(engine: &dyn Engine) {
     for key in [b"c3", b"c1", b"c2", b"c4"] {
         put(engine, key, key);
@@ -325,6 +460,25 @@ fn a_power_loss_goes_back_to_a_commit_no_older_than_the_last_flush() {
         assert_eq!(get(&*second.view(), b"n"), Some(b"0".to_vec()));
     }
     assert_eq!(seen, [true; 4]);
+}
+
+#[test]
+fn an_engine_whose_flush_failed_takes_nothing_more_until_it_is_opened_anew() {
+    let engine = MemEngine::new();
+    put(&engine, b"n", b"0");
+    engine.flush().unwrap();
+    put(&engine, b"n", b"1");
+    engine.fail_flush_at(engine.flushes() + 1);
+    for _ in 0..3 {
+        let error = engine.flush().unwrap_err();
+        assert_eq!(Failure::of(&error), Failure::Engine);
+        assert_eq!(Failure::of(&engine.commit(&batch(&[(b"n", None)])).unwrap_err()), Failure::Engine);
+    }
+    assert_eq!(get(&*engine.view(), b"n"), Some(b"1".to_vec()), "it can still be read");
+    let again = engine.restart();
+    put(&again, b"n", b"2");
+    again.flush().unwrap();
+    assert_eq!(get(&*again.power_loss(0).view(), b"n"), Some(b"2".to_vec()));
 }
 
 #[test]

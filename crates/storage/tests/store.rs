@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, RunningKey, State, Table};
 use surefoot_model::{Attempt, AttemptClass, Lsn, PartitionId, StreamId, SubscriptionId};
 use surefoot_storage::{
-    Batch, Checkpoint, Checkpointed, Engine, MemEngine, RawEntry, Reader, Store, Txn, View, is_disk_full, keys,
+    Batch, Checkpoint, Checkpointed, Engine, Failure, MemEngine, Mutant, RawEntry, Reader, Store, Txn, View, keys,
 };
 
 const PARTITION: PartitionId = PartitionId(0);
@@ -291,7 +291,7 @@ fn a_checkpoint_that_found_no_room_goes_on_once_there_is() {
     let encoded = running.batch_bytes();
     for _ in 0..3 {
         let error = running.step().err().expect("the disk is full");
-        assert!(is_disk_full(&error) && running.batch_bytes() == encoded && encoded > 0);
+        assert!(Failure::of(&error) == Failure::Passing && running.batch_bytes() == encoded && encoded > 0);
     }
     record(&mut store, |s| s.put(2));
     engine.set_full(false);
@@ -300,6 +300,26 @@ fn a_checkpoint_that_found_no_room_goes_on_once_there_is() {
     store.checkpointed(done);
     assert_eq!((store.checkpointed_lsn(), value(&store)), (Lsn(1), Some(2)));
     assert_eq!(value(&open(&engine.restart())), Some(1));
+}
+
+/// Whether a log that is trimmed behind this store's checkpoints loses something when a flush fails and power goes.
+fn a_failed_flush_loses(mutant: Mutant) -> bool {
+    let engine = MemEngine::new();
+    let mut store = open(&engine).with_mutant(mutant);
+    record(&mut store, |s| s.insert(1));
+    let running = store.freeze().unwrap();
+    engine.fail_flush_at(engine.flushes() + 1);
+    match running.run() {
+        Ok(done) => store.checkpointed(done),
+        Err(error) => assert_eq!(Failure::of(&error), Failure::Engine),
+    }
+    store.checkpointed_lsn() > open(&engine.power_loss(0)).checkpointed_lsn()
+}
+
+#[test]
+fn a_checkpoint_ends_with_a_flush_that_did_not_fail() {
+    assert!(!a_failed_flush_loses(Mutant::None));
+    assert!(a_failed_flush_loses(Mutant::IgnoreFailedFlush), "the check sees what it is for");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Owns: versions of entries by commit, so that views stay as they were and a power loss can go back to any commit since the
 //! last flush. Does not own: randomness; the seed comes from the caller. A connection made before a power loss or a restart is
-//! dead: its commits and flushes fail, so that what is left of a dead node writes nothing.
+//! dead: its commits and flushes fail, so that what is left of a dead node writes nothing. So is one after a flush that failed:
+//! what it was to make durable is as a power loss leaves it, and nothing more is taken (rule C8).
 
 use super::{Batch, Engine, RawEntry, View, take_within};
 use std::collections::{BTreeMap, VecDeque};
@@ -28,6 +29,10 @@ struct Shared {
     durable: u64,
     generation: u64,
     is_full: bool,
+    flushes: u64,
+    fail_flush_at: Option<u64>,
+    /// A flush of this life has failed.
+    has_failed: bool,
     /// How many views there are of each commit.
     views: BTreeMap<u64, usize>,
     /// Keys with a version that nobody can see once all views and the durable point are at this commit or later.
@@ -68,6 +73,16 @@ impl MemEngine {
         self.lock().is_full = is_full;
     }
 
+    /// Flushes since the last restart.
+    pub fn flushes(&self) -> u64 {
+        self.lock().flushes
+    }
+
+    /// Flush number `flush` (the first is 1) of this life fails, and with it the engine; a restart opens it anew.
+    pub fn fail_flush_at(&self, flush: u64) {
+        self.lock().fail_flush_at = Some(flush);
+    }
+
     /// Commits that a power loss now might take back.
     pub fn volatile_commits(&self) -> usize {
         self.lock().volatile.len()
@@ -75,6 +90,7 @@ impl MemEngine {
 
     fn reconnect(&self, mut shared: MutexGuard<'_, Shared>) -> Self {
         shared.generation += 1;
+        (shared.flushes, shared.fail_flush_at, shared.has_failed) = (0, None, false);
         Self { shared: self.shared.clone(), generation: shared.generation }
     }
 
@@ -84,10 +100,12 @@ impl MemEngine {
 
     fn live(&self) -> io::Result<MutexGuard<'_, Shared>> {
         let shared = self.lock();
-        if shared.generation == self.generation {
-            Ok(shared)
-        } else {
+        if shared.generation != self.generation {
             Err(io::Error::new(io::ErrorKind::BrokenPipe, "the node that held this engine is dead"))
+        } else if shared.has_failed {
+            Err(io::Error::other("a flush has failed: nobody knows what is durable"))
+        } else {
+            Ok(shared)
         }
     }
 }
@@ -129,6 +147,11 @@ impl Engine for MemEngine {
 
     fn flush(&self) -> io::Result<()> {
         let mut shared = self.live()?;
+        shared.flushes += 1;
+        if shared.fail_flush_at == Some(shared.flushes) {
+            shared.has_failed = true;
+            return Err(io::Error::other("the flush failed"));
+        }
         shared.durable = shared.volatile.last().copied().unwrap_or(shared.durable);
         shared.volatile.clear();
         shared.clear_garbage();

@@ -17,8 +17,8 @@ pub trait Engine: Send + Sync {
 
     /// Applies a batch: all of it or nothing, in views as well as after a crash. Not durable until [`Engine::flush`]; after a
     /// power failure what is left is the result of the first n commits, for some n no less than what was flushed.
-    /// **Errors**: `StorageFull` or `QuotaExceeded`: nothing was applied, and it may be tried again; else the engine takes no more
-    /// writes: open it anew.
+    /// **Errors** (rule C8): of a kind that passes ([`crate::Failure::Passing`]): nothing was applied, nothing is left of it, and it may be
+    /// tried again; else nobody knows what a power failure would leave, the engine takes nothing more, and the process has to end.
     fn commit(&self, batch: &Batch) -> io::Result<()>;
 
     /// Makes everything committed before this call durable. **Errors**: as for [`Engine::commit`].
