@@ -10,7 +10,7 @@ use surefoot_env::Env;
 use surefoot_invoker::Transport;
 use surefoot_model::Timestamp;
 use surefoot_model::catalog::{Catalog, CatalogEvent, Defaults};
-use surefoot_partition::Partitions;
+use surefoot_partition::{DiskRoom, Partitions};
 use tokio::sync::OwnedMutexGuard;
 
 #[derive(Clone)]
@@ -66,15 +66,25 @@ impl Admin {
         Self(Arc::new(Shared { partitions, transport, sources, readiness, metrics, settings }))
     }
 
-    /// Succeeds once the node has recovered, takes requests, and none of its partitions has stopped.
+    /// Succeeds once the node has recovered, takes requests, none of its partitions has stopped, and the disk has room (rule R2).
     pub fn health(&self) -> Result<(), Error> {
         if !self.0.readiness.is_ready() {
             return Err(Error::NotReady);
         }
-        match self.0.partitions.stopped().first() {
-            Some(stopped) => Err(Error::PartitionStopped { partition: stopped.partition, error: stopped.error.clone() }),
-            None => Ok(()),
+        if let Some(stopped) = self.0.partitions.stopped().first() {
+            return Err(Error::PartitionStopped { partition: stopped.partition, error: stopped.error.clone() });
         }
+        let disk = self.0.partitions.disk();
+        let (needed_bytes, waits) = match disk.room {
+            DiskRoom::Enough => return Ok(()),
+            DiskRoom::Work => (disk.edges_bytes, "calls are answered 503 and Kafka is not read"),
+            DiskRoom::Reserve => (disk.work_bytes, "calls are answered 503, Kafka is not read, and running invocations wait"),
+        };
+        let why = match disk.free_bytes {
+            free if free < needed_bytes => format!("the disk has {free} bytes free and needs {needed_bytes}"),
+            free => format!("the disk has {free} bytes free, but log or tables find no room or no file descriptor"),
+        };
+        Err(Error::DiskShort { why, waits })
     }
 
     pub(crate) fn shared(&self) -> &Shared {

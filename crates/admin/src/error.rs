@@ -78,6 +78,8 @@ pub enum Error {
     NotReady,
     #[error("partition {partition} has stopped: {error}")]
     PartitionStopped { partition: PartitionId, error: String },
+    #[error("{why}: {waits} until there is room; free some of the disk, or lower disk-reserve-size")]
+    DiskShort { why: String, waits: &'static str },
     #[error("{0}")]
     Unanswered(String),
     #[error("the server is stopping")]
@@ -88,7 +90,7 @@ impl From<Stopped> for Error {
     fn from(stopped: Stopped) -> Self {
         match stopped {
             Stopped::NotTaken => Self::Stopping,
-            Stopped::Partition(_) | Stopped::Unknown => Self::Unanswered(stopped.to_string()),
+            Stopped::DiskFull | Stopped::Partition(_) | Stopped::Unknown => Self::Unanswered(stopped.to_string()),
         }
     }
 }
@@ -125,7 +127,7 @@ impl Error {
             | Self::GroupTaken { .. } => StatusCode::CONFLICT,
             Self::InvocationNotStarted(_) => StatusCode::TOO_EARLY,
             Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::NotReady | Self::PartitionStopped { .. } | Self::Unanswered(_) | Self::Stopping => {
+            Self::NotReady | Self::PartitionStopped { .. } | Self::DiskShort { .. } | Self::Unanswered(_) | Self::Stopping => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }

@@ -88,9 +88,9 @@ impl Ingress {
         &self.0.metrics
     }
 
-    /// Completes while there is room for more submissions.
-    pub(crate) async fn room(&self) {
-        self.0.partitions.room().await;
+    /// Completes while there is room for more submissions. **Errors**: the disk is full, which is not waited for.
+    pub(crate) async fn room(&self) -> Result<(), Error> {
+        self.0.partitions.room().await.map_err(Error::Unanswered)
     }
 
     fn check(&self, catalog: &Catalog, request: &Request<'_>) -> Result<(), Error> {

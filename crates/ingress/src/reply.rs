@@ -5,12 +5,13 @@
 
 use crate::{Accepted, Completed, Error, ErrorSource};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use surefoot_model::{Failure, InvocationId, Outcome, Timestamp};
+use surefoot_partition::Stopped;
 
 pub(crate) type Reply = Response<Full<Bytes>>;
 
@@ -18,6 +19,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const INVOCATION_ID: HeaderName = HeaderName::from_static("x-restate-id");
 const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-restate-error-source");
 const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
+
+/// Seconds: the server takes calls again within two of them once there is room.
+const DISK_RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
 /// Codes of failures that are an HTTP status. What lies below 200 cannot end a response.
 const STATUS_CODES: std::ops::RangeInclusive<u32> = 200..=999;
@@ -86,6 +90,9 @@ pub(crate) fn error(error: &Error) -> Reply {
     set_source(&mut reply, error.source());
     if let Some(id) = error.invocation() {
         set_id(&mut reply, id);
+    }
+    if *error == Error::Unanswered(Stopped::DiskFull) {
+        reply.headers_mut().insert(RETRY_AFTER, DISK_RETRY_AFTER);
     }
     reply
 }
@@ -244,6 +251,8 @@ mod tests {
         assert_eq!(reply.headers()["x-restate-error-source"], "ingress");
         assert!(!reply.headers().contains_key("x-restate-id"));
         assert!(text(reply).starts_with(r#"{"code":404,"message":"service 'Nope' not found"#));
+        let reply = error(&Error::Unanswered(Stopped::DiskFull));
+        assert_eq!((reply.status().as_u16(), &reply.headers()["retry-after"]), (503, &HeaderValue::from_static("2")));
         let reply = error(&Error::AlreadyInvoked(id()));
         assert_eq!(reply.status(), 409);
         assert_eq!(reply.headers()["x-restate-id"], ID);

@@ -107,7 +107,7 @@ impl Service {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         // What cannot be appended is not read either: the client's connection fills up instead of our memory.
-        self.ingress.room().await;
+        self.ingress.room().await?;
         self.bodies.receive(body).await
     }
 }

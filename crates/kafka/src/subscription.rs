@@ -35,7 +35,9 @@ impl From<Stopped> for End {
         match stopped {
             Stopped::NotTaken => Self::Stop,
             // No Kafka record may be passed over (rule K2): the subscription waits, visibly. What is unknown is asked again.
-            Stopped::Partition(_) | Stopped::Unknown => Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string())),
+            Stopped::DiskFull | Stopped::Partition(_) | Stopped::Unknown => {
+                Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string()))
+            }
         }
     }
 }

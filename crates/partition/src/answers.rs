@@ -29,6 +29,9 @@ pub enum Stopped {
     /// The node stops and has not taken the request: nothing of it will happen, and it can be sent again.
     #[error("the server is stopping; retry later")]
     NotTaken,
+    /// The disk has no room, and the request was not taken: nothing of it will happen, and it can be sent again (rule R2).
+    #[error("the disk of the server is full; retry later")]
+    DiskFull,
     /// The partition has stopped alone (rule C5) and has not taken the request; the others run on.
     #[error("partition {0} has stopped, and with it this part of the keys; GET /health of the admin port says why")]
     Partition(PartitionId),

@@ -1,7 +1,7 @@
 //! Checkpoints, one at a time, on a thread of their own (rule C1).
 //!
-//! Owns: the queue between workers and the thread that writes; patience while the disk is full, during which the gate is shut; and
-//! freeing what has been written, which takes too long for a worker.
+//! Owns: the queue between workers and the thread that writes; patience while the disk is full, during which the gate is shut; the
+//! end of the process where the engine has failed (rule C8); and freeing what has been written, which takes too long for a worker.
 //! Does not own: what is written (`storage`), or when (`housekeeping`).
 
 use crate::gate::Gate;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::{Step, Steps, Wake};
 use surefoot_model::PartitionId;
-use surefoot_storage::{Checkpoint, RetiredLayers, is_disk_full};
+use surefoot_storage::{Checkpoint, Failure, RetiredLayers};
 
 /// The sending half; cheap to clone. At most one job per partition is in the queue.
 #[derive(Clone)]
@@ -61,34 +61,37 @@ impl Checkpoints {
     }
 }
 
-/// How long to wait before a checkpoint that found no room is tried again: at first, and at most.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How long to wait before a checkpoint that found no room is tried again, unless it is woken because there is some.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Told when nobody knows any more what the engine has made durable; ends the process.
+pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
 
 /// The receiving half: one disk operation per step.
 pub(crate) struct Checkpointer {
     checkpoints: Checkpoints,
     gate: Arc<Gate>,
+    fatal: Fatal,
     current: Option<Job>,
-    /// The delay before the next try, while the disk is full.
-    retry: Option<Duration>,
+    /// The current one found no room.
+    waits: bool,
     /// It was said what is wrong with the engine.
     has_told: bool,
 }
 
 impl Checkpointer {
-    pub(crate) fn new(checkpoints: Checkpoints, gate: Arc<Gate>) -> Self {
-        Self { checkpoints, gate, current: None, retry: None, has_told: false }
+    pub(crate) fn new(checkpoints: Checkpoints, gate: Arc<Gate>, fatal: Fatal) -> Self {
+        Self { checkpoints, gate, fatal, current: None, waits: false, has_told: false }
     }
 
     /// The job keeps what it has encoded, and the partition its frozen layers: nothing is lost, and nothing is trimmed.
     fn try_later(&mut self, job: Job, error: &io::Error) -> Step {
-        let delay = self.retry.map_or(RETRY_FIRST, |delay| (delay * 2).min(RETRY_MAX));
-        let (partition, retry_in_ms) = (job.partition, delay.as_millis() as u64);
-        tracing::warn!(%partition, %error, retry_in_ms, "no room on the disk for a checkpoint; calls and Kafka wait until there is");
+        if !std::mem::replace(&mut self.waits, true) {
+            tracing::warn!(partition = %job.partition, %error, "no room for a checkpoint; calls and Kafka wait until there is");
+        }
         self.gate.set_checkpoint(job.checkpoint.batch_bytes() as u64, true);
-        (self.current, self.retry) = (Some(job), Some(delay));
-        Step::IdleFor(delay)
+        self.current = Some(job);
+        Step::IdleFor(RETRY)
     }
 
     fn free_retired(&self) {
@@ -115,17 +118,23 @@ impl Steps for Checkpointer {
         let next = || self.checkpoints.lock().jobs.pop_front();
         let Some(mut job) = self.current.take().or_else(next) else { return Step::Idle };
         let result = match job.checkpoint.step() {
-            Err(error) if is_disk_full(&error) => return self.try_later(job, &error),
             Ok(None) => {
-                self.gate.set_checkpoint(job.checkpoint.batch_bytes() as u64, self.retry.is_some());
+                self.gate.set_checkpoint(job.checkpoint.batch_bytes() as u64, self.waits);
                 self.current = Some(job);
                 return Step::Worked;
             }
             Ok(Some(done)) => Ok(done),
-            Err(error) => Err(error.to_string()),
+            Err(error) => match Failure::of(&error) {
+                Failure::Passing => return self.try_later(job, &error),
+                Failure::Partition => Err(error.to_string()),
+                Failure::Engine => {
+                    (self.fatal)(format!("the tables cannot be written any more: {error}"));
+                    return Step::Done;
+                }
+            },
         };
-        if self.retry.take().is_some() {
-            tracing::info!(partition = %job.partition, "checkpoints find room on the disk again");
+        if std::mem::take(&mut self.waits) {
+            tracing::info!(partition = %job.partition, "checkpoints find room again");
         }
         self.gate.set_checkpoint(0, false);
         self.tell_trouble(&job.checkpoint);
@@ -137,6 +146,7 @@ impl Steps for Checkpointer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::Shortage;
     use std::collections::VecDeque;
     use std::pin::pin;
     use std::task::{Context, Waker};
@@ -150,7 +160,8 @@ mod tests {
         let mailbox = Mailbox::new(Wake::new());
         let gate = Arc::new(Gate::new(vec![mailbox.clone()], 1 << 20));
         let checkpoints = Checkpoints::new(Wake::new());
-        let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate.clone());
+        let fatal: Fatal = Arc::new(|message| panic!("{message}"));
+        let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate.clone(), fatal);
         let is_open = || pin!(gate.wait()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         let mut store = Store::open(Arc::new(engine.clone()), PartitionId(0)).unwrap();
         let mut txn = store.begin();
@@ -160,8 +171,9 @@ mod tests {
 
         engine.set_full(true);
         assert_eq!((checkpointer.step(), is_open()), (Step::Worked, true));
-        for delay_s in [1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!((checkpointer.step(), is_open()), (Step::IdleFor(Duration::from_secs(delay_s)), false));
+        for _ in 0..3 {
+            assert_eq!((checkpointer.step(), is_open()), (Step::IdleFor(RETRY), false));
+            assert_eq!(gate.shortage(), Some(Shortage::Disk));
         }
         engine.set_full(false);
         assert_eq!((checkpointer.step(), is_open()), (Step::Worked, false));
@@ -172,5 +184,29 @@ mod tests {
         let Some(Input::Checkpointed { result: Ok(done), .. }) = inputs.pop_front() else { panic!("no checkpoint") };
         store.checkpointed(done);
         assert_eq!(store.checkpointed_lsn(), Lsn(1));
+    }
+
+    /// A partition that stopped, while the others went on and lost their checkpoints as well.
+    #[test]
+    fn a_failed_engine_ends_the_process_and_not_one_partition_after_the_other() {
+        let engine = MemEngine::new();
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Arc::new(Gate::new(vec![mailbox.clone()], 1 << 20));
+        let checkpoints = Checkpoints::new(Wake::new());
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let teller = told.clone();
+        let fatal: Fatal = Arc::new(move |message| teller.lock().unwrap().push(message));
+        let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate, fatal);
+        let mut store = Store::open(Arc::new(engine.clone()), PartitionId(0)).unwrap();
+        let mut txn = store.begin();
+        txn.insert::<Inbound>(PartitionId(1), 1);
+        txn.commit(Lsn(1));
+        checkpoints.push(PartitionId(0), store.freeze().unwrap(), mailbox.clone());
+        engine.fail_flush_at(engine.flushes() + 1);
+        while checkpointer.step() == Step::Worked {}
+        let mut inputs = VecDeque::new();
+        mailbox.take(&mut inputs);
+        assert!(inputs.is_empty(), "no partition hears of it");
+        assert_eq!(*told.lock().unwrap(), ["the tables cannot be written any more: the flush failed"]);
     }
 }

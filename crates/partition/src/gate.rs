@@ -1,10 +1,12 @@
-//! Room in memory: how much the tables take, how much waits to be applied, and who waits until it is less.
+//! Room: how much memory the tables take, how much waits to be applied, how much of the disk is free, and who waits until it is less.
 //!
-//! Owns: two thresholds. At the first one the outer edges wait (rule O3). At the second one, above it, attempts neither start nor read
-//! on: only checkpoints free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`).
+//! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
+//! the second one, above it, attempts neither start nor read on: only checkpoints free that memory, and they wait for nobody. Does not
+//! own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
 
 use crate::mailbox::Mailbox;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
 /// Bytes that may be durable and not applied before the edges wait.
@@ -12,6 +14,39 @@ const WAITING_BYTES_MAX: u64 = 32 << 20;
 
 /// Attempts wait beyond this many hundredths of the bound at which the edges wait.
 const ATTEMPTS_PERCENT: u64 = 125;
+
+/// What the edges find no room in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Passes within moments, as checkpoints do their work.
+    Memory,
+    /// Lasts until an operator makes room, or retention does.
+    Disk,
+}
+
+/// Who may still write to the disk (rule R2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskRoom {
+    #[default]
+    Enough,
+    /// Running work; the edges refuse.
+    Work,
+    /// What is left is for the log and for compaction: attempts are neither started nor read.
+    Reserve,
+}
+
+/// The disk at the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskStatus {
+    pub room: DiskRoom,
+    pub free_bytes: u64,
+    /// With less than this the edges refuse.
+    pub edges_bytes: u64,
+    /// With less than this running work waits.
+    pub work_bytes: u64,
+    /// The log or a checkpoint found no room, or no file descriptor, however much is free.
+    pub is_starved: bool,
+}
 
 /// Goes by the sum over all workers.
 pub(crate) struct Gate {
@@ -21,8 +56,9 @@ pub(crate) struct Gate {
     mailboxes: Vec<Mailbox>,
     /// What the running checkpoint has encoded, written by the checkpointer.
     checkpoint: AtomicU64,
-    /// Checkpoints find no room on the disk.
-    is_disk_full: AtomicBool,
+    /// A checkpoint waits for room on the disk.
+    checkpoint_waits: AtomicBool,
+    disk: Mutex<DiskStatus>,
     /// The node has stopped: nobody waits any more.
     has_ended: AtomicBool,
     room: Notify,
@@ -38,7 +74,8 @@ impl Gate {
             tables: mailboxes.iter().map(|_| AtomicU64::new(0)).collect(),
             mailboxes,
             checkpoint: AtomicU64::new(0),
-            is_disk_full: AtomicBool::new(false),
+            checkpoint_waits: AtomicBool::new(false),
+            disk: Mutex::default(),
             has_ended: AtomicBool::new(false),
             room: Notify::new(),
             attempts_room: Notify::new(),
@@ -55,14 +92,32 @@ impl Gate {
     }
 
     /// What the running checkpoint takes besides the layers that it writes, and whether the disk has no room for it.
-    pub(crate) fn set_checkpoint(&self, bytes: u64, is_disk_full: bool) {
+    pub(crate) fn set_checkpoint(&self, bytes: u64, waits: bool) {
         self.checkpoint.store(bytes, Ordering::Relaxed);
-        self.is_disk_full.store(is_disk_full, Ordering::Relaxed);
+        self.checkpoint_waits.store(waits, Ordering::Relaxed);
         self.open_if_room();
     }
 
+    pub(crate) fn checkpoint_waits(&self) -> bool {
+        self.checkpoint_waits.load(Ordering::Relaxed)
+    }
+
+    /// The disk at the last look.
+    pub(crate) fn disk(&self) -> DiskStatus {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_disk(&self, status: DiskStatus) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        self.open_if_room();
+        if status.room != DiskRoom::Enough {
+            // Those who wait for memory are not to wait for the disk.
+            self.room.notify_waiters();
+        }
+    }
+
     fn open_if_room(&self) {
-        if self.has_room() {
+        if self.shortage().is_none() {
             self.room.notify_waiters();
         }
         if self.has_attempts_room() {
@@ -70,14 +125,17 @@ impl Gate {
         }
     }
 
-    fn has_room(&self) -> bool {
-        if self.has_ended.load(Ordering::Relaxed) {
-            return true;
+    /// What the edges find no room in; none if they may go on.
+    pub(crate) fn shortage(&self) -> Option<Shortage> {
+        if self.has_ended() {
+            return None;
+        }
+        if self.checkpoint_waits() || self.disk().room != DiskRoom::Enough {
+            return Some(Shortage::Disk);
         }
         let waiting = self.waiting_bytes();
-        !self.is_disk_full.load(Ordering::Relaxed)
-            && self.bytes(waiting) <= self.bytes_max
-            && waiting <= WAITING_BYTES_MAX.min(self.bytes_max / 4)
+        let fits = self.bytes(waiting) <= self.bytes_max && waiting <= WAITING_BYTES_MAX.min(self.bytes_max / 4);
+        (!fits).then_some(Shortage::Memory)
     }
 
     /// Whether attempts may start and read on. Where not, [`Self::set`] says when to ask again.
@@ -91,8 +149,9 @@ impl Gate {
     }
 
     fn has_attempts_room(&self) -> bool {
-        self.has_ended.load(Ordering::Relaxed)
-            || self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
+        self.has_ended()
+            || self.disk().room != DiskRoom::Reserve
+                && self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
     }
 
     fn waiting_bytes(&self) -> u64 {
@@ -104,20 +163,36 @@ impl Gate {
         tables + waiting + self.checkpoint.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
     /// The node has stopped: those who wait find out elsewhere.
     pub(crate) fn end(&self) {
         self.has_ended.store(true, Ordering::Relaxed);
         self.open_if_room();
     }
 
-    /// Completes while tables and what waits for them are within their bounds. Events of running invocations do not come this way.
+    /// Completes while tables and what waits for them are within their bounds and the disk has room. Events of running invocations do not come this way.
     pub(crate) async fn wait(&self) {
         loop {
             let room = self.room.notified();
-            if self.has_room() {
+            if self.shortage().is_none() {
                 return;
             }
             room.await;
+        }
+    }
+
+    /// As [`Self::wait`], for those that can be sent away. **Errors**: the disk has no room, which may last.
+    pub(crate) async fn wait_memory(&self) -> Result<(), Shortage> {
+        loop {
+            let room = self.room.notified();
+            match self.shortage() {
+                None => return Ok(()),
+                Some(Shortage::Disk) => return Err(Shortage::Disk),
+                Some(Shortage::Memory) => room.await,
+            }
         }
     }
 
@@ -166,6 +241,28 @@ mod tests {
         assert!(gate.set(0, 1_000));
         assert!(!gate.set(0, 1_000), "nobody asked since");
         assert!(gate.try_attempts());
+    }
+
+    #[test]
+    fn the_disk_shuts_the_edges_first_and_attempts_with_the_reserve() {
+        let gate = gate(1_000);
+        for (room, edges, attempts) in [
+            (DiskRoom::Work, false, true),
+            (DiskRoom::Reserve, false, false),
+            (DiskRoom::Work, false, true),
+            (DiskRoom::Enough, true, true),
+        ] {
+            gate.set_disk(DiskStatus { room, ..DiskStatus::default() });
+            assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{room:?}");
+            assert_eq!(gate.shortage(), (!edges).then_some(Shortage::Disk));
+        }
+        gate.set(0, 1_001);
+        assert_eq!(gate.shortage(), Some(Shortage::Memory));
+        let mut waits = Box::pin(gate.wait_memory());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
+        assert_eq!(waits.as_mut().poll(&mut cx), std::task::Poll::Ready(Err(Shortage::Disk)), "it is sent away");
     }
 
     #[test]

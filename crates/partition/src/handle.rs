@@ -5,7 +5,7 @@
 
 use crate::answers::{Answer, Requests, Stopped};
 use crate::checkpointer::Checkpoints;
-use crate::gate::Gate;
+use crate::gate::{DiskStatus, Gate, Shortage};
 use crate::mailbox::{Input, Mailbox};
 use crate::query::{
     self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
@@ -225,18 +225,30 @@ impl Partitions {
         &self.0.env
     }
 
-    /// Completes while there is room for more at the edge: to be asked before anything of a submission is read.
-    pub async fn room(&self) {
-        self.0.gate.wait().await;
+    /// What there is no room in at the edge, if anything (rule R2): where it is the disk, a client had better be told than wait.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.0.gate.shortage()
     }
 
-    /// Submits an invocation once there is room at the edge. `awaits_result`: the answer is its result, and not only that it is
+    /// The disk at the last look.
+    pub fn disk(&self) -> DiskStatus {
+        self.0.gate.disk()
+    }
+
+    /// Completes while there is room for more at the edge: to be asked before anything of a submission is read. **Errors**: a disk
+    /// that is full is not waited for.
+    pub async fn room(&self) -> Result<(), Stopped> {
+        self.0.gate.wait_memory().await.map_err(|_| Stopped::DiskFull)
+    }
+
+    /// Submits an invocation once there is room at the edge; a disk that is full is not waited for. `awaits_result`: the answer is its result, and not only that it is
     /// accepted.
     pub async fn submit(&self, mut submission: Submission, awaits_result: bool) -> Result<Submitted<'_>, Stopped> {
         let partition = submission.id.partition(self.count());
         let request = self.open_request(partition)?;
         submission.request = Some(Request { id: request.id, awaits_result });
-        self.append_source(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
+        self.room().await?;
+        self.append_outside(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
         Ok(Submitted(request))
     }
 
@@ -244,6 +256,10 @@ impl Partitions {
     /// Events of one caller keep their order per partition if it awaits each call before the next.
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         self.0.gate.wait().await;
+        self.append_outside(partition, event, durable).await
+    }
+
+    async fn append_outside(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         let permit = self.permit(partition, &event).await?;
         let durable: Durable = Box::new(move |lsn| {
             drop(permit);
@@ -516,7 +532,7 @@ fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
         Err(Stopped::Partition(_)) => Ok(None),
-        Err(stopped @ (Stopped::NotTaken | Stopped::Unknown)) => Err(stopped),
+        Err(stopped @ (Stopped::NotTaken | Stopped::DiskFull | Stopped::Unknown)) => Err(stopped),
     }
 }
 

@@ -312,6 +312,8 @@ mod tests {
             cleanup_interval_ms: 0,
             retained_bytes_max: 0,
             memory_bytes_max: 0,
+            disk_dir: "/".into(),
+            disk_reserve_bytes_max: 0,
             checkpoint_interval_ms: 1_000,
             replay_bytes_max: 100,
             workers: 1,

@@ -16,6 +16,7 @@ mod attempts;
 mod checkpointer;
 mod chores;
 mod clients;
+mod disk;
 mod gate;
 mod handle;
 mod housekeeping;
@@ -38,6 +39,8 @@ mod wheel;
 mod worker;
 
 pub use answers::{Answer, Stopped};
+pub use checkpointer::Fatal;
+pub use gate::{DiskRoom, DiskStatus, Shortage};
 pub use handle::{Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use settings::{Mutant, Settings};

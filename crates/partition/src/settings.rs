@@ -2,6 +2,7 @@
 //!
 //! Owns: both types. Does not own: where the values come from (`server`, `sim`).
 
+use std::path::PathBuf;
 use surefoot_machine::Mutant as MachineMutant;
 
 /// Bounds of a node's partitions.
@@ -13,6 +14,10 @@ pub struct Settings {
     pub retained_bytes_max: u64,
     /// Memory of all layers of this node, half of it for the active ones.
     pub memory_bytes_max: u64,
+    /// A directory on the disk that holds log and tables.
+    pub disk_dir: PathBuf,
+    /// With less of it free than this, or than an eighth of it, the edges refuse; with half of that, running work waits (rule R2).
+    pub disk_reserve_bytes_max: u64,
     /// A partition that changed is checkpointed at least this often.
     pub checkpoint_interval_ms: u64,
     /// Log bytes of one partition that a restart may have to apply.
@@ -54,6 +59,8 @@ pub enum Mutant {
     FireEarly,
     /// Sends the newest notification of a replay live, too (rule M5).
     ShowTwice,
+    /// Leaves nothing of the disk free (rule R2).
+    IgnoreDisk,
     /// Leaves notifications at the end of a journal out of its replay, and does not send them live either (rule M5).
     ShowLess,
 }

@@ -6,7 +6,8 @@
 use crate::acting::ActingPartition;
 use crate::answers::Requests;
 use crate::apply::{ApplyError, apply_entry, panic_message};
-use crate::checkpointer::{Checkpointer, Checkpoints};
+use crate::checkpointer::{Checkpointer, Checkpoints, Fatal};
+use crate::disk::DiskWatch;
 use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
@@ -23,7 +24,7 @@ use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::Meta;
 use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId, RULES};
-use surefoot_storage::{Engine, Store, is_disk_full};
+use surefoot_storage::{Engine, Failure, Store};
 use tokio::sync::oneshot;
 
 /// What keeps a node from starting. Trouble of one partition does not, but for the catalog's: that one stops and says so (rule C5).
@@ -31,7 +32,7 @@ use tokio::sync::oneshot;
 pub enum StartError {
     #[error("partition {partition}: {message}")]
     Partition { partition: PartitionId, message: String },
-    #[error("make the tables durable: {0}")]
+    #[error("the tables cannot be made durable: {0}")]
     Engine(String),
     #[error("the log holds records of partition {0}, which this node was not created with")]
     UnknownPartition(PartitionId),
@@ -81,8 +82,11 @@ impl Recovered {
                 self.applied_bytes = 0;
                 Ok(())
             }
-            Err(error) if is_disk_full(&error) => Err(StartError::DiskFull(error)),
-            Err(error) => self.stop(format!("checkpoint failed: {error}")),
+            Err(error) => match Failure::of(&error) {
+                Failure::Passing => Err(StartError::DiskFull(error)),
+                Failure::Partition => self.stop(format!("checkpoint failed: {error}")),
+                Failure::Engine => Err(StartError::Engine(error.to_string())),
+            },
         }
     }
 }
@@ -201,7 +205,7 @@ impl Recovering {
     }
 
     /// Starts workers and a new term. `connect` tells the log where a partition's entries go; `invoker` makes the invoker that
-    /// reports to the given output.
+    /// reports to the given output; `fatal` ends the process where the engine has failed (rule C8).
     pub fn start(
         self,
         env: Env,
@@ -209,6 +213,7 @@ impl Recovering {
         connect: impl Fn(PartitionId, Arc<dyn Sink>),
         invoker: impl FnOnce(CatalogCell, Arc<dyn Output>) -> Arc<Invoker>,
         catalog_changed: Vec<Wake>,
+        fatal: Fatal,
     ) -> Result<Started, StartError> {
         let settings = self.settings;
         let epochs = self.partitions.iter().map(|recovered| match recovered.store {
@@ -245,8 +250,9 @@ impl Recovering {
         });
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
 
-        let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone());
-        env.tasks.drive("checkpointer", checkpoint_wake, Box::new(checkpointer));
+        let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone(), fatal);
+        env.tasks.drive("checkpointer", checkpoint_wake.clone(), Box::new(checkpointer));
+        env.tasks.drive("disk-watch", Wake::new(), Box::new(DiskWatch::new(shared.clone(), checkpoint_wake)));
 
         let mut owned: Vec<Vec<Option<Box<ActingPartition>>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut led = Vec::new();

@@ -114,6 +114,8 @@ pub(crate) fn settings() -> Settings {
     Settings {
         cleanup_interval_ms: 10_000,
         retained_bytes_max: 1 << 30,
+        disk_dir: "/".into(),
+        disk_reserve_bytes_max: 0,
         memory_bytes_max: 64 << 20,
         checkpoint_interval_ms: 30_000,
         replay_bytes_max: 16 << 20,

@@ -21,7 +21,7 @@ pub struct Seams {
     pub transport: Arc<dyn Transport>,
     /// Kafka, as subscriptions read it.
     pub sources: Arc<dyn SourceClient>,
-    /// Called once when the log cannot make records durable; does not return in production (rule L4).
+    /// Called when log or engine cannot make durable what they take; does not return in production (rules L4, C8).
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// What the simulator breaks on purpose.
     pub mutants: Mutants,
@@ -81,7 +81,7 @@ impl Node {
     pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
         let mutants = seams.mutants;
-        let settings = partition_settings(config, mutants);
+        let settings = partition_settings(config, &place, mutants);
         let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, settings)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
@@ -107,6 +107,7 @@ impl Node {
             |partition, sink| log.connect(partition, sink),
             |catalog, output| Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output),
             vec![catalog_changed.clone()],
+            seams.fatal.clone(),
         )?;
         opened.writer.drive(&*env.tasks);
         opened.filler.drive(&*env.tasks);
@@ -153,10 +154,12 @@ pub fn request_headers(config: &Config) -> Vec<(String, String)> {
     vec![("x-restate-cluster-name".to_owned(), config.cluster_name.clone())]
 }
 
-fn partition_settings(config: &Config, mutants: Mutants) -> surefoot_partition::Settings {
+fn partition_settings(config: &Config, place: &Place, mutants: Mutants) -> surefoot_partition::Settings {
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
+        disk_dir: place.log.clone(),
+        disk_reserve_bytes_max: config.disk_reserve_bytes,
         memory_bytes_max: config.memory_bytes - config.memory_bytes / ENGINE_CACHE_SHARE,
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,

@@ -52,7 +52,7 @@ pub struct Summary {
 /// What a process gives to its node.
 pub struct Process {
     pub metrics: MetricsPage,
-    /// Called when the log cannot make events durable any more; must not return (rule L4).
+    /// Called when events or tables cannot be made durable any more; must not return (rules L4, C8).
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
 

@@ -39,6 +39,8 @@ pub struct Config {
     pub memory_bytes: u64,
     /// Bytes of completed invocations' journals and unkeyed results (rule R1).
     pub retained_bytes_max: u64,
+    /// Bytes of the disk that the edges leave free (rule R2).
+    pub disk_reserve_bytes: u64,
     pub checkpoint_interval: Duration,
     pub kafka: Kafka,
     /// Acknowledge before the disk has the data. Loses acknowledged work when the machine loses power.
@@ -139,6 +141,7 @@ impl Default for Config {
             },
             memory_bytes: 256 * MIB,
             retained_bytes_max: 4096 * MIB,
+            disk_reserve_bytes: 512 * MIB,
             checkpoint_interval: Duration::from_secs(30),
             kafka: Kafka { parked_records_max: 1_000 },
             skip_fsync: false,

@@ -94,6 +94,13 @@ pub const SETTINGS: &[Setting] = &[
                   results of idempotency keys and workflows stay.",
     },
     Setting {
+        key: "disk-reserve-size",
+        kind: Kind::Size { field: |c| &mut c.disk_reserve_bytes, min: 0 },
+        meaning: "Room that is left free on the disk of the data directory; never more than an eighth of that disk. With less, calls are answered \
+                  503 and Kafka is not read; with half of it, running invocations wait as well. All go on by themselves once there is room. \
+                  The half is for the log's next segment and for compacting the tables.",
+    },
+    Setting {
         key: "dangerously-skip-fsync",
         kind: Kind::Switch(|c| &mut c.skip_fsync),
         meaning: "Acknowledge before data is on disk. A power failure then loses work that was acknowledged. For throw-away tests only.",
