@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod places;
 pub mod process;
 pub mod server;
+pub mod volume;
 pub mod wait;
 
 pub use broker::Broker;
@@ -20,6 +21,7 @@ pub use handlers::Handlers;
 pub use languages::Language;
 pub use ledger::Ledger;
 pub use server::Server;
+pub use volume::Volume;
 
 /// The seed of this run: `SUREFOOT_TEST_SEED`, or one that no run has had. It is printed, so that a run can be repeated.
 pub fn seed() -> u64 {

@@ -69,6 +69,11 @@ impl Server {
         Ok(self.process.insert(Process::start("the server", &mut command, &self.log())?))
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("the server is down")?.id())
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the server is down")?.kill()
@@ -128,6 +133,7 @@ impl Server {
         format!("127.0.0.1:{}", self.ingress)
     }
 
+    /// Below it a test may put a file system of its own, before the first start.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }

@@ -1,0 +1,225 @@
+//! A disk that fills up: clients are told, running work goes on, nothing is lost, and all go on by themselves once there is room.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+use surefoot_client::admin::NewDeployment;
+use surefoot_client::ingress::{Call, Target};
+use surefoot_client::{Admin, Error, Ingress};
+use surefoot_sdk_tests::wait::eventually;
+use surefoot_sdk_tests::{Handlers, Language, Ledger, Server, Volume};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const MIB: u64 = 1 << 20;
+const VOLUME_BYTES: u64 = 200 * MIB;
+/// Of a small disk the server leaves an eighth free.
+const RESERVE_BYTES: u64 = VOLUME_BYTES / 8;
+const BODY_BYTES: usize = 20_000;
+const LIMIT: Duration = Duration::from_secs(60);
+/// Without any progress for this long, the rest will not come.
+const STALL: Duration = Duration::from_secs(60);
+/// What the server says of a full disk.
+const EXPECTED: &[&str] = &["no room on the disk", "no room for a checkpoint"];
+
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    Taken,
+    /// Answered 503: nothing of it will ever happen.
+    Refused,
+    /// It may have been taken, and is to be sent again.
+    Unknown,
+}
+
+struct World {
+    ledger: Ledger,
+    _handlers: Handlers,
+    server: Server,
+    ingress: Ingress,
+    admin: Admin,
+    acknowledged: usize,
+}
+
+impl World {
+    /// On a small volume. None where this process may not mount, or the handlers are not there.
+    async fn start_on_volume(settings: &[(&str, &str)]) -> Result<Option<(Self, Volume)>> {
+        if Language::Rust.is_skipped() {
+            return Ok(None);
+        }
+        let server = Server::prepare(settings)?;
+        let Some(volume) = Volume::mount(&server.data(), VOLUME_BYTES)? else { return Ok(None) };
+        Ok(Some((Self::start(server).await?, volume)))
+    }
+
+    async fn start(mut server: Server) -> Result<Self> {
+        let ledger = Ledger::start(0).await?;
+        let handlers = Handlers::start(Language::Rust, ledger.address(), Duration::from_millis(100)).await?;
+        server.restart().await?;
+        server.admin().register(&NewDeployment::at(handlers.uri())).await.context("register the handlers")?;
+        let (ingress, admin) = (server.ingress(), server.admin());
+        Ok(Self { ledger, _handlers: handlers, server, ingress, admin, acknowledged: 0 })
+    }
+
+    /// One event for the next user.
+    async fn send(&mut self) -> Result<Sent> {
+        let user = format!("user-{}", self.acknowledged);
+        let content = "x".repeat(BODY_BYTES);
+        let call = Call::new(Target::keyed("UserFeed", user.clone(), "processPost"));
+        let call = call.json(&json!({ "id": "1", "content": content })).idempotency_key(&user);
+        match self.ingress.send(call).await {
+            Ok(_) => {
+                self.acknowledged += 1;
+                Ok(Sent::Taken)
+            }
+            Err(Error::Refused { status: 503, .. }) => Ok(Sent::Refused),
+            Err(Error::Timeout { .. }) => Ok(Sent::Unknown),
+            Err(error) => Err(error).context("send"),
+        }
+    }
+
+    async fn send_until_refused(&mut self) -> Result<()> {
+        let most = VOLUME_BYTES as usize / BODY_BYTES;
+        for _ in 0..most {
+            if self.send().await? == Sent::Refused {
+                return Ok(());
+            }
+        }
+        bail!("{most} events of {BODY_BYTES} bytes were taken into {VOLUME_BYTES} bytes")
+    }
+
+    async fn send_once_there_is_room(&mut self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while self.send().await? != Sent::Taken {
+            ensure!(tokio::time::Instant::now() < deadline, "still refused after {LIMIT:?}");
+        }
+        Ok(())
+    }
+
+    /// `/health` and a metric say that the disk is short.
+    async fn expect_told(&self) -> Result<()> {
+        eventually("health to tell", LIMIT, || async {
+            match self.admin.health().await {
+                Err(Error::Refused { status: 503, message, .. }) if message.contains("the disk has") => Ok(()),
+                other => bail!("{other:?}"),
+            }
+        })
+        .await?;
+        let metrics = self.admin.metrics().await?;
+        ensure!(metrics.contains("\nsurefoot_disk_edges_refused 1"), "{metrics}");
+        Ok(())
+    }
+
+    /// Everything that was acknowledged has run, and nothing twice.
+    async fn expect_all(&self) -> Result<()> {
+        self.ledger.reach(self.acknowledged, STALL).await?;
+        let expected: BTreeMap<_, _> = (0..self.acknowledged).map(|n| (format!("user-{n}"), vec!["1".to_owned()])).collect();
+        let verdict = self.ledger.judge(&expected)?;
+        println!("{} events: {verdict:?}", self.acknowledged);
+        self.server.expect_quiet(EXPECTED)
+    }
+}
+
+/// The head of the answer to one call.
+async fn answer(server: &Server) -> Result<String> {
+    let mut stream = TcpStream::connect(server.ingress_address()).await.context("connect")?;
+    let request = "POST /UserFeed/late/processPost/send HTTP/1.1\r\nhost: surefoot\r\ncontent-type: application/json\r\n\
+                   content-length: 26\r\nconnection: close\r\n\r\n{\"id\": \"1\", \"content\": \"\"}";
+    stream.write_all(request.as_bytes()).await.context("write")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.context("read")?;
+    Ok(answer.to_lowercase())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_answered_503_before_the_disk_is_full_and_taken_again_once_there_is_room() -> Result<()> {
+    let Some((mut world, volume)) = World::start_on_volume(&[("CHECKPOINT_INTERVAL", "1s")]).await? else { return Ok(()) };
+    // Work that runs while the edges refuse.
+    world.ledger.hold("user-0");
+    ensure!(world.send().await? == Sent::Taken, "there is room");
+    volume.load(VOLUME_BYTES - RESERVE_BYTES - 50 * MIB)?;
+    world.send_until_refused().await?;
+    world.expect_told().await?;
+    let answer = answer(&world.server).await?;
+    ensure!(answer.starts_with("http/1.1 503") && answer.contains("\r\nretry-after: 2\r\n"), "{answer}");
+    ensure!(answer.contains("disk"), "{answer}");
+
+    // It ends although nothing new is taken.
+    ensure!(!world.ledger.has_completed("user-0", "1"), "it was held");
+    world.ledger.release("user-0");
+    eventually("running work", LIMIT, || async {
+        ensure!(world.ledger.has_completed("user-0", "1"), "it has not ended");
+        Ok(())
+    })
+    .await?;
+
+    volume.unload()?;
+    world.send_once_there_is_room().await?;
+    eventually("health", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
+    world.server.kill()?;
+    world.server.restart().await?;
+    world.expect_all().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Result<()> {
+    // Nothing looks ahead: log and tables meet the end of the disk.
+    let settings = [("CHECKPOINT_INTERVAL", "1s"), ("DISK_RESERVE_SIZE", "0")];
+    let Some((mut world, volume)) = World::start_on_volume(&settings).await? else { return Ok(()) };
+    for _ in 0..200 {
+        ensure!(world.send().await? == Sent::Taken, "there is room");
+    }
+    volume.load(VOLUME_BYTES)?;
+    // Whatever is under way when it hits the end has no answer, and may have been taken.
+    let taken = world.acknowledged;
+    let refused = tokio::time::timeout(LIMIT, world.send_until_refused()).await;
+    ensure!(refused.is_ok_and(|sent| sent.is_ok()), "no 503 within {LIMIT:?}, {} taken since", world.acknowledged - taken);
+    world.expect_told().await?;
+
+    world.server.kill()?;
+    world.server.spawn()?;
+    world.expect_told().await.context("started on a full disk")?;
+
+    volume.unload()?;
+    world.send_once_there_is_room().await?;
+    world.server.kill()?;
+    world.server.restart().await?;
+    world.expect_all().await
+}
+
+/// How many files a running process may have open from now on.
+fn limit_files(process: u32, max: u64) -> Result<()> {
+    let done = Command::new("prlimit").args(["--pid", &process.to_string(), &format!("--nofile={max}:1024")]).status();
+    let done = done.context("start prlimit")?;
+    ensure!(done.success(), "prlimit: {done}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_want_of_descriptors_ends_nothing_and_passes() -> Result<()> {
+    if Language::Rust.is_skipped() {
+        return Ok(());
+    }
+    let mut world = World::start(Server::prepare(&[("CHECKPOINT_INTERVAL", "1s")])?).await?;
+    // Connections that are open stay so.
+    ensure!(world.send().await? == Sent::Taken, "nothing is short");
+    world.admin.health().await?;
+    let process = world.server.id()?;
+    limit_files(process, 4)?;
+    world.send_until_refused().await?;
+    eventually("health to tell", LIMIT, || async {
+        match world.admin.health().await {
+            Err(Error::Refused { status: 503, message, .. }) if message.contains("no file descriptor") => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    })
+    .await?;
+    limit_files(process, 1024)?;
+    world.send_once_there_is_room().await?;
+    eventually("health", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
+    ensure!(world.server.id()? == process, "it is the same process");
+    world.server.kill()?;
+    world.server.restart().await?;
+    world.expect_all().await
+}
