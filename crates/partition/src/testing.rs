@@ -150,12 +150,16 @@ impl Log for TestLog {
         log.queued.push_back((entries, durable));
     }
 
+    fn append_from_outside(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>) {
+        self.append(partition, epoch, payloads, durable);
+    }
+
     fn trim(&self, partition: PartitionId, _: Lsn) {
         self.0.lock().unwrap().trimmed.push(partition);
     }
 
     fn retained(&self) -> Retained {
-        Retained { bytes: 0, oldest_holder: None }
+        Retained { bytes: 0, oldest_holder: None, room: surefoot_log::Room::Enough }
     }
 }
 
@@ -305,7 +309,8 @@ impl TestNode {
             Invoker::new(invoker_env, settings, catalog, Arc::new(SilentHandlers), output)
         };
         let connect = |partition, sink| drop(log.0.lock().unwrap().sinks.insert(partition, sink));
-        let started = recovering.start(env, log.clone(), connect, invoker, Vec::new()).unwrap();
+        let fatal: crate::Fatal = Arc::new(|message| panic!("{message}"));
+        let started = recovering.start(env, log.clone(), connect, invoker, Vec::new(), fatal).unwrap();
         let shared = started.partitions.shared().clone();
         let node = Self { partitions: started.partitions, shared, log: log.clone(), world };
         node.settle();

@@ -310,7 +310,7 @@ fn a_failed_flush_loses(mutant: Mutant) -> bool {
     let running = store.freeze().unwrap();
     engine.fail_flush_at(engine.flushes() + 1);
     match running.run() {
-        Ok(done) => store.checkpointed(done),
+        Ok(done) => drop(store.checkpointed(done)),
         Err(error) => assert_eq!(Failure::of(&error), Failure::Engine),
     }
     store.checkpointed_lsn() > open(&engine.power_loss(0)).checkpointed_lsn()
