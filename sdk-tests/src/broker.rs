@@ -1,4 +1,5 @@
-//! A real Apache Kafka broker: one node with the roles broker and controller, on ports that it keeps over its restart.
+//! A real Apache Kafka broker: one node with the roles broker and controller, on ports that it keeps over its restart; or a second one
+//! beside it that is a broker alone.
 //!
 //! Owns: its files, its topics, and producing to them. The jars come from `languages::prepare_broker`.
 
@@ -31,6 +32,7 @@ const CLUSTER_ID: &str = "c3VyZWZvb3QtdGVzdHMtMQ";
 pub struct Broker {
     directory: TempDir,
     port: u16,
+    controller: u16,
     process: Option<Process>,
 }
 
@@ -58,15 +60,29 @@ impl NewRecord {
 impl Broker {
     /// Formats a new data directory and starts; returns once the broker takes requests.
     pub async fn start() -> Result<Self> {
-        let directory = temporary("kafka-")?;
         let (port, controller) = (free_port()?, free_port()?);
+        let own = format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n"
+        );
+        Self::start_as(&own, port, controller).await
+    }
+
+    /// A second broker of the same cluster, on an empty data directory. It may be killed: the controller is this one.
+    pub async fn start_second(&self) -> Result<Self> {
+        let port = free_port()?;
+        let own = format!("process.roles=broker\nnode.id=2\nlisteners=PLAINTEXT://127.0.0.1:{port}\n");
+        Self::start_as(&own, port, self.controller).await
+    }
+
+    async fn start_as(own: &str, port: u16, controller: u16) -> Result<Self> {
+        let directory = temporary("kafka-")?;
         let data = directory.path().join("data");
         // Small and eager: few threads, no waiting for a group to fill up, nothing cleaned or compacted in the lifetime of a test.
         let properties = format!(
-            "process.roles=broker,controller\n\
-             node.id=1\n\
+            "{own}\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=PLAINTEXT\n\
@@ -78,6 +94,8 @@ impl Broker {
              transaction.state.log.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\n\
+             broker.session.timeout.ms=3000\n\
+             broker.heartbeat.interval.ms=500\n\
              log.cleaner.dedupe.buffer.size=4194304\n\
              file.delete.delay.ms=100\n\
              num.network.threads=2\n\
@@ -87,7 +105,7 @@ impl Broker {
         );
         std::fs::write(directory.path().join("server.properties"), properties).context("write server.properties")?;
 
-        let mut broker = Self { directory, port, process: None };
+        let mut broker = Self { directory, port, controller, process: None };
         let config = broker.config();
         let format = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"];
         let output = broker.java(64).args(format).arg(&config).output().context("start java")?;
@@ -139,6 +157,21 @@ impl Broker {
         })
         .await?;
         self.expect_partitions(name, partitions).await
+    }
+
+    /// A topic whose Kafka partitions lie on these brokers, one each.
+    pub async fn create_topic_on(&self, name: &str, brokers: &[i32]) -> Result<()> {
+        let places: Vec<[i32; 1]> = brokers.iter().map(|broker| [*broker]).collect();
+        let places: Vec<&[i32]> = places.iter().map(<[i32; 1]>::as_slice).collect();
+        let topic = NewTopic::new(name, i32::try_from(brokers.len())?, TopicReplication::Variable(&places));
+        let results = self.admin()?.create_topics([&topic], &AdminOptions::new()).await.context("create the topic")?;
+        results.into_iter().try_for_each(done)?;
+        self.expect_partitions(name, i32::try_from(brokers.len())?).await
+    }
+
+    /// Waits until so many of the topic's Kafka partitions have a leader.
+    pub async fn expect_leaders(&self, name: &str, wanted: i32) -> Result<()> {
+        self.expect_partitions(name, wanted).await
     }
 
     pub async fn delete_topic(&self, name: &str) -> Result<()> {

@@ -17,6 +17,8 @@ use surefoot_sdk_tests::{Broker, Handlers, Language, Ledger, Server, languages};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const LIMIT: Duration = Duration::from_secs(60);
+/// A stream that stands still starts over after 30 seconds: what is to show that it does not stand still ends before.
+const STALL_LIMIT: Duration = Duration::from_secs(25);
 /// What the group coordinator waits for a member that is gone; the default of the client library.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(45);
 /// A Kafka record beyond it is parked.
@@ -28,8 +30,7 @@ struct Suite {
     broker: Broker,
     server: Server,
     ledger: Ledger,
-    /// Only to live as long as the others.
-    _handlers: Handlers,
+    handlers: Handlers,
 }
 
 type Test = for<'a> fn(&'a mut Suite) -> BoxFuture<'a, Result<()>>;
@@ -45,6 +46,19 @@ const TESTS: &[(&str, Test)] = &[
     ("a_restart_resumes_before_the_session_times_out", |s| Box::pin(a_restart_resumes_before_the_session_times_out(s))),
     ("a_missing_topic_is_waited_for", |s| Box::pin(a_missing_topic_is_waited_for(s))),
     ("a_deleted_subscription_delivers_no_more", |s| Box::pin(a_deleted_subscription_delivers_no_more(s))),
+    ("a_subscription_in_the_place_of_another_goes_on_there", |s| {
+        Box::pin(a_subscription_in_the_place_of_another_goes_on_there(s))
+    }),
+    ("a_rebalance_while_too_many_are_parked_stalls_nothing", |s| {
+        Box::pin(a_rebalance_while_too_many_are_parked_stalls_nothing(s))
+    }),
+    ("a_member_that_comes_and_goes_under_pressure_stalls_nothing", |s| {
+        Box::pin(a_member_that_comes_and_goes_under_pressure_stalls_nothing(s))
+    }),
+    ("a_handler_that_is_away_holds_and_parks_nothing", |s| Box::pin(a_handler_that_is_away_holds_and_parks_nothing(s))),
+    ("a_kafka_partition_without_a_leader_leaves_the_others_alone", |s| {
+        Box::pin(a_kafka_partition_without_a_leader_leaves_the_others_alone(s))
+    }),
 ];
 
 fn main() -> Result<()> {
@@ -88,7 +102,33 @@ impl Suite {
         let server = Server::start(&[("INGRESS__REQUEST_SIZE_LIMIT", &format!("{} KiB", RECORD_BYTES_MAX >> 10))]).await?;
         server.admin().register(&NewDeployment::at(handlers.uri())).await.context("register the handlers")?;
         create_cluster(&server, &broker, &[("topic.metadata.refresh.interval.ms", REFRESH_MS)]).await?;
-        Ok(Self { broker, server, ledger, _handlers: handlers })
+        Ok(Self { broker, server, ledger, handlers })
+    }
+
+    /// Another server with settings of its own, of the same broker and handlers.
+    async fn other_server(&self, settings: &[(&str, &str)]) -> Result<Server> {
+        let server = Server::start(settings).await?;
+        server.admin().register(&NewDeployment::at(self.handlers.uri())).await.context("register the handlers")?;
+        create_cluster(&server, &self.broker, &[("topic.metadata.refresh.interval.ms", REFRESH_MS)]).await?;
+        Ok(server)
+    }
+
+    /// Joins a group until it is assigned something, and leaves.
+    async fn visit(&self, group: &str, topic: &'static str) -> Result<()> {
+        let mut config = self.broker.client();
+        config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
+        let stranger = config.create::<BaseConsumer>().context("make a consumer")?;
+        stranger.subscribe(&[topic]).context("join the group")?;
+        let joined = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + LIMIT;
+            while stranger.assignment().is_ok_and(|assigned| assigned.count() == 0) {
+                ensure!(Instant::now() < deadline, "the stranger got no Kafka partition");
+                // The poll is what joins.
+                let _ = stranger.poll(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        joined.await.context("join the stranger")?
     }
 
     async fn restart_server(&mut self) -> Result<()> {
@@ -171,21 +211,8 @@ async fn a_stranger_in_the_group_takes_nothing_away(suite: &mut Suite) -> Result
     suite.broker.produce("shared", round(0)).await?;
     for n in 1..ROUNDS {
         if n % 2 == 1 {
-            let mut config = suite.broker.client();
-            config.set("group.id", &group).set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
-            let (stranger, records) = (config.create::<BaseConsumer>().context("make a consumer")?, round(n));
-            stranger.subscribe(&["shared"]).context("join the group")?;
-            let producing = tokio::spawn(suite.broker.produce("shared", records));
-            let joined = tokio::task::spawn_blocking(move || {
-                let deadline = Instant::now() + LIMIT;
-                while stranger.assignment().is_ok_and(|assigned| assigned.count() == 0) {
-                    ensure!(Instant::now() < deadline, "the stranger got no Kafka partition");
-                    // The poll is what joins.
-                    let _ = stranger.poll(Duration::from_millis(100));
-                }
-                Ok(())
-            });
-            joined.await.context("join the stranger")??;
+            let producing = tokio::spawn(suite.broker.produce("shared", round(n)));
+            suite.visit(&group, "shared").await?;
             producing.await.context("join the producer")??;
         } else {
             suite.broker.produce("shared", round(n)).await?;
@@ -370,4 +397,178 @@ async fn a_deleted_subscription_delivers_no_more(suite: &mut Suite) -> Result<()
     suite.ledger.release("deleted");
     // What was admitted still runs; what came after the deletion does not.
     expect_state(&suite.server.ingress(), "UserFeed", "deleted".to_owned(), "getFeed", json!(["0", "1"])).await
+}
+
+fn group(subscription: &Subscription) -> Result<String> {
+    subscription.options.get("group.id").cloned().context("find the group")
+}
+
+/// Rule K10: nothing is lost and nothing runs twice between a subscription and the one in its place.
+async fn a_subscription_in_the_place_of_another_goes_on_there(suite: &mut Suite) -> Result<()> {
+    const KEYS: usize = 20;
+    const ROUNDS: usize = 10;
+    const EACH: usize = 10;
+    suite.broker.create_topic("moved", 4).await?;
+    let key = |n: usize| format!("moved-{n}");
+    for n in 0..KEYS {
+        suite.register(&key(n)).await?;
+    }
+    let new =
+        NewSubscription::new("local", "moved", SET_LOCATION.0, SET_LOCATION.1).from_earliest().option("group.id", "moved-group");
+    let mut subscription = suite.server.admin().subscribe(&new).await.context("subscribe")?;
+    for round in 0..ROUNDS {
+        let records = (round * EACH..(round + 1) * EACH).flat_map(|at| (0..KEYS).map(move |n| (n, at)));
+        let records = records.map(|(n, at)| NewRecord::json(&key(n), &location(at))).collect();
+        let producing = tokio::spawn(suite.broker.produce("moved", records));
+        suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")?;
+        subscription = suite.server.admin().subscribe(&new).await.context("subscribe again")?;
+        producing.await.context("join the producer")??;
+    }
+    for n in 0..KEYS {
+        let expected = json!({ "title": key(n), "locations": (0..ROUNDS * EACH).map(location).collect::<Vec<_>>() });
+        expect_state(&suite.server.ingress(), "DeliveryTracker", key(n), "getDelivery", expected).await?;
+    }
+    suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")
+}
+
+/// A Kafka partition stood still for good after the group had changed while the subscription was paused.
+async fn a_rebalance_while_too_many_are_parked_stalls_nothing(suite: &mut Suite) -> Result<()> {
+    suite.broker.create_topic("held", 2).await?;
+    let server = suite.other_server(&[("KAFKA__PARKED_RECORDS_LIMIT", "1")]).await?;
+    let admin = server.admin();
+    let no_key = |partition| NewRecord { key: None, value: Some(b"{}".to_vec()), partition: Some(partition) };
+    let mut records: Vec<NewRecord> = [0, 0, 1, 1].map(no_key).into();
+    let good = registrations("held", 0..100).into_iter().enumerate();
+    records.extend(good.map(|(n, record)| record.at((n % 2).try_into().expect("two fits"))));
+    suite.broker.produce("held", records).await?;
+    let new = NewSubscription::new("local", "held", REGISTER.0, REGISTER.1).from_earliest();
+    let subscription = admin.subscribe(&new).await.context("subscribe")?;
+    let paused = || async {
+        let told = admin.subscription(&subscription.id).await?;
+        ensure!(told.status.as_deref() == Some("paused"), "{told:?}");
+        Ok(())
+    };
+    eventually("a subscription that pauses", LIMIT, paused).await?;
+    suite.visit(&group(&subscription)?, "held").await?;
+    eventually("the discarding of what is parked", STALL_LIMIT, || async {
+        let parked = admin.parked(&subscription.id).await?.parked;
+        ensure!(parked.len() <= 1, "{parked:?}");
+        for parked in parked {
+            admin.discard_parked(&subscription.id, parked.n).await?;
+        }
+        expect_read(&server, &subscription, 104).await
+    })
+    .await?;
+    for n in 0..100 {
+        let expected = json!({ "title": "held", "locations": [] });
+        expect_state(&server.ingress(), "DeliveryTracker", format!("held-{n}"), "getDelivery", expected).await?;
+    }
+    expect_no_standstill(&server)
+}
+
+/// Everything was taken up to the end of the topic, which has so many Kafka records.
+async fn expect_read(server: &Server, subscription: &Subscription, records: i64) -> Result<()> {
+    let told = server.admin().subscription(&subscription.id).await?;
+    let read: i64 = told.partitions.iter().filter_map(|partition| partition.position).sum();
+    ensure!(told.status.as_deref() == Some("running") && read == records, "{told:?}");
+    Ok(())
+}
+
+fn expect_no_standstill(server: &Server) -> Result<()> {
+    ensure!(!server.log_text().contains("stands still"), "a Kafka partition stood still:\n{}", server.log_text());
+    Ok(())
+}
+
+async fn a_member_that_comes_and_goes_under_pressure_stalls_nothing(suite: &mut Suite) -> Result<()> {
+    const RECORDS: usize = 6_000;
+    const PARTITIONS: i32 = 8;
+    suite.broker.create_topic("pressed", PARTITIONS).await?;
+    // As little memory as may be, so that the edge is shut most of the time.
+    let server = suite.other_server(&[("MEMORY_SIZE", "16MiB"), ("CHECKPOINT_INTERVAL", "1s")]).await?;
+    let body = "x".repeat(8 << 10);
+    let records = (0..RECORDS).map(|n| NewRecord::json(&format!("pressed-{n}"), &json!({ "title": body })));
+    let records = records.enumerate().map(|(n, record)| record.at(i32::try_from(n).expect("it fits") % PARTITIONS));
+    suite.broker.produce("pressed", records.collect()).await?;
+    let new = NewSubscription::new("local", "pressed", REGISTER.0, REGISTER.1).from_earliest();
+    let subscription = server.admin().subscribe(&new).await.context("subscribe")?;
+    for _ in 0..3 {
+        suite.visit(&group(&subscription)?, "pressed").await?;
+    }
+    eventually("the end of the topic", LIMIT, || expect_read(&server, &subscription, RECORDS as i64)).await?;
+    expect_no_standstill(&server)
+}
+
+async fn a_handler_that_is_away_holds_and_parks_nothing(suite: &mut Suite) -> Result<()> {
+    const KEYS: usize = 10;
+    suite.broker.create_topic("away", 2).await?;
+    let server = suite.other_server(&[]).await?;
+    let (admin, ingress) = (server.admin(), server.ingress());
+    let key = |n: usize| format!("away-{n}");
+    for n in 0..KEYS {
+        let call = Call::new(Target::keyed("DeliveryTracker", key(n), "register")).json(&json!({ "title": key(n) }));
+        ingress.call(call).await.context("register a delivery")?;
+    }
+    let new = NewSubscription::new("local", "away", SET_LOCATION.0, SET_LOCATION.1).from_earliest();
+    let subscription = admin.subscribe(&new).await.context("subscribe")?;
+    let round = |at: usize| (0..KEYS).map(|n| NewRecord::json(&key(n), &location(at))).collect::<Vec<_>>();
+    suite.broker.produce("away", round(0)).await?;
+    let state = |rounds: usize, n: usize| json!({ "title": key(n), "locations": (0..rounds).map(location).collect::<Vec<_>>() });
+    for n in 0..KEYS {
+        expect_state(&ingress, "DeliveryTracker", key(n), "getDelivery", state(1, n)).await?;
+    }
+    for deployment in admin.deployments().await? {
+        admin.delete_deployment(&deployment.id).await.context("delete the deployment")?;
+    }
+    for at in 1..4 {
+        suite.broker.produce("away", round(at)).await?;
+    }
+    let told = eventually("a subscription that pauses", LIMIT, || async {
+        let told = admin.subscription(&subscription.id).await?;
+        ensure!(told.status.as_deref() == Some("paused"), "{told:?}");
+        Ok(told)
+    })
+    .await?;
+    ensure!(told.last_error.is_some_and(|words| words.contains("DeliveryTracker/setLocation")), "it does not name its handler");
+    admin.register(&NewDeployment::at(suite.handlers.uri())).await.context("register the handlers again")?;
+    for n in 0..KEYS {
+        expect_state(&ingress, "DeliveryTracker", key(n), "getDelivery", state(4, n)).await?;
+    }
+    expect_parked(&server, &subscription.id, 0).await?;
+    Ok(())
+}
+
+/// The last test: its topic needs a broker that is gone then.
+async fn a_kafka_partition_without_a_leader_leaves_the_others_alone(suite: &mut Suite) -> Result<()> {
+    const EACH: usize = 10;
+    let mut second = suite.broker.start_second().await?;
+    suite.broker.create_topic_on("half", &[1, 2, 1, 2]).await?;
+    let at = |partition: i32, record: NewRecord| record.at(partition);
+    let mut records = Vec::new();
+    for partition in 0..4 {
+        let keys = partition as usize * EACH..(partition as usize + 1) * EACH;
+        records.extend(registrations("half", keys).into_iter().map(|record| at(partition, record)));
+    }
+    suite.broker.produce("half", records).await?;
+    second.kill()?;
+    suite.broker.expect_leaders("half", 2).await?;
+
+    let subscription = suite.subscribe("half", REGISTER).await?;
+    suite.expect_registered("half", 0..EACH).await?;
+    suite.expect_registered("half", 2 * EACH..3 * EACH).await?;
+    eventually("a status that names them", LIMIT, || async {
+        let told = suite.server.admin().subscription(&subscription.id).await?;
+        let words = told.last_error.clone().unwrap_or_default();
+        ensure!(words.contains("Kafka partition 1") && words.contains("Kafka partition 3"), "{told:?}");
+        Ok(())
+    })
+    .await?;
+    // So it is after a restart.
+    suite.restart_server().await?;
+    let more = registrations("half", 40..50).into_iter().map(|record| at(0, record)).collect();
+    suite.broker.produce("half", more).await?;
+    suite.expect_registered("half", 40..50).await?;
+
+    second.restart().await?;
+    suite.expect_registered("half", 0..50).await?;
+    suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")
 }

@@ -266,7 +266,8 @@ async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -
 
 async fn unsubscribe(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
     let id = path_id("subscription", id)?;
-    Ok(admin.unsubscribe(id).await.map(|()| StatusCode::ACCEPTED).into_response())
+    let status = |is_closed| if is_closed { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(admin.unsubscribe(id).await.map(status).into_response())
 }
 
 async fn list_parked(

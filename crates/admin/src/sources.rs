@@ -14,6 +14,10 @@ pub trait Sources: Send + Sync {
 
     /// Completes when the start offsets of a subscription just stored are durable, or 5 seconds have passed (rule K4).
     fn created(&self, subscription: Arc<Subscription>) -> BoxFuture<()>;
+
+    /// Completes when the source of a subscription just deleted has ended, everything is closed and its group has been told how far it
+    /// has read (rule K10), or 5 seconds have passed. Says whether it is.
+    fn closed(&self, id: SubscriptionId) -> BoxFuture<bool>;
 }
 
 /// One subscription as its source sees it.
@@ -21,7 +25,7 @@ pub trait Sources: Send + Sync {
 pub struct SourceStatus {
     /// `running`, `waiting`, `paused` or `failing`.
     pub status: &'static str,
-    /// What it failed with last, while it fails or waits.
+    /// What it failed with last, while it fails, waits or pauses; while it runs, what is wrong with single Kafka partitions.
     pub last_error: Option<String>,
     /// Assigned Kafka partitions in ascending order.
     pub partitions: Vec<SourcePartition>,

@@ -112,17 +112,18 @@ impl Admin {
         Ok(subscription)
     }
 
-    /// Stops delivery and forgets what was parked; what was admitted still runs.
-    pub async fn unsubscribe(&self, id: SubscriptionId) -> Result<(), Error> {
+    /// Stops delivery and forgets what was parked; what was admitted still runs. Its source closes it (rule K10); says whether that was
+    /// done within 5 seconds.
+    pub async fn unsubscribe(&self, id: SubscriptionId) -> Result<bool, Error> {
         let change = self.change().await;
         if !change.catalog().subscriptions.contains_key(&id) {
             return Err(Error::SubscriptionNotFound(id));
         }
-        // First in the catalog: a partition that is closed under a source that still reads would drop what it reads.
         change.store(CatalogEvent::SubscriptionDeleted(id)).await?;
-        self.shared().partitions.close_source(id).await?;
+        // A broker may be slow to answer; nobody else's change waits for it.
+        drop(change);
         tracing::info!(subscription = %id, "subscription deleted");
-        Ok(())
+        Ok(self.shared().sources.closed(id).await)
     }
 
     pub(crate) async fn list_subscriptions(&self, query: SubscriptionQuery) -> Result<Subscriptions, Error> {

@@ -18,8 +18,14 @@ pub type BoxFuture<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait Tasks: Send + Sync {
     /// Runs a future to its end, concurrently with everything else.
     fn spawn(&self, future: BoxFuture);
-    /// Runs a stepper until it is done. `wake` tells the driver that an idle stepper has work.
-    fn drive(&self, name: &'static str, wake: Wake, stepper: Box<dyn Steps>);
+    /// Runs a stepper until it is done. `wake` tells the driver that an idle stepper has work. Fails, and drops the stepper, where the
+    /// operating system has no thread to give.
+    fn try_drive(&self, name: &'static str, wake: Wake, stepper: Box<dyn Steps>) -> std::io::Result<()>;
+
+    /// The same, for what a node cannot start without.
+    fn drive(&self, name: &'static str, wake: Wake, stepper: Box<dyn Steps>) {
+        self.try_drive(name, wake, stepper).expect("the operating system starts a handful of threads per node");
+    }
 }
 
 pub trait Steps: Send {
@@ -88,7 +94,7 @@ impl Tasks for OsTasks {
         self.handle.spawn(future);
     }
 
-    fn drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) {
+    fn try_drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) -> std::io::Result<()> {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -103,7 +109,7 @@ impl Tasks for OsTasks {
                     }
                 }
             })
-            .expect("the operating system starts a handful of threads per node");
+            .map(drop)
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod admission;
 mod backoff;
+mod lane;
+mod latch;
 mod librdkafka;
 mod opening;
 mod position;
@@ -19,10 +21,11 @@ mod subscription;
 #[cfg(test)]
 mod testing;
 
-pub use librdkafka::Librdkafka;
+pub use librdkafka::{Librdkafka, check_property};
+pub use properties::PropertyError;
 pub use source::{
     BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec,
     TopicInfo,
 };
-pub use sources::{Mutant, Settings, Sources};
+pub use sources::{Bounds, Mutant, Settings, Sources, Troubles};
 pub use status::{PartitionStatus, SourceStatus, Stage};

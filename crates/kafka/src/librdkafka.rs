@@ -1,23 +1,27 @@
 //! The seam over librdkafka: the one module that names it.
 //!
 //! Owns: the consumer, its callbacks, errors told apart, and threads for calls that block. Does not own: where reading starts or
-//! what is committed. Everything that the group decides passes through one queue, so that it keeps its order with the records.
+//! what is committed.
+//!
+//! There are two queues. What the group decides comes through the consumer's, which is polled always. Kafka records come through one
+//! of our own, which every Kafka partition is forwarded to and which is read only while there is room: so the client's own limits
+//! bound what is fetched, and nothing has to be paused, which would throw away what was fetched and has to be remembered over
+//! rebalances. Records of a Kafka partition that was revoked are told by their assignment's number, in whatever order they come.
 
 mod native;
 
+use crate::properties::{self, PropertyError};
 use crate::source::{
-    BoxNext, ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec,
-    TopicInfo,
+    BoxNext, ErrorKind, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
 };
 use crate::status::lock;
-use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::task::AtomicWaker;
 use rdkafka::bindings::rd_kafka_resp_err_t;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -66,11 +70,57 @@ impl SourceClient for Librdkafka {
         let group = Arc::new(Mutex::new(Group::default()));
         // What the library itself says is logged by its subscription where it matters.
         config.set_log_level(RDKafkaLogLevel::Info);
-        let consumer = config.create_with_context(Callbacks { group: group.clone() }).map_err(|error| {
-            SourceError::new(ErrorKind::Refused, format!("the Kafka client does not take these properties: {error}"))
-        })?;
-        Ok(Box::new(Member { consumer: Arc::new(consumer), group, topic: spec.topic.clone(), tasks: self.tasks.clone() }))
+        let consumer: StreamConsumer<Callbacks> = config
+            .create_with_context(Callbacks { group: group.clone() })
+            .map_err(|error| SourceError::new(ErrorKind::Refused, config_error(&error, &spec.properties)))?;
+        let arrived = Arc::new(AtomicWaker::new());
+        let fetched = native::Fetched::new(consumer.client(), arrived.clone())?;
+        Ok(Box::new(Member {
+            fetched,
+            arrived,
+            consumer: Arc::new(consumer),
+            group,
+            topic: spec.topic.clone(),
+            tasks: self.tasks.clone(),
+        }))
     }
+}
+
+/// Fails for a property that may not be set, or that the client does not take. Contacts no broker. For those who store properties.
+pub fn check_property(name: &str, value: &str) -> Result<(), PropertyError> {
+    properties::check_denied(name)?;
+    let mut config = ClientConfig::new();
+    config.set(name, value);
+    match config.create_native_config() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let one = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            Err(PropertyError::NotTaken { name: name.to_owned(), reason: without_values(&client_words(&error), &one) })
+        }
+    }
+}
+
+/// Why a client could not be made. Names the property, and no value of any: it may be a secret.
+fn config_error(error: &KafkaError, properties: &BTreeMap<String, String>) -> String {
+    let words = without_values(&client_words(error), properties);
+    match error {
+        KafkaError::ClientConfig(_, _, name, _) => PropertyError::NotTaken { name: name.clone(), reason: words }.to_string(),
+        _ => format!("the Kafka client does not start with these properties: {words}"),
+    }
+}
+
+fn client_words(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, words, _, _) | KafkaError::ClientCreation(words) => words.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The client's words with every value of a property left out that is in them. Short values are parts of other words.
+fn without_values(words: &str, properties: &BTreeMap<String, String>) -> String {
+    const SECRET_BYTES_MIN: usize = 4;
+    let values = properties.values().filter(|value| value.len() >= SECRET_BYTES_MIN);
+    values.fold(words.to_owned(), |words, value| words.replace(value.as_str(), "***"))
 }
 
 /// What the group says, in order, and what this member has answered.
@@ -145,6 +195,10 @@ fn unassign<C: ConsumerContext>(consumer: &impl Consumer<C>, list: &TopicPartiti
 
 /// A consumer of one topic.
 struct Member {
+    /// Before the consumer, which has to outlive it.
+    fetched: native::Fetched,
+    /// Woken when something has been fetched.
+    arrived: Arc<AtomicWaker>,
     consumer: Arc<StreamConsumer<Callbacks>>,
     group: Arc<Mutex<Group>>,
     topic: Text,
@@ -165,67 +219,61 @@ impl Member {
         explain(error, words.as_deref())
     }
 
-    /// Runs what blocks on a thread of its own.
+    /// Runs what blocks on a thread of its own. Where there is no thread to be had, the work is dropped with its sender.
     fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
         let (sender, receiver) = oneshot::channel();
         let work = Box::new(move || {
             // Whoever asked may have gone.
             let _ = sender.send(work());
         });
-        self.tasks.drive("kafka-request", Wake::new(), Box::new(Once(Some(work))));
+        if let Err(error) = self.tasks.try_drive("kafka-request", Wake::new(), Box::new(Once(Some(work)))) {
+            tracing::warn!(%error, "no thread for a request to Kafka: it is tried again");
+        }
         receiver
     }
 
-    fn poll_next(&self, stream: &mut rdkafka::consumer::MessageStream<'_, Callbacks>, cx: &mut Context<'_>) -> Poll<SourceEvent> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
+    fn poll_next(
+        &self,
+        stream: &mut rdkafka::consumer::MessageStream<'_, Callbacks>,
+        takes_records: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<SourceEvent> {
         loop {
-            let is_full = records.len() >= BATCH_RECORDS_MAX || bytes >= BATCH_BYTES_MAX;
-            if !is_full && lock(&self.group).events.is_empty() {
-                match Pin::new(&mut *stream).poll_next(cx) {
-                    Poll::Ready(Some(Ok(message))) => {
-                        if let Some(record) = self.record(&message) {
-                            bytes += record.bytes();
-                            records.push(record);
-                        }
-                        continue;
-                    }
-                    Poll::Ready(Some(Err(KafkaError::PartitionEOF(_)))) => continue,
-                    Poll::Ready(Some(Err(error))) => {
-                        let error = self.error(&error);
-                        lock(&self.group).events.push_back(SourceEvent::Failed(error));
-                        continue;
-                    }
-                    // The stream has served a callback without an item.
-                    Poll::Pending if !lock(&self.group).events.is_empty() => continue,
-                    Poll::Pending if records.is_empty() => return Poll::Pending,
-                    Poll::Pending => {}
-                    Poll::Ready(None) => unreachable!("a consumer's stream does not end"),
-                }
-            }
-            // Records came before whatever waits in the queue.
-            if !records.is_empty() {
-                return Poll::Ready(SourceEvent::Records(records));
-            }
             if let Some(event) = lock(&self.group).events.pop_front() {
                 return Poll::Ready(event);
             }
+            match Pin::new(&mut *stream).poll_next(cx) {
+                // Each Kafka partition is forwarded before it is fetched. One that comes here all the same is out of order by now:
+                // reading begins again where it is sure.
+                Poll::Ready(Some(Ok(_))) => {
+                    let error = SourceError::new(ErrorKind::OffsetLost, "a Kafka record came past its queue");
+                    return Poll::Ready(SourceEvent::Failed(error));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(SourceEvent::Failed(self.error(&error))),
+                Poll::Ready(None) => unreachable!("a consumer's stream does not end"),
+                // It has served a callback without an item.
+                Poll::Pending if !lock(&self.group).events.is_empty() => continue,
+                Poll::Pending => {}
+            }
+            if !takes_records {
+                return Poll::Pending;
+            }
+            // Before the look, so that what comes after it wakes.
+            self.arrived.register(cx.waker());
+            let taken =
+                self.fetched.take(BATCH_RECORDS_MAX, BATCH_BYTES_MAX, |place| lock(&self.group).fetched.get(&place).copied());
+            let mut group = lock(&self.group);
+            let more = taken.others.into_iter().map(|other| match other {
+                native::Other::AtEnd { generation, partition, offset } => SourceEvent::AtEnd { generation, partition, offset },
+                native::Other::Failed(error) => SourceEvent::Failed(error),
+            });
+            // What was read before them goes first.
+            let records = (!taken.records.is_empty()).then_some(SourceEvent::Records(taken.records));
+            group.events.extend(records.into_iter().chain(more));
+            if group.events.is_empty() && taken.is_empty {
+                return Poll::Pending;
+            }
         }
-    }
-
-    /// Absent for one whose Kafka partition has been revoked.
-    fn record(&self, message: &BorrowedMessage<'_>) -> Option<KafkaRecord> {
-        let partition = message.partition();
-        let generation = *lock(&self.group).fetched.get(&partition)?;
-        Some(KafkaRecord {
-            generation,
-            partition,
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok()),
-            key: message.key().map(Bytes::copy_from_slice),
-            value: message.payload().map(Bytes::copy_from_slice),
-            headers: native::headers(message),
-        })
     }
 }
 
@@ -257,22 +305,26 @@ impl RecordSource for Member {
         self.consumer.subscribe(&[&self.topic]).map_err(|error| self.error(&error))
     }
 
-    fn next(&mut self) -> BoxNext<'_> {
+    fn next(&mut self, takes_records: bool) -> BoxNext<'_> {
         let this = &*self;
         Box::pin(async move {
             let mut stream = this.consumer.stream();
-            std::future::poll_fn(|cx| this.poll_next(&mut stream, cx)).await
+            std::future::poll_fn(|cx| this.poll_next(&mut stream, takes_records, cx)).await
         })
     }
 
     fn assign(&mut self, generation: u64, starts: &[(i32, i64)]) -> Result<(), SourceError> {
         let list = self.list(starts.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset))))?;
         lock(&self.group).fetched.extend(starts.iter().map(|(partition, _)| (*partition, generation)));
+        let partitions: Vec<i32> = starts.iter().map(|(partition, _)| *partition).collect();
+        // Before, so that nothing comes through the other queue. After, since the end of an earlier assignment undoes it.
+        self.fetched.forward(self.consumer.client(), &self.topic, &partitions)?;
         let done = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
             _ => self.consumer.assign(&list),
         };
-        done.map_err(|error| self.error(&error))
+        done.map_err(|error| self.error(&error))?;
+        self.fetched.forward(self.consumer.client(), &self.topic, &partitions)
     }
 
     fn release(&mut self, _: u64, partitions: &[i32]) -> Result<(), SourceError> {
@@ -280,14 +332,12 @@ impl RecordSource for Member {
         unassign(&*self.consumer, &list).map_err(|error| self.error(&error))
     }
 
-    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)))?;
-        self.consumer.pause(&list).map_err(|error| self.error(&error))
+    fn hold(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        native::Fetched::stop_forwarding(self.consumer.client(), &self.topic, partitions)
     }
 
     fn resume(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)))?;
-        self.consumer.resume(&list).map_err(|error| self.error(&error))
+        self.fetched.forward(self.consumer.client(), &self.topic, partitions)
     }
 
     fn commit(&mut self, positions: &[(i32, i64)]) {
@@ -297,6 +347,16 @@ impl RecordSource for Member {
             // Positions are kept by us; the next commit covers this one.
             tracing::debug!(%error, "commit to the group");
         }
+    }
+
+    fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>> {
+        let list = match self.list(positions.iter().map(|(partition, offset)| (*partition, Offset::Offset(*offset)))) {
+            Ok(list) => list,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let consumer = self.consumer.clone();
+        let answer = self.blocking(move || consumer.commit(&list, CommitMode::Sync).map_err(|error| explain(&error, None)));
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
     }
 
     fn close(self: Box<Self>) -> BoxFuture<()> {
@@ -327,16 +387,22 @@ impl Steps for Once {
 fn topic_info(consumer: &StreamConsumer<Callbacks>, topic: &str) -> Result<TopicInfo, SourceError> {
     let client = consumer.client();
     let (id, partitions) = native::describe(client, topic, REQUEST_TIMEOUT)?;
-    let low = native::offsets(client, topic, &partitions, native::Bound::Low, REQUEST_TIMEOUT)?;
-    let high = native::offsets(client, topic, &partitions, native::Bound::High, REQUEST_TIMEOUT)?;
-    let partitions = low.iter().filter_map(|(partition, low)| {
-        high.get(partition).map(|high| PartitionOffsets { partition: *partition, low: *low, high: *high })
-    });
-    Ok(TopicInfo { id, partitions: partitions.collect() })
+    let mut low = native::offsets(client, topic, &partitions, native::Bound::Low, REQUEST_TIMEOUT)?;
+    let mut high = native::offsets(client, topic, &partitions, native::Bound::High, REQUEST_TIMEOUT)?;
+    let mut info = TopicInfo { id, ..TopicInfo::default() };
+    for partition in partitions {
+        // One without a leader leaves the others alone.
+        let silent = || Err(SourceError::new(ErrorKind::Unavailable, "no broker says where it begins and ends"));
+        match (low.remove(&partition).unwrap_or_else(silent), high.remove(&partition).unwrap_or_else(silent)) {
+            (Ok(low), Ok(high)) => info.partitions.push(PartitionOffsets { partition, low, high }),
+            (Err(error), _) | (_, Err(error)) => info.unknown.push((partition, error)),
+        }
+    }
+    Ok(info)
 }
 
 fn gone() -> SourceError {
-    SourceError::new(ErrorKind::Unavailable, "the Kafka client's thread has ended")
+    SourceError::new(ErrorKind::Unavailable, "there was no thread for a request to Kafka")
 }
 
 /// The error in words, and what helps.

@@ -15,7 +15,7 @@ use surefoot_model::catalog::{Catalog, Subscription};
 pub(crate) struct Plan {
     /// Resolved, with the epoch and topic id to read under.
     pub(crate) subscription: Subscription,
-    /// One offset for every Kafka partition of the topic.
+    /// One offset for every Kafka partition of the topic that has a position, or whose brokers say where it begins and ends.
     pub(crate) starts: BTreeMap<i32, i64>,
     /// Positions that differ from what is stored.
     pub(crate) positions: Vec<(StreamId, i64)>,
@@ -70,8 +70,11 @@ pub(crate) fn plan(
     let known: Vec<(PartitionOffsets, Option<i64>)> = topic.partitions.iter().map(|p| (*p, stored(p.partition))).collect();
     let past_end = || known.iter().filter(|(offsets, position)| position.is_some_and(|p| p > offsets.high));
 
+    let unknown = || topic.unknown.iter().map(|(partition, _)| *partition);
+
     let mut next = subscription.clone();
-    next.resolved = true;
+    // One that nobody knows the ends of, and that was not read before, is resolved as the subscription asks once somebody does.
+    next.resolved |= unknown().all(|partition| stored(partition).is_some());
     if topic.id != 0 {
         next.topic_id = topic.id;
     }
@@ -103,6 +106,9 @@ pub(crate) fn plan(
             };
             starts.insert(offsets.partition, start);
         }
+        // One without a leader goes on where it was as soon as it has one; whether that is still there shows then.
+        let positions = unknown().filter_map(|partition| Some((partition, stored(partition)?)));
+        starts.extend(positions);
         starts
     };
     let positions = starts
@@ -118,7 +124,9 @@ fn is_recreated(catalog: &Catalog, subscription: &Subscription, topic: &TopicInf
     if subscription.topic_id != 0 && topic.id != 0 {
         return subscription.topic_id != topic.id;
     }
-    let has = |partition| topic.partitions.iter().any(|p| p.partition == partition);
+    let has = |partition| {
+        topic.partitions.iter().any(|p| p.partition == partition) || topic.unknown.iter().any(|(p, _)| *p == partition)
+    };
     let (first, last) = (stream(subscription, i32::MIN), stream(subscription, i32::MAX));
     past_end || catalog.positions.range(first..=last).any(|(stream, _)| !has(stream.partition))
 }
@@ -218,6 +226,26 @@ mod tests {
         let (catalog, subscription) = read(0, &[5]);
         let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9)]), &[], Reset::Latest).unwrap();
         assert_eq!((starts(&plan), plan.subscription.epoch, plan.subscription.topic_id), (vec![5], 1, 7));
+    }
+
+    /// One Kafka partition without a leader kept all others from being read.
+    #[test]
+    fn a_kafka_partition_without_a_leader_leaves_the_others_alone() {
+        let leaderless = |partition| (partition, SourceError::new(ErrorKind::Unavailable, "it has no leader"));
+        // In a new subscription it is resolved later, as asked for.
+        let mut half = topic(7, &[(2, 9)]);
+        half.unknown.push(leaderless(1));
+        let fresh = testing::subscription();
+        let first = plan(&Catalog::default(), &fresh, &half, &[], Reset::Latest).unwrap();
+        assert_eq!((starts(&first), first.subscription.resolved), (vec![9], false));
+        let mut catalog = Catalog::default();
+        catalog.positions.extend(first.positions.iter().copied());
+        let then = plan(&catalog, &first.subscription, &topic(7, &[(2, 12), (0, 4)]), &[], Reset::Latest).unwrap();
+        assert_eq!((starts(&then), then.subscription.resolved), (vec![9, 4], true));
+        // One that was read before goes on where it was, in the same epoch.
+        let (catalog, subscription) = read(7, &[5, 6]);
+        let again = plan(&catalog, &subscription, &half, &[], Reset::Latest).unwrap();
+        assert_eq!((starts(&again), again.subscription.epoch, again.positions.len()), (vec![5, 6], 0, 0));
     }
 
     #[test]

@@ -22,9 +22,28 @@ const RESET: &str = "auto.offset.reset";
 const FORCED: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "false"),
+    // Offsets without a Kafka record, as where a transaction ended, would look like a stream that stands still.
+    ("enable.partition.eof", "true"),
     (RESET, "error"),
 ];
+
+/// Properties that make the client run code of somebody's choice with the server's rights.
+const DENIED: &[&str] = &["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd"];
+
+/// A property that no cluster and no subscription may have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PropertyError {
+    #[error("the property {name:?} is refused, since it would run code of its value's choice inside the server: leave it out")]
+    Denied { name: String },
+    /// Carries the client's words, and no value: it may be a secret.
+    #[error("the Kafka client does not take the property {name:?}: {reason}")]
+    NotTaken { name: String, reason: String },
+}
+
+/// Fails for a property that may not be set. Does not ask the client; `check_property` does.
+pub(crate) fn check_denied(name: &str) -> Result<(), PropertyError> {
+    if DENIED.contains(&name.trim()) { Err(PropertyError::Denied { name: name.to_owned() }) } else { Ok(()) }
+}
 
 /// The subscription's options over its cluster's properties, with defaults and forced values. `node` tells apart the members of
 /// one group over restarts: with a fixed instance id a member that was killed takes its place again at once.
@@ -35,13 +54,19 @@ pub(crate) fn merged(cluster: &KafkaCluster, subscription: &Subscription, node: 
     all.entry("group.instance.id".to_owned()).or_insert_with(|| instance_id(node, &group, &subscription.topic));
     // librdkafka takes no empty value here; an empty one asks for a member without an instance id.
     all.retain(|name, value| name != "group.instance.id" || !value.is_empty());
+    // What says so to the operator is `reset`.
+    all.retain(|name, _| check_denied(name).is_ok());
     all.extend(FORCED.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     all
 }
 
-/// What the subscription asks for; librdkafka's default is `largest`.
+/// What the subscription asks for; librdkafka's default is `largest`. Fails where a property may not be set.
 pub(crate) fn reset(cluster: &KafkaCluster, subscription: &Subscription) -> Result<Reset, SourceError> {
-    match given(cluster, subscription).get(RESET).map(String::as_str) {
+    let given = given(cluster, subscription);
+    for name in given.keys() {
+        check_denied(name).map_err(|error| SourceError::new(ErrorKind::Refused, error.to_string()))?;
+    }
+    match given.get(RESET).map(String::as_str) {
         None | Some("largest" | "latest" | "end") => Ok(Reset::Latest),
         Some("smallest" | "earliest" | "beginning") => Ok(Reset::Earliest),
         Some("error") => Ok(Reset::Refuse),
@@ -119,6 +144,18 @@ mod tests {
         let mut subscription = testing::subscription();
         subscription.options.insert("group.instance.id".to_owned(), String::new());
         assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key("group.instance.id"));
+    }
+
+    /// A library named in a subscription's options was loaded into the server.
+    #[test]
+    fn what_would_run_code_is_refused_and_never_reaches_the_client() {
+        for name in DENIED {
+            let mut subscription = testing::subscription();
+            subscription.options.insert((*name).to_owned(), "/tmp/evil.so".to_owned());
+            assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key(*name));
+            let error = reset(&testing::cluster(), &subscription).unwrap_err();
+            assert!(error.kind == ErrorKind::Refused && error.message.contains(name) && !error.message.contains("evil"));
+        }
     }
 
     #[test]

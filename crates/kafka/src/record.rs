@@ -54,8 +54,20 @@ pub(crate) enum Reason {
     MissingKey,
     KeyNotText,
     KeyTooLong,
-    UnknownHandler,
     TooLarge,
+}
+
+/// Why a Kafka record is not submitted.
+enum Refused {
+    Parked(Reason),
+    /// That is not the Kafka record's fault.
+    NoHandler,
+}
+
+impl From<Reason> for Refused {
+    fn from(reason: Reason) -> Self {
+        Self::Parked(reason)
+    }
 }
 
 impl Reason {
@@ -65,40 +77,37 @@ impl Reason {
             Self::MissingKey => "missing-key",
             Self::KeyNotText => "key-not-utf8",
             Self::KeyTooLong => "key-too-long",
-            Self::UnknownHandler => "unknown-handler",
             Self::TooLarge => "too-large",
         }
     }
 }
 
 impl Mapping<'_> {
-    /// What a Kafka record of `stream` becomes.
-    pub(crate) fn event(&self, stream: StreamId, record: &KafkaRecord) -> Mapped {
+    /// What a Kafka record of `stream` becomes; absent while no deployment has the subscription's handler.
+    pub(crate) fn event(&self, stream: StreamId, record: &KafkaRecord) -> Option<Mapped> {
         let source = SourceRecord { stream, offset: record.offset };
         let mut route = route(&source, record.key.as_deref());
         if self.mutant == Mutant::RouteByAssignment && record.key.is_none() {
             route = route.wrapping_add(record.generation << 62);
         }
         let partition = PartitionId::of(route, self.partitions);
-        match self.submission(source, route, record) {
-            Ok(submission) => Mapped { partition, event: Event::InvocationSubmitted(Box::new(submission)), parked: None },
-            Err(reason) => Mapped {
-                partition,
-                event: Event::RecordParked(Box::new(self.parked(source, record, reason))),
-                parked: Some(reason),
-            },
-        }
+        let (event, parked) = match self.submission(source, route, record) {
+            Ok(submission) => (Event::InvocationSubmitted(Box::new(submission)), None),
+            Err(Refused::Parked(reason)) => (Event::RecordParked(Box::new(self.parked(source, record, reason))), Some(reason)),
+            Err(Refused::NoHandler) => return None,
+        };
+        Some(Mapped { partition, event, parked })
     }
 
-    fn submission(&self, source: SourceRecord, route: u64, record: &KafkaRecord) -> Result<Submission, Reason> {
+    fn submission(&self, source: SourceRecord, route: u64, record: &KafkaRecord) -> Result<Submission, Refused> {
         let Subscription { service, handler, .. } = self.subscription;
+        let (_, found) = self.catalog.handler(service, handler).ok_or(Refused::NoHandler)?;
         if record.bytes() > self.record_bytes_max {
-            return Err(Reason::TooLarge);
+            return Err(Reason::TooLarge.into());
         }
-        let (_, found) = self.catalog.handler(service, handler).ok_or(Reason::UnknownHandler)?;
         let key = match (&record.key, found.target.is_keyed()) {
             (_, false) => "",
-            (None, true) => return Err(Reason::MissingKey),
+            (None, true) => return Err(Reason::MissingKey.into()),
             (Some(key), true) => std::str::from_utf8(key).map_err(|_| Reason::KeyNotText)?,
         };
         let headers = self.headers(record);
@@ -114,8 +123,8 @@ impl Mapping<'_> {
             origin: Origin::Subscription(self.subscription.id),
         };
         let mut submission = submission::build_with(self.catalog, self.defaults, unique, new).map_err(|error| match error {
-            submission::Error::KeyTooLong(_) => Reason::KeyTooLong,
-            submission::Error::UnknownService | submission::Error::UnknownHandler => Reason::UnknownHandler,
+            submission::Error::KeyTooLong(_) => Refused::Parked(Reason::KeyTooLong),
+            submission::Error::UnknownService | submission::Error::UnknownHandler => Refused::NoHandler,
         })?;
         // The id lies where every delivery of this Kafka record goes, whatever its handler is by then (rule K3).
         let unique = if submission.target.kind == TargetKind::WorkflowRun { submission.id.unique } else { unique.max(1) };
@@ -180,9 +189,6 @@ impl Mapping<'_> {
                 record.key.as_ref().map_or(0, bytes::Bytes::len),
                 submission::KEY_BYTES_MAX
             ),
-            Reason::UnknownHandler => {
-                format!("no deployment has the handler {service}/{handler}: register one that does")
-            }
             Reason::TooLarge => format!(
                 "it has {} bytes, more than the {} that ingress.request-size-limit admits: raise the limit or produce it smaller",
                 record.bytes(),
@@ -259,7 +265,7 @@ mod tests {
         StreamId { subscription: testing::subscription().id, epoch: 0, topic: 7, partition: 3 }
     }
 
-    fn map_to(service: &str, handler: &str, record: KafkaRecord) -> Mapped {
+    fn try_map_to(service: &str, handler: &str, record: KafkaRecord) -> Option<Mapped> {
         let catalog = testing::catalog();
         let mut subscription = testing::subscription();
         subscription.service = service.into();
@@ -274,6 +280,10 @@ mod tests {
             mutant: Mutant::None,
         };
         mapping.event(stream(), &record)
+    }
+
+    fn map_to(service: &str, handler: &str, record: KafkaRecord) -> Mapped {
+        try_map_to(service, handler, record).unwrap()
     }
 
     fn record(key: Option<&[u8]>, value: Option<&[u8]>) -> KafkaRecord {
@@ -345,7 +355,7 @@ mod tests {
         for key in [None, Some(&b"k1"[..]), Some(&[0xFF, 0x00][..])] {
             let first = map_to("Svc", "echo", record(key, Some(b"v")));
             assert_eq!(first.event, map_to("Svc", "echo", record(key, Some(b"v"))).event);
-            for (service, handler) in [("Counter", "add"), ("Flow", "run"), ("Gone", "x")] {
+            for (service, handler) in [("Counter", "add"), ("Flow", "run")] {
                 assert_eq!(map_to(service, handler, record(key, Some(b"v"))).partition, first.partition, "{service} {key:?}");
             }
         }
@@ -356,7 +366,6 @@ mod tests {
         for (service, key, reason, word) in [
             ("Counter", None, Reason::MissingKey, "no key"),
             ("Counter", Some(&[0xFF][..]), Reason::KeyNotText, "not UTF-8"),
-            ("Gone", Some(&b"k"[..]), Reason::UnknownHandler, "register"),
             ("Counter", Some(&[b'k'; submission::KEY_BYTES_MAX + 1][..]), Reason::KeyTooLong, "shorter"),
         ] {
             let mapped = map_to(service, "add", record(key, Some(b"v")));
@@ -369,6 +378,8 @@ mod tests {
             );
         }
         assert!(map_to("Svc", "echo", record(None, None)).parked.is_none(), "a service needs no key");
+        // Good ones were parked while their handler was away.
+        assert!(try_map_to("Gone", "x", record(None, None)).is_none() && try_map_to("Svc", "gone", record(None, None)).is_none());
     }
 
     #[test]

@@ -1,78 +1,91 @@
 //! One member of the group while it reads: assignments, records, positions, parking, back-pressure.
 //!
-//! Owns: the order of appends per stream (K2), positions that follow durability and commits that follow positions (K5), the bound
-//! on parked Kafka records (K6), and the refusal of a revoked assignment's records (K7). Does not own: where reading starts
-//! (`opening`), what a record becomes (`record`), or what happens after an error (`subscription`).
+//! Owns: the order of appends per stream (K2), positions that follow what is applied and commits that follow positions (K5), the
+//! bounds on what waits and what is parked (K6), the refusal of a revoked assignment's records (K7), and the end of a deleted
+//! subscription (K10). Does not own: where reading starts (`opening`), what a record becomes (`record`), or what happens after an
+//! error (`subscription`).
+//!
+//! What may not be taken now stays with the source, which is asked for Kafka records only while there is room. That is decided anew
+//! in each round from what is there, so that no rebalance has anything to remember or to forget.
 
+use crate::admission::ParkedTotal;
 use crate::backoff::Backoff;
+use crate::lane::{Lane, STANDS_MAX, STANDS_TOLD};
+use crate::latch::Latch;
 use crate::opening;
-use crate::position::Tracker;
+use crate::position::Pending;
 use crate::record::{Mapped, Mapping, Reason};
 use crate::source::{ErrorKind, KafkaRecord, RecordSource, SourceError, SourceEvent, TopicInfo};
 use crate::sources::Mutant;
-use crate::status::{SharedTracker, lock};
-use crate::subscription::{End, Opened, Task};
-use metrics::{Counter, Gauge, counter, gauge};
-use std::collections::{BTreeMap, VecDeque};
+use crate::status::lock;
+use crate::subscription::{End, Leave, Opened, Task};
+use metrics::{counter, gauge};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use surefoot_env::BoxFuture;
-use surefoot_model::StreamId;
 use surefoot_model::catalog::{CatalogEvent, Subscription};
+use surefoot_model::{Event, StreamId};
 use surefoot_partition::Stopped;
-use tokio::sync::oneshot;
 
 /// How often positions that moved are stored, and committed to the group.
 const TICK: Duration = Duration::from_secs(1);
 /// The topic is looked at every so many ticks: its id, its ends, and whether a broker answers.
 const LOOK_TICKS: u64 = 3;
-/// Kafka records that wait for room at the edge, and their bytes. Beyond, fetching pauses until half of it is gone.
-const QUEUE_RECORDS_MAX: usize = 4_096;
-const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// How often streams that are full are looked at.
+const FULL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a reason for parking is logged.
 const PARKED_LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// The longest that storing positions may hold up a stop.
+/// The longest that waiting for what was appended, and storing positions, may hold up a stop or a rebalance.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// While it is waited for, what was appended is looked at this often.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
+/// How long the end of a deleted subscription tries to tell its group how far it has read.
+pub(crate) const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two tries.
+pub(crate) const LAST_COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Kafka partitions and their positions.
-type Positions = Vec<(i32, i64)>;
+pub(crate) type Positions = Vec<(i32, i64)>;
 
 pub(crate) struct Session<'a> {
     task: &'a Task,
     source: &'a mut dyn RecordSource,
     subscription: Subscription,
     lanes: BTreeMap<i32, Lane>,
-    /// Fetched, not yet appended.
-    queue: VecDeque<KafkaRecord>,
-    queue_bytes: usize,
-    /// The one append that waits for room; the queue's later records wait behind it.
+    /// Kafka partitions with Kafka records to append, in turn. Each once.
+    turn: VecDeque<i32>,
+    /// Kafka records that wait for room at the edge, and their bytes; those of full lanes are not counted.
+    waiting: (usize, usize),
+    /// The one append that waits for room.
     append: Option<Append>,
     /// The group has answered: this member is one of it.
     has_joined: bool,
-    is_fetch_paused: bool,
-    parked: u64,
-    /// As many are parked as may be, and the first of the queue would be one more.
-    is_held: bool,
+    /// Assigned, and not read yet, since no broker says where they begin and end.
+    unknown: BTreeSet<i32>,
+    /// The last look at the topic brought an answer.
+    has_looked: bool,
+    parked: ParkedTotal,
+    hold: Option<Hold>,
     parked_log: BTreeMap<Reason, ParkedLog>,
     storing: Option<BoxFuture<Result<Positions, Stopped>>>,
     looking: Option<BoxFuture<Result<TopicInfo, SourceError>>>,
-    counting: Option<BoxFuture<Result<u64, Stopped>>>,
+    counting: Option<BoxFuture<Result<ParkedTotal, Stopped>>>,
+    /// Set while a lane is full.
+    full_look: Option<BoxFuture>,
 }
 
-/// One Kafka partition.
-struct Lane {
-    stream: StreamId,
-    tracker: SharedTracker,
-    /// The position that is stored.
-    stored: i64,
-    high: i64,
-    /// Set while assigned.
-    generation: Option<u64>,
-    requests: Counter,
-    lag: Gauge,
+/// Why the subscription takes nothing, though there is room at the edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// As many Kafka records are parked as may be, and the next one would be one more.
+    Parked,
+    /// No deployment has its handler.
+    Handler,
+    /// Against rule K6: nothing ends it.
+    ForEver,
 }
 
 struct Append {
@@ -88,11 +101,14 @@ struct ParkedLog {
 
 /// What woke the session.
 enum Step {
-    Stop,
+    Leave(Leave),
     Appended(Result<(), Stopped>),
     Stored(Result<Positions, Stopped>),
     Looked(Result<TopicInfo, SourceError>),
-    Counted(Result<u64, Stopped>),
+    Counted(Result<ParkedTotal, Stopped>),
+    /// The catalog has changed.
+    Changed,
+    Full,
     Tick,
     Event(SourceEvent),
 }
@@ -104,29 +120,31 @@ impl<'a> Session<'a> {
             source,
             subscription: opened.plan.subscription,
             lanes: BTreeMap::new(),
-            queue: VecDeque::new(),
-            queue_bytes: 0,
+            turn: VecDeque::new(),
+            waiting: (0, 0),
             append: None,
             has_joined: false,
-            is_fetch_paused: false,
+            unknown: BTreeSet::new(),
+            has_looked: true,
             parked: opened.parked,
-            is_held: false,
+            hold: None,
             parked_log: BTreeMap::new(),
             storing: None,
             looking: None,
             counting: None,
+            full_look: None,
         };
-        for offsets in &opened.topic.partitions {
-            if let Some(start) = opened.plan.starts.get(&offsets.partition) {
-                session.add_lane(offsets.partition, *start, offsets.high);
-            }
+        let ends: BTreeMap<i32, i64> = opened.topic.partitions.iter().map(|p| (p.partition, p.high)).collect();
+        for (partition, start) in &opened.plan.starts {
+            session.add_lane(*partition, *start, ends.get(partition).copied().unwrap_or(*start));
         }
+        session.note_unknown(&opened.topic);
         session
     }
 
-    /// Reads until it is told to stop or something fails.
-    pub(crate) async fn run(&mut self, backoff: &mut Backoff, stop: &mut oneshot::Receiver<()>) -> End {
-        match self.read(backoff, stop).await {
+    /// Reads until it is told to leave or something fails.
+    pub(crate) async fn run(&mut self, backoff: &mut Backoff, leave: &Latch<Leave>) -> End {
+        match self.read(backoff, leave).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
@@ -134,43 +152,127 @@ impl<'a> Session<'a> {
 
     /// Stores where to go on. Call once, at the end.
     pub(crate) async fn leave(&mut self) {
-        self.abandon_append(|_| true);
+        self.stop_reading();
         let timeout = self.task.env.clock.sleep(LEAVE_TIMEOUT);
         let is_stored = tokio::select! {
             biased;
-            stored = self.store_now() => stored.is_ok(),
+            stored = self.store_last() => stored.is_ok(),
             // What was not stored is read again and dropped as known.
             () = timeout => false,
         };
         if !is_stored {
             tracing::debug!(subscription = %self.subscription.id, "the last positions are not stored");
         }
-        self.lanes.values().for_each(|lane| lane.lag.set(0));
     }
 
-    async fn read(&mut self, backoff: &mut Backoff, stop: &mut oneshot::Receiver<()>) -> Result<std::convert::Infallible, End> {
+    /// The end of a deleted subscription (rule K10): what was appended is durable, then it is closed in every partition, then its
+    /// group is told how far it has read. Call once, at the end.
+    pub(crate) async fn close(&mut self) {
+        self.stop_reading();
+        if self.task.admission.close_source(self.subscription.id).await.is_err() {
+            return; // the node stops; the next start closes it
+        }
+        // Before it in each log is everything that was appended: it will be applied, by a partition that has stopped as well.
+        let is_read = |lane: &Lane| lane.generation.is_some() || !self.has_joined;
+        let read = self.lanes.iter().filter(|(_, lane)| is_read(lane));
+        let positions: Positions = read.map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position())).collect();
+        if !positions.is_empty() {
+            self.commit_last(positions).await;
+        }
+    }
+
+    /// How far it has read, and of which topic: for the end of a deleted subscription, where no session runs by then.
+    pub(crate) fn read_up_to(&self) -> (u128, Positions) {
+        let read = self.lanes.iter().filter(|(_, lane)| lane.generation.is_some());
+        let positions = read.map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position()));
+        (self.subscription.topic_id, positions.collect())
+    }
+
+    async fn commit_last(&mut self, mut positions: Positions) {
+        let clock = self.task.env.clock.clone();
+        let mut timeout = clock.sleep(LAST_COMMIT_TIMEOUT);
+        let mut hurried: BoxFuture = {
+            let (hurry, clock) = (self.task.hurry.clone(), clock.clone());
+            Box::pin(async move {
+                hurry.wait().await;
+                clock.sleep(LEAVE_TIMEOUT).await;
+            })
+        };
+        let mut error = String::new();
+        while !positions.is_empty() {
+            let (mut committing, mut pause) = (Some(self.source.commit_now(&positions)), None);
+            while committing.is_some() || pause.is_some() {
+                tokio::select! {
+                    biased;
+                    // All four are kept over the rounds, or lose nothing.
+                    done = optional(committing.as_mut()) => {
+                        committing = None;
+                        match done {
+                            Ok(()) => return,
+                            Err(failed) => error = failed.message,
+                        }
+                        pause = Some(clock.sleep(LAST_COMMIT_INTERVAL));
+                    }
+                    () = optional(pause.as_mut()) => pause = None,
+                    () = &mut timeout => return self.not_committed(&error),
+                    () = &mut hurried => return self.not_committed("the node stops"),
+                    event = self.source.next(false) => self.answer_last(event, &mut positions),
+                }
+            }
+        }
+    }
+
+    fn not_committed(&self, error: &str) {
+        let (subscription, topic) = (self.subscription.id, &*self.subscription.topic);
+        tracing::warn!(
+            %subscription, topic, error,
+            "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
+        );
+    }
+
+    /// The group goes on around a member that reads nothing any more.
+    fn answer_last(&mut self, event: SourceEvent, positions: &mut Positions) {
+        let done = match event {
+            SourceEvent::Assigned { generation, .. } => self.source.assign(generation, &[]),
+            SourceEvent::Revoked { generation, partitions } => {
+                let (theirs, ours): (Positions, Positions) = positions.iter().partition(|(p, _)| partitions.contains(p));
+                *positions = ours;
+                self.commit(&theirs);
+                self.source.release(generation, &partitions)
+            }
+            SourceEvent::Records(_) | SourceEvent::AtEnd { .. } | SourceEvent::Failed(_) => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::debug!(subscription = %self.subscription.id, %error, "answer the group while leaving it");
+        }
+    }
+
+    async fn read(&mut self, backoff: &mut Backoff, leave: &Latch<Leave>) -> Result<std::convert::Infallible, End> {
         self.source.subscribe()?;
         let clock = self.task.env.clock.clone();
         let mut tick = clock.sleep(TICK);
         let mut ticks = 0;
         loop {
             self.append_ready().await?;
-            self.balance()?;
+            let takes_records = self.takes_records();
             let step = tokio::select! {
                 biased;
-                // The state is whole between any two steps.
-                _ = &mut *stop => Step::Stop,
+                // The state is whole between any two steps. It stays set.
+                how = leave.wait() => Step::Leave(how),
                 // These five are kept in the session and go on in the next round.
                 done = optional(self.append.as_mut().map(|append| &mut append.done)) => Step::Appended(done),
                 stored = optional(self.storing.as_mut()) => Step::Stored(stored),
                 looked = optional(self.looking.as_mut()) => Step::Looked(looked),
                 parked = optional(self.counting.as_mut()) => Step::Counted(parked),
+                () = optional(self.full_look.as_mut()) => Step::Full,
+                // A wake that is dropped with its future was not taken yet.
+                () = self.task.changed.woken() => Step::Changed,
                 () = &mut tick => Step::Tick,
                 // Dropping it loses nothing.
-                event = self.source.next() => Step::Event(event),
+                event = self.source.next(takes_records) => Step::Event(event),
             };
             match step {
-                Step::Stop => return Err(End::Stop),
+                Step::Leave(how) => return Err(End::Left(how)),
                 Step::Appended(done) => {
                     self.append = None;
                     done?;
@@ -187,10 +289,16 @@ impl<'a> Session<'a> {
                     self.counting = None;
                     self.counted(parked?);
                 }
+                Step::Full => self.look_at_full()?,
+                Step::Changed => {
+                    if self.hold == Some(Hold::Handler) && self.has_handler() {
+                        self.release_hold();
+                    }
+                }
                 Step::Tick => {
                     tick = clock.sleep(TICK);
                     ticks += 1;
-                    self.tick(ticks);
+                    self.tick(ticks)?;
                 }
                 Step::Event(SourceEvent::Assigned { generation, partitions }) => {
                     self.assigned(generation, &partitions).await?;
@@ -198,90 +306,105 @@ impl<'a> Session<'a> {
                 }
                 Step::Event(SourceEvent::Revoked { generation, partitions }) => self.revoked(generation, &partitions).await?,
                 Step::Event(SourceEvent::Records(records)) => self.fetched(records),
+                Step::Event(SourceEvent::AtEnd { generation, partition, offset }) => {
+                    if let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.generation == Some(generation)) {
+                        lane.at_end(offset);
+                    }
+                }
                 Step::Event(SourceEvent::Failed(error)) => self.failed(error)?,
             }
         }
     }
 
     fn add_lane(&mut self, partition: i32, start: i64, high: i64) {
-        let labels = [
-            ("subscription", self.subscription.id.to_string()),
-            ("topic", self.subscription.topic.to_string()),
-            ("partition", partition.to_string()),
-        ];
-        let lane = Lane {
-            stream: opening::stream(&self.subscription, partition),
-            tracker: Arc::new(Mutex::new(Tracker::new(start))),
-            stored: start,
-            high,
-            generation: None,
-            requests: counter!("surefoot_kafka_ingress_requests_total", &labels),
-            lag: gauge!("surefoot_kafka_ingress_consumer_lag", &labels),
-        };
-        self.lanes.insert(partition, lane);
+        let stream = opening::stream(&self.subscription, partition);
+        self.lanes.insert(partition, Lane::new(&self.subscription, stream, start, high));
+    }
+
+    /// Nothing more is taken; what waits is read again by whoever comes next.
+    fn stop_reading(&mut self) {
+        self.abandon_append(|_| true);
+        self.set_hold(None);
+        self.turn.clear();
+        self.waiting = (0, 0);
+        for lane in self.lanes.values_mut() {
+            let generation = lane.generation;
+            lane.revoked();
+            lane.generation = generation;
+        }
     }
 
     // The group.
 
     async fn assigned(&mut self, generation: u64, partitions: &[i32]) -> Result<(), End> {
         self.add_new_lanes(partitions).await?;
+        let now = self.task.env.clock.monotonic();
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
-            let lane = self.lanes.get_mut(partition).expect("each has a lane by now");
-            lane.generation = Some(generation);
-            starts.push((*partition, lock(&lane.tracker).next()));
+            let Some(lane) = self.lanes.get_mut(partition) else {
+                self.unknown.insert(*partition);
+                continue;
+            };
+            starts.push((*partition, lane.assigned(generation, now)));
             self.task.status.assigned(*partition, lane.tracker.clone(), lane.high);
         }
         self.source.assign(generation, &starts)?;
-        if self.is_fetch_paused {
-            self.source.pause(partitions)?;
-        }
         let (subscription, topic) = (self.subscription.id, &*self.subscription.topic);
         tracing::info!(%subscription, topic, epoch = self.subscription.epoch, ?starts, "the subscription reads");
         self.has_joined = true;
-        if !self.is_held {
-            self.task.status.running();
-        }
+        self.tell_running();
         Ok(())
     }
 
     /// Kafka partitions that were added to the topic start at their earliest, stored before the first fetch (rule K4).
     async fn add_new_lanes(&mut self, partitions: &[i32]) -> Result<(), End> {
-        if partitions.iter().all(|partition| self.lanes.contains_key(partition)) {
+        if partitions.iter().all(|partition| self.lanes.contains_key(partition)) || !self.subscription.resolved {
             return Ok(());
         }
         let topic = self.source.topic().await?;
         self.check_id(&topic)?;
         let new: Vec<_> = topic.partitions.iter().filter(|p| !self.lanes.contains_key(&p.partition)).copied().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
         let positions = new.iter().map(|p| (opening::stream(&self.subscription, p.partition), p.low)).collect();
         self.task.admission.change_catalog(CatalogEvent::PositionsAdvanced(positions)).await?;
         for offsets in new {
             self.add_lane(offsets.partition, offsets.low, offsets.high);
         }
-        match partitions.iter().find(|partition| !self.lanes.contains_key(partition)) {
-            None => Ok(()),
-            Some(partition) => {
-                let message = format!("Kafka partition {partition} is assigned, but its brokers do not know it yet");
-                Err(SourceError::new(ErrorKind::Unavailable, message).into())
-            }
-        }
+        Ok(())
     }
 
     /// What is not appended by now is another member's to append.
     async fn revoked(&mut self, generation: u64, partitions: &[i32]) -> Result<(), End> {
+        self.abandon_append(|partition| partitions.contains(&partition));
         for partition in partitions {
+            self.unknown.remove(partition);
             if let Some(lane) = self.lanes.get_mut(partition) {
-                lane.generation = None;
-                lane.lag.set(0);
+                let is_counted = !lane.is_full;
+                let (records, bytes) = lane.revoked();
+                if is_counted {
+                    self.waiting = (self.waiting.0 - records, self.waiting.1 - bytes);
+                }
             }
         }
-        self.abandon_append(|partition| partitions.contains(&partition));
-        self.queue.retain(|record| !partitions.contains(&record.partition));
-        self.queue_bytes = self.queue.iter().map(KafkaRecord::bytes).sum();
-        self.release_hold();
-        self.store_now().await?;
+        self.turn.retain(|partition| !partitions.contains(partition));
+        // What was held may be gone; what is still there is held again.
+        if self.task.settings.mutant == Mutant::HoldSurvives && self.hold.is_some() {
+            self.hold = Some(Hold::ForEver);
+        } else {
+            self.release_hold();
+        }
+        // What is on its way is not another member's: it is waited for, for a while.
+        let timeout = self.task.env.clock.sleep(LEAVE_TIMEOUT);
+        tokio::select! {
+            biased;
+            stored = self.store_last() => stored?,
+            // The watermarks know what was not stored.
+            () = timeout => {}
+        }
         let positions = partitions.iter().filter_map(|p| self.lanes.get(p).map(|lane| (*p, lane.stored)));
-        let positions: Vec<_> = positions.collect();
+        let positions: Positions = positions.collect();
         self.commit(&positions);
         self.task.status.released(partitions.iter().copied());
         self.source.release(generation, partitions)?;
@@ -296,7 +419,7 @@ impl<'a> Session<'a> {
         }
         // The client goes on by itself; the next look says whether it could.
         tracing::debug!(subscription = %self.subscription.id, %error, "the Kafka client reports");
-        if !self.is_held {
+        if self.hold.is_none() {
             self.task.status.failed(&error);
         }
         Ok(())
@@ -305,13 +428,30 @@ impl<'a> Session<'a> {
     // Records.
 
     fn fetched(&mut self, records: Vec<KafkaRecord>) {
-        self.queue_bytes += records.iter().map(KafkaRecord::bytes).sum::<usize>();
-        self.queue.extend(records);
+        let takes_revoked = self.task.settings.mutant == Mutant::TakeRevoked;
+        for record in records {
+            // Of a revoked assignment (rule K7), it is another member's.
+            let lane = self.lanes.get_mut(&record.partition);
+            let Some(lane) = lane.filter(|lane| lane.generation == Some(record.generation) || takes_revoked) else { continue };
+            if !lane.is_full {
+                if lane.waiting().0 == 0 {
+                    self.turn.push_back(record.partition);
+                }
+                self.waiting = (self.waiting.0 + 1, self.waiting.1 + record.bytes());
+            }
+            lane.push(record);
+        }
+    }
+
+    /// Whether there is room for more than what waits.
+    fn takes_records(&self) -> bool {
+        let bounds = &self.task.settings.bounds;
+        self.hold.is_none() && self.waiting.0 < bounds.queue_records && self.waiting.1 < bounds.queue_bytes
     }
 
     /// Appends what the edge has room for, in order.
-    async fn append_ready(&mut self) -> Result<(), Stopped> {
-        while self.append.is_some() || self.begin_append() {
+    async fn append_ready(&mut self) -> Result<(), End> {
+        while self.append.is_some() || self.begin_append()? {
             let Some(append) = &mut self.append else { continue };
             match std::future::poll_fn(|cx| Poll::Ready(append.done.as_mut().poll(cx))).await {
                 Poll::Ready(done) => {
@@ -335,22 +475,65 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes the first of the queue. False: there is none, or it has to wait.
-    fn begin_append(&mut self) -> bool {
-        if self.is_held {
-            return false;
+    /// Takes the first of the next Kafka partition in turn. False: there is none, or it has to wait.
+    fn begin_append(&mut self) -> Result<bool, SourceError> {
+        if self.hold.is_some() {
+            return Ok(false);
         }
-        let Some(record) = self.queue.pop_front() else { return false };
+        let Some(partition) = self.turn.pop_front() else { return Ok(false) };
+        let lane = self.lanes.get_mut(&partition).expect("what has a turn has a lane");
+        if self.task.settings.bounds.is_full(lock(&lane.tracker).pending()) {
+            self.settle(partition);
+            let lane = self.lanes.get_mut(&partition).expect("it was just there");
+            if self.task.settings.bounds.is_full(lock(&lane.tracker).pending()) {
+                self.fill(partition)?;
+                return Ok(true);
+            }
+        }
+        let lane = self.lanes.get_mut(&partition).expect("it was just there");
+        let record = lane.pop().expect("what has a turn has a Kafka record");
         let bytes = record.bytes();
-        let takes_revoked = self.task.settings.mutant == Mutant::TakeRevoked;
-        let lane = self.lanes.get(&record.partition);
-        let lane = lane.filter(|lane| lane.generation == Some(record.generation) || takes_revoked);
-        // Of a revoked assignment (rule K7), or appended before.
-        let Some(lane) = lane.filter(|lane| record.offset >= lock(&lane.tracker).next()) else {
-            self.queue_bytes -= bytes;
-            return true;
+        // Below it, it was appended before, and read again since.
+        let next = lock(&lane.tracker).next();
+        if record.offset < next {
+            self.took(partition, bytes);
+            return Ok(true);
+        }
+        let mapped = self.map(&record);
+        let hold = match &mapped {
+            None => Some(Hold::Handler),
+            Some(Mapped { event: Event::RecordParked(parked), .. }) => {
+                (!self.may_park(parked.kept_bytes())).then_some(Hold::Parked)
+            }
+            Some(_) => None,
         };
-        let (stream, tracker, requests) = (lane.stream, lane.tracker.clone(), lane.requests.clone());
+        let Some(Mapped { partition: to, event, parked }) = mapped.filter(|_| hold.is_none()) else {
+            self.lanes.get_mut(&partition).expect("it was just there").push_back_in(record);
+            self.turn.push_front(partition);
+            self.set_hold(hold);
+            return Ok(false);
+        };
+        let kept = match &event {
+            Event::RecordParked(parked) => Some(parked.kept_bytes()),
+            _ => None,
+        };
+        if let (Some(reason), Some(kept)) = (parked, kept) {
+            self.parked = ParkedTotal { records: self.parked.records + 1, bytes: self.parked.bytes + kept };
+            self.note_parked(reason, &record);
+        }
+        self.took(partition, bytes);
+        let lane = self.lanes.get_mut(&partition).expect("it was just there");
+        lane.requests.increment(1);
+        let offset = record.offset;
+        let pending = Pending { offset, partition: to, bytes, parked: kept, durable: None };
+        assert!(lock(&lane.tracker).begin(pending), "offsets of a stream rise");
+        let tracker = lane.tracker.clone();
+        let durable = Box::new(move |lsn| lock(&tracker).durable(offset, lsn));
+        self.append = Some(Append { partition, offset, done: self.task.admission.append(to, event, durable) });
+        Ok(true)
+    }
+
+    fn map(&self, record: &KafkaRecord) -> Option<Mapped> {
         let catalog = self.task.admission.catalog();
         let mapping = Mapping {
             catalog: &catalog,
@@ -360,24 +543,15 @@ impl<'a> Session<'a> {
             record_bytes_max: self.task.settings.record_bytes_max,
             mutant: self.task.settings.mutant,
         };
-        let Mapped { partition, event, parked } = mapping.event(stream, &record);
-        if let Some(reason) = parked {
-            if self.parked >= self.task.settings.parked_max {
-                self.hold();
-                self.queue.push_front(record);
-                return false;
-            }
-            self.parked += 1;
-            self.note_parked(reason, &record);
+        mapping.event(self.lanes[&record.partition].stream, record)
+    }
+
+    /// One that waited was taken; the next of its Kafka partition has its turn.
+    fn took(&mut self, partition: i32, bytes: usize) {
+        self.waiting = (self.waiting.0 - 1, self.waiting.1 - bytes);
+        if self.lanes[&partition].waiting().0 > 0 {
+            self.turn.push_back(partition);
         }
-        self.queue_bytes -= bytes;
-        requests.increment(1);
-        let offset = record.offset;
-        assert!(lock(&tracker).begin(offset), "offsets of a stream rise");
-        let durable = Box::new(move || lock(&tracker).durable(offset));
-        self.append =
-            Some(Append { partition: record.partition, offset, done: self.task.admission.append(partition, event, durable) });
-        true
     }
 
     /// Gives up an append that has not happened yet, so that its Kafka record is read again.
@@ -389,47 +563,106 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Pauses and resumes fetching by what waits.
-    fn balance(&mut self) -> Result<(), SourceError> {
-        let is_over = self.queue.len() >= QUEUE_RECORDS_MAX || self.queue_bytes >= QUEUE_BYTES_MAX;
-        let is_low = self.queue.len() <= QUEUE_RECORDS_MAX / 2 && self.queue_bytes <= QUEUE_BYTES_MAX / 2;
-        let assigned = |lanes: &BTreeMap<i32, Lane>| -> Vec<i32> {
-            lanes.iter().filter(|(_, lane)| lane.generation.is_some()).map(|(partition, _)| *partition).collect()
-        };
-        if !self.is_fetch_paused && (self.is_held || is_over) {
-            self.source.pause(&assigned(&self.lanes))?;
-            self.is_fetch_paused = true;
-        } else if self.is_fetch_paused && !self.is_held && is_low {
-            self.source.resume(&assigned(&self.lanes))?;
-            self.is_fetch_paused = false;
+    // Streams of which too much is not applied, as where a partition has stopped: the others go on.
+
+    fn settle(&self, partition: i32) {
+        let admission = &self.task.admission;
+        lock(&self.lanes[&partition].tracker).settle(|partition| admission.applied(partition));
+    }
+
+    fn fill(&mut self, partition: i32) -> Result<(), SourceError> {
+        let lane = self.lanes.get_mut(&partition).expect("it was just there");
+        lane.is_full = true;
+        let (records, bytes) = lane.waiting();
+        self.waiting = (self.waiting.0 - records, self.waiting.1 - bytes);
+        self.full_look.get_or_insert_with(|| self.task.env.clock.sleep(FULL_INTERVAL));
+        self.source.hold(&[partition])
+    }
+
+    fn look_at_full(&mut self) -> Result<(), SourceError> {
+        self.full_look = None;
+        let full = self.lanes.iter().filter(|(_, lane)| lane.is_full).map(|(partition, _)| *partition);
+        for partition in full.collect::<Vec<_>>() {
+            self.settle(partition);
+            let lane = self.lanes.get_mut(&partition).expect("it was just there");
+            if self.task.settings.bounds.is_full(lock(&lane.tracker).pending()) {
+                self.full_look.get_or_insert_with(|| self.task.env.clock.sleep(FULL_INTERVAL));
+                continue;
+            }
+            lane.is_full = false;
+            let (records, bytes) = lane.waiting();
+            self.waiting = (self.waiting.0 + records, self.waiting.1 + bytes);
+            if records > 0 {
+                self.turn.push_back(partition);
+            }
+            if self.task.settings.mutant != Mutant::StreamStaysHeld {
+                self.source.resume(&[partition])?;
+            }
         }
         Ok(())
     }
 
-    // Parking.
+    // Holding the subscription.
 
-    fn hold(&mut self) {
-        self.is_held = true;
-        let (id, max) = (self.subscription.id, self.task.settings.parked_max);
-        let why = format!(
-            "{max} Kafka records are parked, as many as may be: look at GET /subscriptions/{id}/parked, mend what they name, and \
-             discard them with DELETE /subscriptions/{id}/parked/{{n}}"
-        );
-        tracing::warn!(subscription = %id, parked = self.parked, "the subscription pauses: too many Kafka records are parked");
-        self.task.status.paused(why);
+    fn may_park(&self, bytes: u64) -> bool {
+        let settings = &self.task.settings;
+        let has_room = self.parked.records < settings.parked_max
+            && (self.parked.records == 0 || self.parked.bytes + bytes <= settings.parked_bytes_max);
+        has_room || settings.mutant == Mutant::ParkWithoutBound
     }
 
-    fn release_hold(&mut self) {
-        if self.is_held {
-            self.is_held = false;
-            self.task.status.running();
+    fn has_handler(&self) -> bool {
+        self.task.admission.catalog().handler(&self.subscription.service, &self.subscription.handler).is_some()
+    }
+
+    fn set_hold(&mut self, hold: Option<Hold>) {
+        if self.hold == hold {
+            return;
+        }
+        self.hold = hold;
+        for (reason, is_it) in [("parked", hold == Some(Hold::Parked)), ("no-handler", hold == Some(Hold::Handler))] {
+            gauge!("surefoot_kafka_ingress_held", "subscription" => self.subscription.id.to_string(), "reason" => reason)
+                .set(f64::from(u8::from(is_it)));
+        }
+        let (id, Subscription { service, handler, .. }) = (self.subscription.id, &self.subscription);
+        match hold {
+            Some(Hold::Parked) => {
+                let ParkedTotal { records, bytes } = self.parked;
+                tracing::warn!(subscription = %id, records, bytes, "the subscription pauses: too many Kafka records are parked");
+                self.task.status.paused(format!(
+                    "{records} Kafka records with {bytes} bytes are parked, as many as may be: look at GET \
+                     /subscriptions/{id}/parked, mend what they name, and discard them with DELETE /subscriptions/{id}/parked/{{n}}"
+                ));
+            }
+            Some(Hold::Handler) => {
+                tracing::warn!(subscription = %id, %service, %handler, "the subscription pauses: no deployment has its handler");
+                self.task.status.paused(format!(
+                    "no deployment has the handler {service}/{handler}: register one that does, and it goes on by itself"
+                ));
+            }
+            Some(Hold::ForEver) | None => {}
         }
     }
 
-    fn counted(&mut self, parked: u64) {
-        self.parked = parked;
-        if self.is_held && parked < self.task.settings.parked_max {
-            tracing::info!(subscription = %self.subscription.id, parked, "the subscription goes on");
+    fn release_hold(&mut self) {
+        if self.hold.is_some() {
+            tracing::info!(subscription = %self.subscription.id, "the subscription goes on");
+            self.set_hold(None);
+            self.tell_running();
+        }
+    }
+
+    fn counted(&mut self, parked: ParkedTotal) {
+        // What is on its way is not among them yet, or counted twice until the next look.
+        let mut total = parked;
+        for lane in self.lanes.values() {
+            let (records, bytes) = lock(&lane.tracker).pending_parked();
+            total = ParkedTotal { records: total.records + records, bytes: total.bytes + bytes };
+        }
+        let is_less = total.records < self.parked.records || total.bytes < self.parked.bytes;
+        self.parked = total;
+        if self.hold == Some(Hold::Parked) && is_less {
+            // It is held again where that is not room enough.
             self.release_hold();
         }
     }
@@ -461,7 +694,8 @@ impl<'a> Session<'a> {
 
     // Positions and the topic.
 
-    fn tick(&mut self, ticks: u64) {
+    fn tick(&mut self, ticks: u64) -> Result<(), End> {
+        self.lanes.keys().for_each(|partition| self.settle(*partition));
         for lane in self.lanes.values().filter(|lane| lane.generation.is_some()) {
             lane.lag.set((lane.high - lock(&lane.tracker).position()).max(0) as f64);
         }
@@ -476,16 +710,52 @@ impl<'a> Session<'a> {
         if ticks.is_multiple_of(LOOK_TICKS) && self.looking.is_none() {
             self.looking = Some(self.source.topic());
         }
-        if self.is_held && self.counting.is_none() {
+        if self.hold == Some(Hold::Parked) && self.counting.is_none() {
             self.counting = Some(self.task.admission.parked(self.subscription.id));
         }
+        self.watch()
+    }
+
+    /// Looks for streams that should move and do not. One that does not for long makes the session start over.
+    fn watch(&mut self) -> Result<(), End> {
+        let may_move = self.has_looked && self.append.is_none() && self.takes_records();
+        let now = self.task.env.clock.monotonic();
+        let (id, topic) = (self.subscription.id, self.subscription.topic.clone());
+        let mut has_changed = false;
+        for (partition, lane) in &mut self.lanes {
+            let stands = lane.stands_for(now, may_move);
+            let is_standing = stands >= STANDS_TOLD;
+            if is_standing && !lane.is_standing {
+                let (position, high) = (lock(&lane.tracker).next(), lane.high);
+                tracing::warn!(
+                    subscription = %id, topic = &*topic, kafka_partition = partition, position, high,
+                    "a Kafka partition stands still though there is more to read"
+                );
+                self.task.troubles.stood_still();
+            }
+            if is_standing != lane.is_standing {
+                lane.set_standing(is_standing);
+                has_changed = true;
+            }
+            if stands >= STANDS_MAX {
+                let message = format!("Kafka partition {partition} stands still though there is more to read: it starts over");
+                return Err(SourceError::new(ErrorKind::Unavailable, message).into());
+            }
+        }
+        if has_changed {
+            self.tell_running();
+        }
+        Ok(())
     }
 
     /// Stores positions that moved; absent where none did.
     fn store(&self) -> Option<BoxFuture<Result<Positions, Stopped>>> {
         let moved = self.lanes.iter().filter_map(|(partition, lane)| {
             let tracker = lock(&lane.tracker);
-            let position = if self.task.settings.mutant == Mutant::PositionLeads { tracker.next() } else { tracker.position() };
+            let position = match self.task.settings.mutant {
+                Mutant::PositionLeads => tracker.next(),
+                _ => tracker.position(),
+            };
             (position != lane.stored).then_some((*partition, lane.stream, position))
         });
         let moved: Vec<(i32, StreamId, i64)> = moved.collect();
@@ -500,7 +770,22 @@ impl<'a> Session<'a> {
         }))
     }
 
-    async fn store_now(&mut self) -> Result<(), Stopped> {
+    /// Waits until what was appended is applied, and stores how far that is. What goes to a partition that has stopped is not waited
+    /// for once it is durable.
+    async fn store_last(&mut self) -> Result<(), Stopped> {
+        loop {
+            self.lanes.keys().for_each(|partition| self.settle(*partition));
+            let is_done = |lane: &Lane| {
+                let tracker = lock(&lane.tracker);
+                let admission = &self.task.admission;
+                let is_late = |partition| admission.is_stopped(partition) || tracker.waits_for() != Some(partition);
+                tracker.is_settled() || tracker.waits_only_for(is_late)
+            };
+            if self.append.is_some() || self.lanes.values().all(is_done) {
+                break;
+            }
+            self.task.env.clock.sleep(SETTLE_INTERVAL).await;
+        }
         if let Some(storing) = self.storing.take() {
             let positions = storing.await?;
             self.stored(&positions);
@@ -531,28 +816,66 @@ impl<'a> Session<'a> {
     }
 
     fn looked(&mut self, topic: Result<TopicInfo, SourceError>) -> Result<(), End> {
+        self.has_looked = topic.is_ok();
         match topic {
             Ok(topic) => {
                 self.check_id(&topic)?;
                 for offsets in &topic.partitions {
+                    if self.unknown.contains(&offsets.partition) {
+                        return Err(End::Again(format!("Kafka partition {} can be read now", offsets.partition)));
+                    }
                     if let Some(lane) = self.lanes.get_mut(&offsets.partition) {
                         lane.high = offsets.high;
                     }
                 }
+                self.note_unknown(&topic);
                 self.task.status.seen(&topic);
-                if self.has_joined && !self.is_held {
-                    self.task.status.running();
+                if self.has_joined {
+                    self.tell_running();
                 }
                 Ok(())
             }
             Err(error) if error.kind == ErrorKind::TopicMissing => Err(error.into()),
             Err(error) => {
-                if !self.is_held {
+                if self.hold.is_none() {
                     self.task.status.failed(&error);
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Keeps why no broker says where a Kafka partition begins and ends, for its status.
+    fn note_unknown(&mut self, topic: &TopicInfo) {
+        self.lanes.values_mut().for_each(|lane| lane.unknown = None);
+        for (partition, error) in &topic.unknown {
+            if let Some(lane) = self.lanes.get_mut(partition) {
+                lane.unknown = Some(error.message.clone());
+            }
+        }
+    }
+
+    /// It runs, save for what is said of single Kafka partitions.
+    fn tell_running(&self) {
+        if self.hold.is_some() {
+            return;
+        }
+        let unknown = self.lanes.iter().filter_map(|(partition, lane)| {
+            let why = lane.unknown.as_ref().filter(|_| lane.generation.is_some())?;
+            Some(format!("Kafka partition {partition}: {why}"))
+        });
+        let new = self.unknown.iter().map(|partition| format!("Kafka partition {partition}: no broker says where it begins"));
+        let standing = self.lanes.iter().filter(|(_, lane)| lane.is_standing).map(|(partition, _)| {
+            format!("Kafka partition {partition} stands still though there is more to read: it starts over soon")
+        });
+        let full = self.lanes.iter().filter(|(_, lane)| lane.is_full).filter_map(|(partition, lane)| {
+            let stopped = lock(&lane.tracker).waits_for().filter(|partition| self.task.admission.is_stopped(*partition))?;
+            Some(format!(
+                "Kafka partition {partition} waits: partition {stopped} has stopped, and as much as may be waits for it (see /health)"
+            ))
+        });
+        let notes: Vec<String> = unknown.chain(new).chain(standing).chain(full).collect();
+        self.task.status.running((!notes.is_empty()).then(|| format!("{}; the others are read", notes.join("; "))));
     }
 
     /// A topic that was made again ends the session; the next one opens an epoch (rule K1).
@@ -568,11 +891,11 @@ impl<'a> Session<'a> {
 }
 
 /// The future's result, or never where there is none.
-fn optional<F: Future + Unpin>(future: Option<&mut F>) -> Optional<'_, F> {
+pub(crate) fn optional<F: Future + Unpin>(future: Option<&mut F>) -> Optional<'_, F> {
     Optional(future)
 }
 
-struct Optional<'a, F>(Option<&'a mut F>);
+pub(crate) struct Optional<'a, F>(Option<&'a mut F>);
 
 impl<F: Future + Unpin> Future for Optional<'_, F> {
     type Output = F::Output;

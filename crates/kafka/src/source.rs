@@ -40,23 +40,29 @@ pub trait RecordSource: Send {
     /// Joins the group. [`SourceEvent::Assigned`] follows.
     fn subscribe(&mut self) -> Result<(), SourceError>;
 
-    /// The next thing that happens. Dropping the future loses nothing. Has to be called on while Kafka partitions are paused,
-    /// too: that is how the group knows that the member lives.
-    fn next(&mut self) -> BoxNext<'_>;
+    /// The next thing that happens. Dropping the future loses nothing. Has to be called on while there is no room for Kafka
+    /// records, too: that is how the group knows that the member lives. Without `takes_records`, Kafka records that were fetched
+    /// wait where they are, bounded by the client's own limits, and the group hears nothing of it.
+    fn next(&mut self, takes_records: bool) -> BoxNext<'_>;
 
-    /// Answers [`SourceEvent::Assigned`]: starts fetching each Kafka partition at its offset.
+    /// Answers [`SourceEvent::Assigned`]: starts fetching each Kafka partition at its offset. None of them is held.
     fn assign(&mut self, generation: u64, starts: &[(i32, i64)]) -> Result<(), SourceError>;
 
     /// Answers [`SourceEvent::Revoked`]: another member may have them.
     fn release(&mut self, generation: u64, partitions: &[i32]) -> Result<(), SourceError>;
 
-    /// Stops fetching these Kafka partitions. Records on their way may still come.
-    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError>;
+    /// Keeps the Kafka records of these Kafka partitions back while others go on. What was fetched is kept: some of it may still
+    /// come, and the rest comes in order once it is resumed.
+    fn hold(&mut self, partitions: &[i32]) -> Result<(), SourceError>;
 
+    /// Undoes [`Self::hold`].
     fn resume(&mut self, partitions: &[i32]) -> Result<(), SourceError>;
 
     /// Tells the group from where on another member should read, without waiting.
     fn commit(&mut self, positions: &[(i32, i64)]);
+
+    /// The same, and completes once the group has it. [`Self::next`] has to be called on meanwhile.
+    fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>>;
 
     /// Leaves and lets go of everything; completes when that is done.
     fn close(self: Box<Self>) -> BoxFuture<()>;
@@ -72,6 +78,8 @@ pub enum SourceEvent {
     Revoked { generation: u64, partitions: Vec<i32> },
     /// In offset order within each Kafka partition; never empty.
     Records(Vec<KafkaRecord>),
+    /// Everything below this offset that this Kafka partition has to read was handed over, and there is no more for now.
+    AtEnd { generation: u64, partition: i32, offset: i64 },
     /// Something is wrong; the source may recover by itself where the kind says [`ErrorKind::Unavailable`].
     Failed(SourceError),
 }
@@ -107,6 +115,8 @@ pub struct TopicInfo {
     pub id: u128,
     /// By Kafka partition, ascending.
     pub partitions: Vec<PartitionOffsets>,
+    /// Kafka partitions about which no broker says where they begin and end, as while one has no leader, and why.
+    pub unknown: Vec<(i32, SourceError)>,
 }
 
 /// Where one Kafka partition begins and ends.
@@ -115,7 +125,7 @@ pub struct PartitionOffsets {
     pub partition: i32,
     /// The oldest offset that is still there.
     pub low: i64,
-    /// The offset after the newest Kafka record.
+    /// The offset after the newest Kafka record that may be read.
     pub high: i64,
 }
 

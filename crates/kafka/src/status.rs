@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceStatus {
     pub stage: Stage,
-    /// What it failed or paused with, in words that say what to do; absent while it runs.
+    /// What it failed or paused with, in words that say what to do; while it runs, what is wrong with single Kafka partitions.
     pub last_error: Option<String>,
     /// Assigned Kafka partitions in ascending order.
     pub partitions: Vec<PartitionStatus>,
@@ -23,7 +23,7 @@ pub enum Stage {
     Running,
     /// Waits for a broker, its topic, or its turn to start.
     Waiting,
-    /// As many Kafka records are parked as may be.
+    /// As many Kafka records are parked as may be, or its handler is away.
     Paused,
     /// Tries again, but somebody has to change something.
     Failing,
@@ -45,7 +45,7 @@ impl Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionStatus {
     pub partition: i32,
-    /// The lowest offset that is not yet durable here.
+    /// The lowest offset that is not yet applied here.
     pub position: i64,
     /// The offset after the newest Kafka record, as last heard.
     pub high_watermark: i64,
@@ -99,10 +99,11 @@ impl StatusCell {
         SourceStatus { stage: inner.stage, last_error: inner.last_error.clone(), partitions: partitions.collect() }
     }
 
-    pub(crate) fn running(&self) {
+    /// `note`: what is wrong with single Kafka partitions.
+    pub(crate) fn running(&self, note: Option<String>) {
         let mut inner = lock(&self.0);
         inner.stage = Stage::Running;
-        inner.last_error = None;
+        inner.last_error = note;
     }
 
     pub(crate) fn paused(&self, why: String) {

@@ -1,31 +1,42 @@
-//! The task of one subscription: it opens a session, and another one whenever that ends, until it is told to stop.
+//! The task of one subscription: it opens a session, and another one whenever that ends, until it is told to leave.
 //!
 //! Owns: back-off between sessions, and what a session needs before its first fetch: the topic, the epoch, the starts, all durable
 //! (rules K1, K4 and K7). Does not own: what happens while it reads (`session`).
 
-use crate::admission::Admission;
+use crate::admission::{Admission, ParkedTotal};
 use crate::backoff::Backoff;
+use crate::latch::Latch;
 use crate::opening::{self, Plan};
 use crate::properties::Reset;
-use crate::session::Session;
+use crate::session::{LAST_COMMIT_INTERVAL, LAST_COMMIT_TIMEOUT, Positions, Session};
 use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec, TopicInfo};
-use crate::sources::{Mutant, Settings, Waiters};
+use crate::sources::{Mutant, Settings, Troubles, Waiters};
 use crate::status::StatusCell;
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_env::Env;
+use surefoot_env::{Env, Wake};
 use surefoot_model::catalog::{CatalogEvent, Subscription};
 use surefoot_partition::Stopped;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::Mutex;
 
 /// The longest that leaving a group may hold up a stop or the next session.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How a task is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The node stops, or another task takes its place: reading goes on where it was.
+    Stop,
+    /// The subscription is deleted (rule K10).
+    Close,
+}
+
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The subscription is deleted, or the node stops.
-    Stop,
+    Left(Leave),
+    /// Begin again at once: something that nobody has to hear of has changed.
+    Again(String),
     /// Try again later.
     Failed(SourceError),
 }
@@ -33,8 +44,8 @@ pub(crate) enum End {
 impl From<Stopped> for End {
     fn from(stopped: Stopped) -> Self {
         match stopped {
-            Stopped::NotTaken => Self::Stop,
-            // No Kafka record may be passed over (rule K2): the subscription waits, visibly. What is unknown is asked again.
+            Stopped::NotTaken => Self::Left(Leave::Stop),
+            // The catalog's, or a disk without room: nothing can be stored. The subscription waits, visibly. What is unknown is asked again.
             Stopped::DiskFull | Stopped::Partition(_) | Stopped::Unknown => {
                 Self::Failed(SourceError::new(ErrorKind::Refused, stopped.to_string()))
             }
@@ -58,34 +69,49 @@ pub(crate) struct Task {
     pub(crate) catalog_edit: Arc<Mutex<()>>,
     pub(crate) spec: SourceSpec,
     pub(crate) reset: Result<Reset, SourceError>,
+    /// The topic's id and the positions in it, as they were stored when the task was made.
+    pub(crate) stored: (u128, Positions),
     pub(crate) status: StatusCell,
     pub(crate) resolved: Arc<Waiters>,
+    /// Woken after each change of the catalog.
+    pub(crate) changed: Wake,
+    /// Set when the node stops: what takes long is cut short.
+    pub(crate) hurry: Latch<()>,
+    pub(crate) troubles: Arc<Troubles>,
 }
 
 /// What is known when reading begins.
 pub(crate) struct Opened {
     pub(crate) plan: Plan,
     pub(crate) topic: TopicInfo,
-    /// Kafka records that are parked.
-    pub(crate) parked: u64,
+    pub(crate) parked: ParkedTotal,
 }
 
 impl Task {
-    /// Reads until `stop` resolves, then leaves. `before`: the task whose place this one takes.
-    pub(crate) async fn run(self, before: Option<oneshot::Receiver<()>>, mut stop: oneshot::Receiver<()>) {
-        if let Some(before) = before {
-            // Gone or done, it holds nothing any more.
-            let _ = before.await;
-        }
+    /// Reads until `leave` is set, then leaves.
+    pub(crate) async fn run(&self, leave: &Latch<Leave>) {
         let mut backoff = Backoff::default();
         let mut last_message = String::new();
+        // How far the last session has read, and of which topic.
+        let mut read = self.stored.clone();
         loop {
             let end = match self.client.open(&self.spec) {
-                Ok(source) => self.session(source, &mut backoff, &mut stop).await,
+                Ok(source) => self.session(source, &mut backoff, leave, &mut read).await,
                 Err(error) => End::Failed(error),
             };
             let error = match end {
-                End::Stop => return,
+                End::Left(Leave::Close) => return,
+                End::Left(Leave::Stop) => {
+                    // What it noticed first was a deletion, or the node's end.
+                    if leave.wait().await == Leave::Close {
+                        self.close_unread(&read).await;
+                    }
+                    return;
+                }
+                End::Again(why) => {
+                    tracing::info!(subscription = %self.spec.subscription, topic = &*self.spec.topic, why, "the subscription starts over");
+                    continue;
+                }
                 End::Failed(error) => error,
             };
             self.status.failed(&error);
@@ -104,7 +130,12 @@ impl Task {
             tokio::select! {
                 biased;
                 // Nothing is open.
-                _ = &mut stop => return,
+                how = leave.wait() => {
+                    if how == Leave::Close {
+                        self.close_unread(&read).await;
+                    }
+                    return;
+                }
                 // Nothing is lost with a delay.
                 () = self.env.clock.sleep(delay) => {}
             }
@@ -112,20 +143,33 @@ impl Task {
     }
 
     /// One member's life.
-    async fn session(&self, mut source: Box<dyn RecordSource>, backoff: &mut Backoff, stop: &mut oneshot::Receiver<()>) -> End {
+    async fn session(
+        &self,
+        mut source: Box<dyn RecordSource>,
+        backoff: &mut Backoff,
+        leave: &Latch<Leave>,
+        read: &mut (u128, Positions),
+    ) -> End {
         let opened = tokio::select! {
             biased;
             // What was being stored is stored whole or not at all; the next session looks again.
-            _ = &mut *stop => Err(End::Stop),
+            how = leave.wait() => Err(End::Left(how)),
             opened = self.open(&mut *source) => opened,
         };
         let end = match opened {
             Ok(opened) => {
                 let mut session = Session::new(self, &mut *source, opened);
-                let end = session.run(backoff, stop).await;
-                session.leave().await;
+                let end = session.run(backoff, leave).await;
+                if matches!(end, End::Left(Leave::Close)) {
+                    session.close().await
+                } else {
+                    session.leave().await
+                }
+                *read = session.read_up_to();
                 end
             }
+            // Nothing was read: who runs this closes it.
+            Err(End::Left(_)) => End::Left(Leave::Stop),
             Err(end) => end,
         };
         self.status.left();
@@ -136,6 +180,55 @@ impl Task {
             () = self.env.clock.sleep(CLOSE_TIMEOUT) => {}
         }
         end
+    }
+
+    /// The end of a deleted subscription that no session reads (rule K10). `read` is how far the last one had come.
+    pub(crate) async fn close_unread(&self, (topic_id, read): &(u128, Positions)) {
+        if self.admission.close_source(self.spec.subscription).await.is_err() {
+            return; // the node stops; the next start closes it
+        }
+        let committing = async {
+            loop {
+                let Err(error) = self.commit_unread(*topic_id, read).await else { return };
+                if error.kind == ErrorKind::TopicMissing {
+                    return; // there is nothing left to read
+                }
+                tracing::debug!(subscription = %self.spec.subscription, %error, "the last commit of a deleted subscription");
+                self.env.clock.sleep(LAST_COMMIT_INTERVAL).await;
+            }
+        };
+        let timeout = async {
+            tokio::select! {
+                biased;
+                // It was told what was stored before.
+                () = self.hurry.wait() => {}
+                () = self.env.clock.sleep(LAST_COMMIT_TIMEOUT) => {}
+            }
+        };
+        tokio::select! {
+            biased;
+            () = committing => {}
+            // Commits that were sent may arrive all the same, and are right.
+            () = timeout => tracing::warn!(
+                subscription = %self.spec.subscription, topic = &*self.spec.topic,
+                "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
+            ),
+        }
+    }
+
+    async fn commit_unread(&self, topic_id: u128, read: &Positions) -> Result<(), SourceError> {
+        if read.is_empty() {
+            return Ok(());
+        }
+        let mut source = self.client.open(&self.spec)?;
+        let committed = match source.topic().await {
+            // Commits would count for another topic.
+            Ok(topic) if topic.id != topic_id => Ok(()),
+            Ok(_) => source.commit_now(read).await,
+            Err(error) => Err(error),
+        };
+        source.close().await;
+        committed
     }
 
     /// Everything that has to be durable before the first fetch.
@@ -209,6 +302,6 @@ impl Task {
     }
 
     fn subscription(&self) -> Result<Arc<Subscription>, End> {
-        self.admission.catalog().subscriptions.get(&self.spec.subscription).cloned().ok_or(End::Stop)
+        self.admission.catalog().subscriptions.get(&self.spec.subscription).cloned().ok_or(End::Left(Leave::Stop))
     }
 }

@@ -1,6 +1,6 @@
 //! What this room's tests share: a catalog, a subscription, and scripts in place of the broker and the partitions.
 
-use crate::admission::{Admission, Durable};
+use crate::admission::{Admission, Durable, ParkedTotal};
 use crate::source::{
     BoxNext, KafkaRecord, PartitionOffsets, RecordSource, SourceClient, SourceError, SourceEvent, SourceSpec, TopicInfo,
 };
@@ -13,7 +13,7 @@ use surefoot_model::catalog::{
     CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind,
     StreamMode, Subscription,
 };
-use surefoot_model::{Catalog, DeploymentId, Event, PartitionId, SubscriptionId, TargetKind, Timestamp};
+use surefoot_model::{Catalog, DeploymentId, Event, Lsn, PartitionId, SubscriptionId, TargetKind, Timestamp};
 use surefoot_partition::Stopped;
 use tokio::sync::{Notify, mpsc};
 
@@ -107,7 +107,7 @@ struct NodeInner {
     catalog: Mutex<Catalog>,
     pub(crate) changed: Wake,
     appended: Mutex<Vec<(PartitionId, Event)>>,
-    waiting: Mutex<Vec<Durable>>,
+    waiting: Mutex<Vec<(Durable, Lsn)>>,
     opened: Mutex<Vec<u32>>,
     closed: Mutex<Vec<SubscriptionId>>,
     /// Opened by an earlier life.
@@ -119,7 +119,10 @@ struct NodeInner {
 struct NodeState {
     is_open: bool,
     durable_at_once: bool,
-    parked: u64,
+    parked: ParkedTotal,
+    stopped: Option<PartitionId>,
+    /// Its task panics as often as this when it looks at the catalog.
+    panics: u32,
 }
 
 impl Node {
@@ -134,7 +137,13 @@ impl Node {
             opened: Mutex::default(),
             closed: Mutex::default(),
             left_open: Mutex::default(),
-            state: Mutex::new(NodeState { is_open: true, durable_at_once: true, parked: 0 }),
+            state: Mutex::new(NodeState {
+                is_open: true,
+                durable_at_once: true,
+                parked: ParkedTotal::default(),
+                stopped: None,
+                panics: 0,
+            }),
             something: Notify::new(),
         }))
     }
@@ -162,11 +171,20 @@ impl Node {
     /// Makes all durable that is not.
     pub(crate) fn sync(&self) {
         let waiting = std::mem::take(&mut *lock(&self.0.waiting));
-        waiting.into_iter().for_each(|durable| durable());
+        waiting.into_iter().for_each(|(durable, lsn)| durable(lsn));
     }
 
-    pub(crate) fn set_parked(&self, parked: u64) {
-        lock(&self.0.state).parked = parked;
+    pub(crate) fn set_parked(&self, records: u64, bytes: u64) {
+        lock(&self.0.state).parked = ParkedTotal { records, bytes };
+    }
+
+    /// It applies nothing, whatever is durable there.
+    pub(crate) fn stop_partition(&self, partition: Option<PartitionId>) {
+        lock(&self.0.state).stopped = partition;
+    }
+
+    pub(crate) fn panic_next(&self, times: u32) {
+        lock(&self.0.state).panics = times;
     }
 
     pub(crate) fn opened(&self) -> Vec<u32> {
@@ -190,6 +208,11 @@ impl Node {
             other => panic!("no source appends {other:?}"),
         });
         sources.map(|source| (source.stream.partition, source.offset)).collect()
+    }
+
+    /// All that was appended, in order.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        lock(&self.0.appended).iter().map(|(_, event)| event.clone()).collect()
     }
 
     /// Completes once the condition holds.
@@ -219,15 +242,27 @@ impl Admission for Node {
         let node = self.clone();
         Box::pin(async move {
             node.until(|node| lock(&node.0.state).is_open).await;
-            lock(&node.0.appended).push((partition, event));
+            let lsn = {
+                let appended = &mut *lock(&node.0.appended);
+                appended.push((partition, event));
+                Lsn(appended.len() as u64)
+            };
             if lock(&node.0.state).durable_at_once {
-                durable();
+                durable(lsn);
             } else {
-                lock(&node.0.waiting).push(durable);
+                lock(&node.0.waiting).push((durable, lsn));
             }
             node.0.something.notify_waiters();
             Ok(())
         })
+    }
+
+    fn applied(&self, partition: PartitionId) -> Lsn {
+        if self.is_stopped(partition) { Lsn(0) } else { Lsn(u64::MAX) }
+    }
+
+    fn is_stopped(&self, partition: PartitionId) -> bool {
+        lock(&self.0.state).stopped == Some(partition)
     }
 
     fn change_catalog(&self, event: CatalogEvent) -> BoxFuture<Result<(), Stopped>> {
@@ -243,12 +278,16 @@ impl Admission for Node {
     }
 
     fn open_source(&self, _: SubscriptionId, epoch: u32) -> BoxFuture<Result<(), Stopped>> {
+        let panics = std::mem::take(&mut lock(&self.0.state).panics);
+        lock(&self.0.state).panics = panics.saturating_sub(1);
+        assert!(panics == 0, "a broken invariant of the test");
         lock(&self.0.opened).push(epoch);
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>> {
         lock(&self.0.closed).push(subscription);
+        self.sync();
         self.0.something.notify_waiters();
         Box::pin(std::future::ready(Ok(())))
     }
@@ -257,7 +296,7 @@ impl Admission for Node {
         Box::pin(std::future::ready(Ok(lock(&self.0.left_open).clone())))
     }
 
-    fn parked(&self, _: SubscriptionId) -> BoxFuture<Result<u64, Stopped>> {
+    fn parked(&self, _: SubscriptionId) -> BoxFuture<Result<ParkedTotal, Stopped>> {
         Box::pin(std::future::ready(Ok(lock(&self.0.state).parked)))
     }
 }
@@ -269,9 +308,10 @@ pub(crate) enum Told {
     Subscribed,
     Assigned(Vec<(i32, i64)>),
     Released(Vec<i32>),
-    Paused(Vec<i32>),
+    Held(Vec<i32>),
     Resumed(Vec<i32>),
     Committed(Vec<(i32, i64)>),
+    CommittedNow(Vec<(i32, i64)>),
     Closed,
 }
 
@@ -310,6 +350,11 @@ impl Broker {
     pub(crate) fn send(&self, event: SourceEvent) {
         lock(&self.0.events).push_back(event);
         self.0.event.notify_one();
+    }
+
+    /// Kafka records' batches that were not asked for yet.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.0.events).iter().filter(|event| matches!(event, SourceEvent::Records(_))).count()
     }
 
     /// Completes once it is told something that passes; what came before is skipped.
@@ -354,11 +399,15 @@ impl RecordSource for Broker {
         Ok(())
     }
 
-    fn next(&mut self) -> BoxNext<'_> {
-        Box::pin(async {
+    fn next(&mut self, takes_records: bool) -> BoxNext<'_> {
+        Box::pin(async move {
             loop {
-                if let Some(event) = lock(&self.0.events).pop_front() {
-                    return event;
+                {
+                    let mut events = lock(&self.0.events);
+                    let is_data = |event: &SourceEvent| matches!(event, SourceEvent::Records(_) | SourceEvent::AtEnd { .. });
+                    if let Some(at) = events.iter().position(|event| takes_records || !is_data(event)) {
+                        return events.remove(at).expect("it was just found");
+                    }
                 }
                 self.0.event.notified().await;
             }
@@ -375,8 +424,8 @@ impl RecordSource for Broker {
         Ok(())
     }
 
-    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        self.tell(Told::Paused(partitions.to_vec()));
+    fn hold(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        self.tell(Told::Held(partitions.to_vec()));
         Ok(())
     }
 
@@ -389,6 +438,11 @@ impl RecordSource for Broker {
         self.tell(Told::Committed(positions.to_vec()));
     }
 
+    fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>> {
+        self.tell(Told::CommittedNow(positions.to_vec()));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn close(self: Box<Self>) -> BoxFuture<()> {
         self.tell(Told::Closed);
         Box::pin(std::future::ready(()))
@@ -399,7 +453,7 @@ impl RecordSource for Broker {
 pub(crate) fn topic(id: u128, offsets: &[(i64, i64)]) -> TopicInfo {
     let partitions = offsets.iter().enumerate();
     let partitions = partitions.map(|(n, (low, high))| PartitionOffsets { partition: n as i32, low: *low, high: *high });
-    TopicInfo { id, partitions: partitions.collect() }
+    TopicInfo { id, partitions: partitions.collect(), unknown: Vec::new() }
 }
 
 /// A Kafka record with key `k` and value `v`.

@@ -47,6 +47,7 @@ pub(crate) fn parked<S: State>(cx: &mut Context<S>, record: &ParkedRecord) -> Re
     let Some(mut row) = cx.state.get::<Sources>(&subscription)? else { return Ok(()) };
     row.last_parked += 1;
     row.parked += 1;
+    row.parked_bytes += record.kept_bytes();
     cx.state.insert::<Parked>(ParkedKey { subscription, number: row.last_parked }, record.clone());
     cx.effect(Effect::CountParked { subscription, parked: row.parked });
     cx.state.put::<Sources>(subscription, row);
@@ -61,9 +62,10 @@ pub(crate) fn discarded<S: State>(
 ) -> Result<(), StateError> {
     let key = ParkedKey { subscription, number };
     let answer = match (cx.state.get::<Parked>(&key)?, cx.state.get::<Sources>(&subscription)?) {
-        (Some(_), Some(mut row)) => {
+        (Some(record), Some(mut row)) => {
             cx.state.delete::<Parked>(&key);
             row.parked = row.parked.saturating_sub(1);
+            row.parked_bytes = row.parked_bytes.saturating_sub(record.kept_bytes());
             cx.effect(Effect::CountParked { subscription, parked: row.parked });
             cx.state.put::<Sources>(subscription, row);
             OperationAnswer::Done

@@ -299,6 +299,9 @@ pub struct SourceRow {
     /// Parked Kafka records that are still there.
     #[n(2)]
     pub parked: u32,
+    /// What is kept of them.
+    #[n(3)]
+    pub parked_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

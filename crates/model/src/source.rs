@@ -43,3 +43,11 @@ pub struct ParkedRecord {
     #[n(9)]
     pub reason: String,
 }
+
+impl ParkedRecord {
+    /// Bytes that are kept of the Kafka record: of a large one less than it has.
+    pub fn kept_bytes(&self) -> u64 {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (self.key.len() + self.value.len() + headers) as u64
+    }
+}

@@ -17,6 +17,7 @@ use crate::settings::Mutant;
 use crate::starting::StartQueue;
 use crate::timers::PartitionTimers;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, StateError};
@@ -108,6 +109,9 @@ impl ActingPartition {
         }
         effects.clear();
         self.effects = effects;
+        if self.leads {
+            self.shared.applied[self.shared.index(self.id)].store(self.store.applied().0, Ordering::Release);
+        }
         self.clients.on_applied(self.store.applied());
         Ok(())
     }

@@ -15,14 +15,14 @@ use crate::settings::Settings;
 use crate::views::Lent;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake, yield_now};
 use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Operation, PartitionId, Record, Request, RequestId, Submission, SubscriptionId,
+    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, Record, Request, RequestId, Submission, SubscriptionId,
     Timestamp, encoding,
 };
 use surefoot_storage::Reader;
@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) stopped: Mutex<Vec<PartitionHealth>>,
     /// By [`Self::index`].
     pub(crate) is_stopped: Vec<AtomicBool>,
+    /// What this process has applied as the leader, by [`Self::index`]; written by each partition's worker.
+    pub(crate) applied: Vec<AtomicU64>,
     /// Workers with an attempt that found no slot free.
     pub(crate) wants_slot: Vec<AtomicBool>,
     pub(crate) edge: Arc<Semaphore>,
@@ -248,19 +250,31 @@ impl Partitions {
         let request = self.open_request(partition)?;
         submission.request = Some(Request { id: request.id, awaits_result });
         self.room().await?;
+        self.0.expect_running(partition)?;
         self.append_outside(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
         Ok(Submitted(request))
     }
 
     /// Appends an event that nobody waits for, once there is room at the edge; `durable` is called when it is durable.
-    /// Events of one caller keep their order per partition if it awaits each call before the next.
+    /// Events of one caller keep their order per partition if it awaits each call before the next. What goes to a partition that
+    /// has stopped waits in its log (rule K5).
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         self.0.gate.wait().await;
         self.append_outside(partition, event, durable).await
     }
 
+    /// Up to where this process has applied a partition's log as its leader. What became durable at or below it has been applied.
+    pub fn applied(&self, partition: PartitionId) -> Lsn {
+        Lsn(self.0.applied[self.0.index(partition)].load(Ordering::Acquire))
+    }
+
+    /// Whether a partition has stopped on unreadable data or a broken invariant: it applies nothing more until the next start.
+    pub fn is_stopped(&self, partition: PartitionId) -> bool {
+        self.0.expect_running(partition).is_err()
+    }
+
     async fn append_outside(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
-        let permit = self.permit(partition, &event).await?;
+        let permit = self.permit(&event).await?;
         let durable: Durable = Box::new(move |lsn| {
             drop(permit);
             durable(lsn);
@@ -270,14 +284,14 @@ impl Partitions {
 
     /// What an operator asks for: without a look at the gate, and with the reserve, since it may make room.
     async fn append_operation(&self, partition: PartitionId, event: Event) -> Result<(), Stopped> {
-        let permit = self.permit(partition, &event).await?;
+        self.0.expect_running(partition)?;
+        let permit = self.permit(&event).await?;
         let is_taken = self.0.append(partition, [event], Some(Box::new(move |_| drop(permit))));
         if is_taken { Ok(()) } else { Err(Stopped::NotTaken) }
     }
 
     /// Room among what the edges have appended and is not yet durable.
-    async fn permit(&self, partition: PartitionId, event: &Event) -> Result<OwnedSemaphorePermit, Stopped> {
-        self.0.expect_running(partition)?;
+    async fn permit(&self, event: &Event) -> Result<OwnedSemaphorePermit, Stopped> {
         self.0.edge.clone().acquire_many_owned(event_bytes(event)).await.map_err(|_| Stopped::NotTaken)
     }
 
@@ -333,24 +347,27 @@ impl Partitions {
         Ok(page)
     }
 
-    /// Opens a subscription's epoch in every partition; returns once all have recorded it (rule K7).
+    /// Opens a subscription's epoch in every partition; returns once all have applied it, or recorded it where one has stopped
+    /// (rule K7).
     pub async fn open_source(&self, subscription: SubscriptionId, epoch: u32) -> Result<(), Stopped> {
         self.append_everywhere(|| Event::SourceOpened { subscription, epoch }).await
     }
 
-    /// Closes a subscription in every partition: late Kafka records of it are dropped, what it parked goes.
+    /// Closes a subscription in every partition: late Kafka records of it are dropped, what it parked goes. Returns as
+    /// [`Self::open_source`] does: what was appended before is durable by then.
     pub async fn close_source(&self, subscription: SubscriptionId) -> Result<(), Stopped> {
         self.append_everywhere(|| Event::SourceClosed { subscription }).await
     }
 
-    /// Subscriptions that a partition has recorded as opened and not as closed.
+    /// Subscriptions that a partition has recorded as opened and not as closed; those that have stopped cannot say.
     pub async fn sources(&self) -> Result<BTreeSet<SubscriptionId>, Stopped> {
         let mut all = BTreeSet::new();
         for partition in (0..self.count()).map(PartitionId) {
-            let view = self.view(partition).await?;
+            let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
             let mut from = SubscriptionId(0);
             loop {
-                let (found, is_last) = self.read(&view, |reader| query::sources(reader, from))?;
+                let read = self.read(&view, |reader| query::sources(reader, from));
+                let Some((found, is_last)) = unless_stopped(read)? else { break };
                 if let Some(last) = found.last() {
                     from = SubscriptionId(last.0.saturating_add(1));
                 }
@@ -369,8 +386,10 @@ impl Partitions {
         let mut info = SourceInfo::default();
         for partition in (0..self.count()).map(PartitionId) {
             let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
-            let parked = self.read(&view, |reader| query::parked_count(reader, subscription));
-            info.parked += unless_stopped(parked)?.unwrap_or(0);
+            let parked = self.read(&view, |reader| query::parked_total(reader, subscription));
+            let (records, bytes) = unless_stopped(parked)?.unwrap_or_default();
+            info.parked += records;
+            info.parked_bytes += bytes;
         }
         Ok(info)
     }
@@ -486,18 +505,20 @@ impl Partitions {
     async fn append_everywhere(&self, event: impl Fn() -> Event) -> Result<(), Stopped> {
         let mut waits = Vec::new();
         for partition in (0..self.count()).map(PartitionId) {
-            let (sender, receiver) = oneshot::channel();
-            let durable: Durable = Box::new(move |_| {
-                // The caller may have gone; the record is durable all the same.
-                let _ = sender.send(());
-            });
-            if !self.0.append(partition, [event()], Some(durable)) {
+            let (done, receiver) = oneshot::channel();
+            let mailbox = self.0.mailboxes[self.0.index(partition)].clone();
+            let applied: Durable = Box::new(move |lsn| mailbox.push(Input::NotifyApplied { partition, lsn, done }));
+            if !self.0.append(partition, [event()], Some(applied)) {
                 return Err(Stopped::NotTaken);
             }
-            waits.push(receiver);
+            waits.push((partition, receiver));
         }
-        for wait in waits {
-            wait.await.map_err(|_| Stopped::Unknown)?;
+        for (partition, wait) in waits {
+            // One that has stopped lets go of what it was to tell once it is durable, and that has to do.
+            let is_durable = wait.await.is_ok() || self.0.expect_running(partition).is_err();
+            if !is_durable || self.0.is_stopping.load(Ordering::Acquire) {
+                return Err(Stopped::Unknown);
+            }
         }
         Ok(())
     }
@@ -541,7 +562,7 @@ fn event_bytes(event: &Event) -> u32 {
     const FIXED: usize = 256;
     let bytes = match event {
         Event::InvocationSubmitted(s) => FIXED + s.input.len(),
-        Event::RecordParked(p) => FIXED + p.key.len() + p.value.len(),
+        Event::RecordParked(p) => FIXED + p.kept_bytes() as usize,
         _ => FIXED,
     };
     bytes.min(EDGE_BYTES_MAX) as u32

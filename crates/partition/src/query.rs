@@ -75,6 +75,8 @@ pub struct ParkedPage {
 pub struct SourceInfo {
     /// Parked Kafka records, all partitions together.
     pub parked: u64,
+    /// What is kept of them.
+    pub parked_bytes: u64,
 }
 
 /// A partition that has stopped, and why (rule C5).
@@ -196,8 +198,9 @@ pub(crate) fn sources(reader: &Reader<'_>, from: SubscriptionId) -> Result<(Vec<
     Ok((piece.rows.into_iter().map(|(id, _)| id).collect(), piece.is_last))
 }
 
-pub(crate) fn parked_count(reader: &Reader<'_>, subscription: SubscriptionId) -> Result<u64, StateError> {
-    Ok(reader.get::<Sources>(&subscription)?.map_or(0, |row| u64::from(row.parked)))
+/// Parked Kafka records of a subscription, and their bytes.
+pub(crate) fn parked_total(reader: &Reader<'_>, subscription: SubscriptionId) -> Result<(u64, u64), StateError> {
+    Ok(reader.get::<Sources>(&subscription)?.map_or((0, 0), |row| (u64::from(row.parked), row.parked_bytes)))
 }
 
 /// About what an answer takes in memory beyond a fixed size: what users can make long.

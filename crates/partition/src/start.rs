@@ -17,7 +17,7 @@ use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
@@ -239,6 +239,7 @@ impl Recovering {
             catalog_changed,
             stopped: Mutex::default(),
             is_stopped: ids.iter().map(|_| AtomicBool::new(false)).collect(),
+            applied: ids.iter().map(|_| AtomicU64::new(0)).collect(),
             wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
             edge: edge_permits(),
             catalog_edit: Arc::default(),

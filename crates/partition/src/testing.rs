@@ -252,8 +252,9 @@ impl Tasks for TestWorld {
         self.tasks.lock().unwrap().push(future);
     }
 
-    fn drive(&self, _: &'static str, wake: Wake, stepper: Box<dyn Steps>) {
+    fn try_drive(&self, _: &'static str, wake: Wake, stepper: Box<dyn Steps>) -> std::io::Result<()> {
         self.steppers.lock().unwrap().push((wake, stepper));
+        Ok(())
     }
 }
 

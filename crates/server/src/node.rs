@@ -174,6 +174,8 @@ fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant)
         defaults: config.defaults(),
         record_bytes_max: bounded(config.request_bytes_max()),
         parked_max: config.kafka.parked_records_max,
+        parked_bytes_max: config.kafka.parked_bytes_max,
+        bounds: config.kafka.bounds.clone(),
         node: format!("{node_id:016x}"),
         mutant,
     }

@@ -22,6 +22,10 @@ impl surefoot_admin::Sources for KafkaSources {
         SourceStatus { status: status.stage.as_str(), partitions: partitions.collect(), last_error: status.last_error }
     }
 
+    fn closed(&self, id: SubscriptionId) -> BoxFuture<bool> {
+        self.0.closed(id)
+    }
+
     fn created(&self, subscription: Arc<Subscription>) -> BoxFuture<()> {
         self.0.created(subscription.id)
     }

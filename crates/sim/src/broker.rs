@@ -3,7 +3,8 @@
 //! Owns: what brokers keep over the node's lives, who reads which Kafka partition, and what goes wrong there: spells without an
 //! answer, members that come and go, commits that are lost, topics that are made again. Does not own: the member's side of the
 //! seam (`member`), or what is produced. Kafka records are fetched by the topic's id, as brokers do since fetches carry it: a member
-//! reads nothing of a topic that was made again before it has looked at it.
+//! reads nothing of a topic that was made again before it has looked at it. What a member has fetched and was not asked for is kept, up
+//! to a bound, as its client does.
 
 use crate::executor::{Executor, WORLD};
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use tokio::sync::Notify;
 
 /// Kafka partitions that a topic grows to.
 const PARTITIONS_MAX: usize = 4;
+/// Kafka records that a member fetches ahead of what it is asked for.
+const FETCHED_MAX: usize = 6;
 
 /// Every broker of the one simulated cluster. Clones are the same.
 #[derive(Clone)]
@@ -41,6 +44,8 @@ struct Topic {
     partitions: Vec<KafkaPartition>,
     /// The newest Kafka partition is assigned already, but no broker answers with it yet.
     hides_newest: bool,
+    /// It has no leader: nobody produces to it, reads it, or says where it begins and ends.
+    leaderless: Option<i32>,
     /// What every group has read may go.
     expires: bool,
 }
@@ -64,6 +69,8 @@ struct Group {
     committed: BTreeMap<(u128, i32), i64>,
     /// What the group was told, lost or not.
     told: BTreeMap<(u128, i32), i64>,
+    /// Nobody will read in it any more.
+    is_forgotten: bool,
 }
 
 struct Member {
@@ -79,6 +86,8 @@ struct Member {
     /// What it is to have once it has let go.
     target: BTreeSet<i32>,
     events: VecDeque<SourceEvent>,
+    /// Fetched and not asked for yet.
+    fetched: VecDeque<KafkaRecord>,
     /// Fetched under an assignment that is over.
     late: Vec<KafkaRecord>,
     wake: Arc<Notify>,
@@ -86,9 +95,13 @@ struct Member {
 
 struct Owned {
     generation: u64,
-    /// The next offset to hand out; absent until the member has said where it starts.
+    /// The next offset to fetch; absent until the member has said where it starts.
     next: Option<i64>,
-    is_paused: bool,
+    is_held: bool,
+    /// Fetched while it is held.
+    kept: VecDeque<KafkaRecord>,
+    /// The end was told when it was here.
+    told_end: i64,
 }
 
 /// Where a Kafka record was put.
@@ -142,6 +155,9 @@ impl Broker {
         let skips = if state.rng.below(6) == 0 { 1 } else { 0 };
         let of = state.topics.get_mut(topic)?;
         let partition = choice as usize % of.partitions.len();
+        if of.leaderless == Some(partition as i32) {
+            return None;
+        }
         let log = &mut of.partitions[partition];
         log.high += skips;
         let offset = log.high;
@@ -179,9 +195,11 @@ impl Broker {
         self.lock().groups.get(group).map(|group| group.told.clone()).unwrap_or_default()
     }
 
-    /// Nobody is interested in a group any more.
+    /// Nobody is interested in a group any more: what it has not read may go.
     pub(crate) fn forget_group(&self, group: &str) {
-        self.lock().groups.remove(group);
+        if let Some(group) = self.lock().groups.get_mut(group) {
+            group.is_forgotten = true;
+        }
     }
 
     /// What a broker saw that must not be.
@@ -203,7 +221,7 @@ impl Broker {
         while !self.lock().is_calm {
             let (pause, what) = {
                 let rng = &mut self.lock().rng;
-                (Duration::from_millis(20 + rng.below(600)), rng.below(10))
+                (Duration::from_millis(20 + rng.below(600)), rng.below(11))
             };
             self.executor.sleep(pause).await;
             match what {
@@ -213,6 +231,7 @@ impl Broker {
                 4 => self.lock().hiccup(),
                 5 => self.grow().await,
                 6 | 7 => self.lock().delete_old(),
+                8 => self.lock().change_leaders(),
                 _ => {
                     let again = self.lock().rng.below(3);
                     if again == 0
@@ -305,6 +324,7 @@ impl Broker {
             revoking: BTreeSet::new(),
             target: BTreeSet::new(),
             events: VecDeque::new(),
+            fetched: VecDeque::new(),
             late: Vec::new(),
             wake: Arc::default(),
         };
@@ -344,10 +364,16 @@ impl Broker {
         let member = state.members.get_mut(&id).ok_or_else(missing)?;
         let topic = state.topics.get(member.topic.as_str()).ok_or_else(missing)?;
         member.known = topic.id;
-        let partitions = (0..).zip(topic.shown());
-        let partitions = partitions.map(|(partition, log)| PartitionOffsets { partition, low: log.low, high: log.high });
+        let mut info = TopicInfo { id: topic.id, ..TopicInfo::default() };
+        for (partition, log) in (0..).zip(topic.shown()) {
+            if topic.leaderless == Some(partition) {
+                info.unknown.push((partition, SourceError::new(ErrorKind::Unavailable, "it has no leader")));
+            } else {
+                info.partitions.push(PartitionOffsets { partition, low: log.low, high: log.high });
+            }
+        }
         member.wake.notify_one();
-        Ok(TopicInfo { id: topic.id, partitions: partitions.collect() })
+        Ok(info)
     }
 
     pub(crate) fn committed(&self, id: u64, partitions: &[i32]) -> Vec<(i32, i64)> {
@@ -358,50 +384,33 @@ impl Broker {
         partitions.iter().filter_map(|partition| Some((*partition, *committed(partition)?))).collect()
     }
 
-    pub(crate) fn next(&self, id: u64) -> Next {
+    pub(crate) fn next(&self, id: u64, takes_records: bool) -> Next {
         let state = &mut *self.lock();
         let latency = match state.rng.below(8) {
             0 => state.rng.below(300),
             1 | 2 => state.rng.below(15),
             _ => 0,
         };
-        let has_records = !state.fetchable(id).is_empty();
+        // It fetches ahead, asked or not.
+        state.fetch(id);
+        let at_end = if takes_records { state.at_end(id) } else { None };
         let Some(member) = state.members.get_mut(&id) else { return Next::Nothing(Arc::default()) };
         match member.events.pop_front() {
             Some(event) => Next::Event(event),
-            None if has_records => Next::Records(Duration::from_millis(latency)),
-            None => Next::Nothing(member.wake.clone()),
+            None if takes_records && !member.fetched.is_empty() => Next::Records(Duration::from_millis(latency)),
+            None => at_end.map_or_else(|| Next::Nothing(member.wake.clone()), Next::Event),
         }
     }
 
-    /// Some of what there is to read now; absent if that is nothing any more, or something else has happened.
-    pub(crate) fn fetch(&self, id: u64) -> Option<SourceEvent> {
+    /// Some of what was fetched; absent if that is nothing any more, or something else has happened.
+    pub(crate) fn take(&self, id: u64) -> Option<SourceEvent> {
         let state = &mut *self.lock();
-        let fetchable = state.fetchable(id);
-        let (rng, topics) = (&mut state.rng, &state.topics);
+        let count = 1 + state.rng.below(4) as usize;
         let member = state.members.get_mut(&id)?;
         if !member.events.is_empty() {
             return None;
         }
-        let topic = topics.get(member.topic.as_str())?;
-        let mut records = Vec::new();
-        for partition in fetchable {
-            let log = &topic.partitions[partition as usize];
-            let owned = member.owned.get_mut(&partition)?;
-            let from = owned.next?;
-            if from < log.low {
-                owned.next = None;
-                return Some(SourceEvent::Failed(SourceError::new(ErrorKind::OffsetLost, "the offset is out of range")));
-            }
-            let count = 1 + rng.below(4) as usize;
-            for record in log.from(from, partition, owned.generation).take(count) {
-                owned.next = Some(record.offset + 1);
-                records.push(record);
-            }
-            if rng.below(2) == 0 && !records.is_empty() {
-                break;
-            }
-        }
+        let records: Vec<KafkaRecord> = member.fetched.drain(..count.min(member.fetched.len())).collect();
         (!records.is_empty()).then_some(SourceEvent::Records(records))
     }
 
@@ -410,6 +419,7 @@ impl Broker {
             for (partition, start) in starts {
                 if let Some(owned) = member.owned.get_mut(partition).filter(|owned| owned.generation == generation) {
                     owned.next = Some(*start);
+                    owned.told_end = *start - 1;
                 }
             }
             member.wake.notify_one();
@@ -423,27 +433,50 @@ impl Broker {
                 member.revoking.remove(partition);
                 member.owned.remove(partition);
             }
+            member.fetched.retain(|record| !partitions.contains(&record.partition));
             if member.revoking.is_empty() {
                 member.assign_target(&mut state.rng);
             }
         }
     }
 
-    pub(crate) fn set_paused(&self, id: u64, partitions: &[i32], is_paused: bool) {
+    pub(crate) fn set_held(&self, id: u64, partitions: &[i32], is_held: bool) {
         if let Some(member) = self.lock().members.get_mut(&id) {
             for partition in partitions {
                 if let Some(owned) = member.owned.get_mut(partition) {
-                    owned.is_paused = is_paused;
+                    owned.is_held = is_held;
+                    if !is_held {
+                        member.fetched.append(&mut owned.kept);
+                    }
                 }
             }
             member.wake.notify_one();
         }
     }
 
+    /// As [`Self::commit`], and the brokers answer.
+    pub(crate) fn commit_now(&self, id: u64, positions: &[(i32, i64)]) -> Result<(), SourceError> {
+        {
+            let state = &mut *self.lock();
+            if state.rng.below(6) == 0 {
+                return Err(SourceError::new(ErrorKind::Unavailable, "the group is rebalancing"));
+            }
+        }
+        self.commit_as(id, positions, false);
+        Ok(())
+    }
+
     pub(crate) fn commit(&self, id: u64, positions: &[(i32, i64)]) {
+        let is_lost = {
+            let state = &mut *self.lock();
+            state.is_down || state.rng.below(6) == 0
+        };
+        self.commit_as(id, positions, is_lost);
+    }
+
+    fn commit_as(&self, id: u64, positions: &[(i32, i64)], is_lost: bool) {
         let state = &mut *self.lock();
         let Some(member) = state.members.get(&id) else { return };
-        let is_lost = state.is_down || state.rng.below(6) == 0;
         let group = state.groups.entry(member.group.clone()).or_default();
         for (partition, position) in positions {
             let key = (member.known, *partition);
@@ -474,13 +507,19 @@ impl State {
         self.topics_made += 1;
         let partitions = 1 + self.rng.below(3);
         let partitions = (0..partitions).map(|_| KafkaPartition::default()).collect();
-        self.topics.insert(name, Topic { id: 100 + self.topics_made, partitions, hides_newest: false, expires: false });
+        self.topics.insert(
+            name,
+            Topic { id: 100 + self.topics_made, partitions, hides_newest: false, leaderless: None, expires: false },
+        );
         self.members.values().for_each(|member| member.wake.notify_one());
     }
 
     fn heal(&mut self) {
         self.groups.values_mut().for_each(|group| group.held.clear());
-        self.topics.values_mut().for_each(|topic| topic.hides_newest = false);
+        self.topics.values_mut().for_each(|topic| {
+            topic.hides_newest = false;
+            topic.leaderless = None;
+        });
         self.answer_again();
         self.rebalance_all();
     }
@@ -527,12 +566,26 @@ impl State {
     fn delete_old(&mut self) {
         for (name, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.expires) {
             for (partition, log) in (0..).zip(&mut topic.partitions) {
-                let readers = self.groups.values().filter(|group| group.topic == *name);
+                let readers = self.groups.values().filter(|group| group.topic == *name && !group.is_forgotten);
                 let read = readers.map(|group| group.committed.get(&(topic.id, partition)).copied().unwrap_or(0)).min();
                 log.low = log.low.max(read.unwrap_or(0));
                 log.records = log.records.split_off(&log.low);
             }
         }
+    }
+
+    /// One Kafka partition of a topic loses its leader, or gets one again.
+    fn change_leaders(&mut self) {
+        let names: Vec<&'static str> = self.topics.keys().copied().collect();
+        if names.is_empty() || self.is_calm {
+            return;
+        }
+        let topic = self.topics.get_mut(names[self.rng.below(names.len() as u64) as usize]).expect("it was just listed");
+        topic.leaderless = match topic.leaderless {
+            Some(_) => None,
+            None => Some(self.rng.below(topic.partitions.len() as u64) as i32),
+        };
+        self.members.values().for_each(|member| member.wake.notify_one());
     }
 
     fn join(&mut self, id: u64) {
@@ -579,17 +632,53 @@ impl State {
         }
     }
 
-    /// Kafka partitions of which a member could be given something now.
-    fn fetchable(&self, id: u64) -> Vec<i32> {
-        let Some(member) = self.members.get(&id) else { return Vec::new() };
+    /// A member fetches what there is, up to its bound.
+    fn fetch(&mut self, id: u64) {
+        let Some(member) = self.members.get_mut(&id) else { return };
         let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.known && !self.is_down);
-        let Some(topic) = topic else { return Vec::new() };
-        let has_more = |partition: &i32, owned: &Owned| {
-            let log = topic.partitions.get(*partition as usize);
-            let from = owned.next.filter(|_| !owned.is_paused && !member.revoking.contains(partition));
-            from.is_some_and(|from| log.is_some_and(|log| from < log.low || log.records.range(from..).next().is_some()))
-        };
-        member.owned.iter().filter(|(partition, owned)| has_more(partition, owned)).map(|(partition, _)| *partition).collect()
+        let Some(topic) = topic else { return };
+        let mut lost = None;
+        for (partition, owned) in &mut member.owned {
+            let Some(log) = topic.partitions.get(*partition as usize) else { continue };
+            let Some(from) = owned.next.filter(|_| !member.revoking.contains(partition)) else { continue };
+            if topic.leaderless == Some(*partition) {
+                continue;
+            }
+            if from < log.low {
+                owned.next = None;
+                lost = Some(SourceError::new(ErrorKind::OffsetLost, "the offset is out of range"));
+                continue;
+            }
+            let queue = if owned.is_held { &mut owned.kept } else { &mut member.fetched };
+            let room = FETCHED_MAX.saturating_sub(queue.len());
+            let count = room.min(1 + self.rng.below(4) as usize);
+            for record in log.from(from, *partition, owned.generation).take(count) {
+                owned.next = Some(record.offset + 1);
+                queue.push_back(record);
+            }
+        }
+        if let Some(error) = lost {
+            member.tell(SourceEvent::Failed(error));
+        }
+    }
+
+    /// A Kafka partition that has handed over all it has, if that was not told yet.
+    fn at_end(&mut self, id: u64) -> Option<SourceEvent> {
+        let member = self.members.get_mut(&id)?;
+        let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.known && !self.is_down)?;
+        if !member.fetched.is_empty() || !member.events.is_empty() {
+            return None;
+        }
+        for (partition, owned) in &mut member.owned {
+            let Some(log) = topic.partitions.get(*partition as usize) else { continue };
+            let Some(next) = owned.next else { continue };
+            let is_read = owned.kept.is_empty() && log.records.range(next..).next().is_none();
+            if is_read && topic.leaderless != Some(*partition) && owned.told_end < log.high {
+                owned.told_end = log.high;
+                return Some(SourceEvent::AtEnd { generation: owned.generation, partition: *partition, offset: log.high });
+            }
+        }
+        None
     }
 }
 
@@ -614,6 +703,12 @@ impl KafkaPartition {
     }
 }
 
+impl Owned {
+    fn new(generation: u64) -> Self {
+        Self { generation, next: None, is_held: false, kept: VecDeque::new(), told_end: -1 }
+    }
+}
+
 impl Member {
     fn tell(&mut self, event: SourceEvent) {
         self.events.push_back(event);
@@ -628,7 +723,7 @@ impl Member {
         }
         self.generation += 1 + rng.below(3);
         let generation = self.generation;
-        self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { generation, next: None, is_paused: false })));
+        self.owned.extend(partitions.iter().map(|partition| (*partition, Owned::new(generation))));
         self.tell(SourceEvent::Assigned { generation, partitions });
         self.hand_out_late();
     }
@@ -645,6 +740,12 @@ impl Member {
             {
                 self.late.extend(log.from(from, *partition, owned.generation).skip(dropped).take(count));
             }
+        }
+        // What was fetched and not asked for is never handed out, or late.
+        let (theirs, ours): (Vec<_>, Vec<_>) = self.fetched.drain(..).partition(|record| partitions.contains(&record.partition));
+        self.fetched.extend(ours);
+        if rng.below(2) == 0 {
+            self.late.splice(0..0, theirs);
         }
         self.revoking = partitions.clone();
         self.tell(SourceEvent::Revoked { generation, partitions: partitions.into_iter().collect() });

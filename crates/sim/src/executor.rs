@@ -268,7 +268,7 @@ impl Tasks for Life {
         self.executor.spawn(self.life, future);
     }
 
-    fn drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) {
+    fn try_drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) -> std::io::Result<()> {
         let executor = self.executor.clone();
         let slowness = if name == self.slow.0 { self.slow.1 } else { 1 };
         self.executor.spawn(
@@ -291,6 +291,7 @@ impl Tasks for Life {
                 }
             }),
         );
+        Ok(())
     }
 }
 

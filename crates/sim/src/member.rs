@@ -58,14 +58,14 @@ impl RecordSource for Member {
         Ok(())
     }
 
-    fn next(&mut self) -> BoxNext<'_> {
-        Box::pin(async {
+    fn next(&mut self, takes_records: bool) -> BoxNext<'_> {
+        Box::pin(async move {
             loop {
-                match self.broker.next(self.id) {
+                match self.broker.next(self.id, takes_records) {
                     Next::Event(event) => return event,
                     Next::Records(latency) => {
                         self.broker.executor.sleep(latency).await;
-                        if let Some(records) = self.broker.fetch(self.id) {
+                        if let Some(records) = self.broker.take(self.id) {
                             return records;
                         }
                     }
@@ -85,18 +85,23 @@ impl RecordSource for Member {
         Ok(())
     }
 
-    fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        self.broker.set_paused(self.id, partitions, true);
+    fn hold(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
+        self.broker.set_held(self.id, partitions, true);
         Ok(())
     }
 
     fn resume(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        self.broker.set_paused(self.id, partitions, false);
+        self.broker.set_held(self.id, partitions, false);
         Ok(())
     }
 
     fn commit(&mut self, positions: &[(i32, i64)]) {
         self.broker.commit(self.id, positions);
+    }
+
+    fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>> {
+        let (id, positions) = (self.id, positions.to_vec());
+        self.ask(move |broker| broker.commit_now(id, &positions))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<()> {

@@ -1,9 +1,10 @@
 //! Topics that are read: a producer, and an operator who subscribes and unsubscribes as on a real node.
 //!
 //! Checked: what was produced is handled exactly once and, per key, in the order of its Kafka partition; what cannot be is parked
-//! exactly once; a subscription that asked for the latest misses nothing that was produced after its creation; a topic that was
-//! made again is read from its start; no commit leads what is stored; nothing comes after a deletion. Of a topic that was deleted
-//! only what was read before, as the commits say, has to be there.
+//! exactly once, and never more than may be; a subscription that asked for the latest misses nothing that was produced after its
+//! creation; a topic that was made again is read from its start; no commit leads what is stored; what a deleted subscription told its
+//! group it has taken, and one in its place goes on exactly there. Of a topic that was deleted only what was read before, as the commits
+//! say, has to be there. An operator discards what is parked: it is counted before.
 
 use crate::broker::Place;
 use crate::executor::WORLD;
@@ -28,6 +29,8 @@ const NOTES: &str = "notes";
 const COPY_GROUP: &str = "copy";
 /// Kafka records produced after the operator is done.
 const LAST_RECORDS: u64 = 8;
+/// Parked Kafka records of one subscription.
+pub(crate) const PARKED_MAX: u64 = 4;
 
 #[derive(Default)]
 pub(crate) struct Model {
@@ -38,8 +41,12 @@ pub(crate) struct Model {
     copy: Option<SubscriptionId>,
     /// Records of `notes` from this one on were produced after its subscription was there.
     notes_from: Option<usize>,
-    /// Records from this one on were produced after the subscription `copy` was gone.
+    /// Records from this one on were produced after the subscription `copy` was gone, and no other took its place.
     copy_until: Option<usize>,
+    /// Another took its place, and goes on where it was: nothing may be missing.
+    is_copy_followed: bool,
+    /// Parked and then discarded, and whether that was answered.
+    discarded: BTreeMap<Place, bool>,
     /// Where the group `copy` had read up to before.
     copy_starts: BTreeMap<(u128, i32), i64>,
     operator_is_done: bool,
@@ -68,6 +75,8 @@ pub(crate) fn start(world: &World, seed: u64) {
     world.executor.spawn(WORLD, Box::pin(world.broker.clone().trouble(recreated)));
     world.spawn(produce(world.clone(), Rng::new(rng.next_u64())));
     world.spawn(operate(world.clone(), Rng::new(rng.next_u64())));
+    // It has no end, and keeps nobody.
+    world.executor.spawn(WORLD, Box::pin(discard(world.clone(), Rng::new(rng.next_u64()))));
 }
 
 // The producer.
@@ -132,17 +141,60 @@ async fn operate(world: World, mut rng: Rng) {
 
     world.sleep_ms(rng.below(2_000)).await;
     world.model().topics.copy_starts = world.broker.commit_outside(COPY_GROUP, ORDERS);
-    let copy = subscribe(&world, ORDERS, "Mirror/add", &[("group.id", COPY_GROUP)]).await;
+    const COPY: &[(&str, &str)] = &[("group.id", COPY_GROUP), ("auto.offset.reset", "earliest")];
+    let life = world.ask(|open| async move { open.life }).await;
+    let copy = subscribe(&world, ORDERS, "Mirror/add", COPY).await;
     world.model().topics.copy = Some(copy);
     world.broker.expire(ORDERS);
     world.sleep_ms(rng.below(3_000)).await;
-    unsubscribe(&world, copy).await;
-    {
-        let topics = &mut world.model().topics;
-        topics.copy_until = Some(topics.produced.len());
-        topics.operator_is_done = true;
+    let closed_in = unsubscribe(&world, copy).await;
+    // After a crash, the group may not know all that was taken before it.
+    if life.is_some() && closed_in == life && rng.below(3) != 0 {
+        subscribe(&world, ORDERS, "Mirror/add", COPY).await;
+        world.model().topics.is_copy_followed = true;
+    } else {
+        let until = world.model().topics.produced.len();
+        world.model().topics.copy_until = Some(until);
+        world.broker.forget_group(COPY_GROUP);
     }
-    world.broker.forget_group(COPY_GROUP);
+    world.model().topics.operator_is_done = true;
+}
+
+/// Discards what is parked now and then, so that subscriptions go on.
+async fn discard(world: World, mut rng: Rng) {
+    loop {
+        world.sleep_ms(rng.below(3_000)).await;
+        let asked = world.ask(|open| async move { open.partitions.catalog().load().subscriptions.keys().copied().collect() });
+        let all: Vec<SubscriptionId> = asked.await.unwrap_or_default();
+        for id in all {
+            discard_of(&world, id).await;
+        }
+    }
+}
+
+async fn discard_of(world: &World, id: SubscriptionId) {
+    // Until the operator knows what it is called, nobody could tell what was discarded.
+    let Some(orders) = world.model().topics.orders else { return };
+    let asked = world.ask(move |open| async move { open.partitions.parked(id, None, LIST_MAX).await.ok() });
+    let Some(page) = asked.await.flatten() else { return };
+    if page.parked.len() as u64 > PARKED_MAX {
+        return world.finding(format!("{} are parked, more than may be", page.parked.len()));
+    }
+    for parked in page.parked {
+        let (source, number) = (parked.record.source, parked.number);
+        let place = Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset };
+        let is_orders = id == orders;
+        if is_orders {
+            world.model().topics.discarded.insert(place, false);
+        }
+        let asked = world.ask(move |open| async move { open.admin.discard_parked(id, number).await });
+        // One without an answer may be gone or not.
+        if let Some(Ok(())) = asked.await
+            && is_orders
+        {
+            world.model().topics.discarded.insert(place, true);
+        }
+    }
 }
 
 /// Subscribes, and returns once the start offsets are stored. A request without an answer is looked after, not repeated.
@@ -179,17 +231,25 @@ fn subscribed(open: &Open, topic: &str, sink: &str) -> Option<(SubscriptionId, b
     Some((found.id, found.resolved))
 }
 
-async fn unsubscribe(world: &World, id: SubscriptionId) {
+/// The life of the node in which it was closed, if that was answered.
+async fn unsubscribe(world: &World, id: SubscriptionId) -> Option<u64> {
     loop {
-        let asked = world.ask(|open| async move { open.admin.unsubscribe(id).await });
+        let asked = world.ask(|open| async move { (open.admin.unsubscribe(id).await, open.life) });
         match asked.await {
-            Some(Ok(()) | Err(surefoot_admin::Error::SubscriptionNotFound(_))) => return,
-            Some(Err(error)) if !matches!(error, surefoot_admin::Error::Stopping | surefoot_admin::Error::Unanswered(_)) => {
-                return world.finding(format!("unsubscribing failed: {error}"));
+            Some((Ok(is_closed), life)) => return is_closed.then_some(life),
+            Some((Err(surefoot_admin::Error::SubscriptionNotFound(_)), _)) => return None,
+            Some((Err(error), _)) if !is_passing(&error) => {
+                world.finding(format!("unsubscribing failed: {error}"));
+                return None;
             }
             _ => world.sleep_ms(20).await,
         }
     }
+}
+
+/// The node stops, and another one will answer.
+fn is_passing(error: &surefoot_admin::Error) -> bool {
+    matches!(error, surefoot_admin::Error::Stopping | surefoot_admin::Error::Unanswered(_))
 }
 
 // What must be true.
@@ -197,7 +257,8 @@ async fn unsubscribe(world: &World, id: SubscriptionId) {
 /// At the start of a life: whatever groups were told is stored (rule K5).
 pub(crate) fn check_commits(world: &World, partitions: &Partitions) {
     let catalog = partitions.catalog().load();
-    for subscription in catalog.subscriptions.values() {
+    // One that is not resolved has read nothing yet; who was in its place before has told the group.
+    for subscription in catalog.subscriptions.values().filter(|subscription| subscription.resolved) {
         for ((topic, partition), told) in world.broker.told(&subscription.options["group.id"]) {
             if topic != subscription.topic_id {
                 continue;
@@ -228,7 +289,7 @@ impl Expected {
         topic: &str,
         group: &str,
         counts: impl Fn(usize, &Produced) -> bool,
-        is_owed: impl Fn(usize) -> bool,
+        is_owed: impl Fn(usize, bool) -> bool,
     ) -> Self {
         let (mut must, mut may) = (BTreeSet::new(), BTreeSet::new());
         let (present, told) = (world.broker.topic_id(topic), world.broker.told(group));
@@ -239,7 +300,7 @@ impl Expected {
             may.insert(number as u64);
             let Place { topic, partition, offset } = record.place;
             let is_committed = told.get(&(topic, partition)).is_some_and(|told| offset < *told);
-            if is_owed(number) && (Some(topic) == present || is_committed) {
+            if is_owed(number, is_committed) && (Some(topic) == present || is_committed) {
                 must.insert(number as u64);
             }
         }
@@ -275,7 +336,7 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
     for key in KEYS {
         let found = state.at("Ledger", key)?;
         in_order(topics, key, found)?;
-        let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key == Some(key), |_| true);
+        let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key == Some(key), |_, _| true);
         missing.extend(expected.compare(&format!("Ledger/{key}"), &found.iter().copied().collect())?);
 
         let found = state.at("Mirror", key)?;
@@ -284,15 +345,17 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
             let start = topics.copy_starts.get(&(record.place.topic, record.place.partition)).copied().unwrap_or(0);
             record.key == Some(key) && topics.copy_until.is_none_or(|until| number < until) && record.place.offset >= start
         };
-        let expected = Expected::of(world, topics, ORDERS, COPY_GROUP, is_from_its_time, |_| false);
+        // Without one in its place, it owes what it told its group (rule K10).
+        let is_owed = |_, is_committed| topics.is_copy_followed || is_committed;
+        let expected = Expected::of(world, topics, ORDERS, COPY_GROUP, is_from_its_time, is_owed);
         missing.extend(expected.compare(&format!("Mirror/{key}"), &found.iter().copied().collect())?);
     }
-    let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key.is_none(), |_| true);
+    let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key.is_none(), |_, _| true);
     missing.extend(expected.compare("parked", &parked)?);
 
     for (sink, name) in SINKS.into_iter().enumerate() {
         let found: BTreeSet<u64> = state.at("Sink", name)?.iter().copied().collect();
-        let is_owed = |number| topics.notes_from.is_some_and(|from| number >= from);
+        let is_owed = |number, _| topics.notes_from.is_some_and(|from| number >= from);
         let expected = Expected::of(world, topics, NOTES, &notes.to_string(), |number, _| number % 2 == sink, is_owed);
         missing.extend(expected.compare(&format!("Relay to {name}"), &found)?);
     }
@@ -318,7 +381,11 @@ fn parked(world: &World, id: SubscriptionId) -> Result<BTreeSet<u64>, String> {
     let places = parked_places(world, id)?;
     let topics = &world.model().topics;
     let mut parked = BTreeSet::new();
-    for place in places {
+    if let Some(twice) = places.iter().find(|place| topics.discarded.get(place) == Some(&true)) {
+        return Err(format!("{twice:?} was parked again after it was discarded"));
+    }
+    let gone: Vec<Place> = topics.discarded.keys().copied().filter(|place| !places.contains(place)).collect();
+    for place in places.into_iter().chain(gone) {
         let number = topics.produced.iter().position(|record| record.place == place);
         let number = number.ok_or_else(|| format!("{place:?} was parked and never produced"))?;
         if !parked.insert(number as u64) {

@@ -23,6 +23,7 @@ use surefoot_admin::{Admin, Readiness};
 use surefoot_env::Env;
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_ingress::{Ingress, Request};
+use surefoot_kafka::Bounds;
 use surefoot_model::catalog::{CatalogEvent, KafkaCluster};
 use surefoot_model::{Outcome, Timestamp};
 use surefoot_partition::{MachineMutant, Partitions};
@@ -117,7 +118,7 @@ struct Door {
 /// A node that is up.
 #[derive(Clone)]
 pub(crate) struct Open {
-    life: u64,
+    pub(crate) life: u64,
     pub(crate) ingress: Ingress,
     pub(crate) partitions: Partitions,
     pub(crate) admin: Admin,
@@ -205,6 +206,11 @@ fn config(rng: &mut Rng) -> Config {
     if rng.below(2) == 0 {
         config.worker.invoker.attempts_max = 2;
     }
+    // So little of everything that subscriptions and streams are held, or as much as always.
+    if rng.below(2) == 0 {
+        config.kafka.bounds = Bounds { queue_records: 3, queue_bytes: 1 << 20, pending_records: 4, pending_bytes: 1 << 20 };
+    }
+    config.kafka.parked_records_max = topics::PARKED_MAX;
     config
 }
 
@@ -330,6 +336,13 @@ impl World {
                 next_look = look();
                 for stopped in node.partitions.stopped() {
                     self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
+                }
+                let troubles = node.sources.troubles();
+                if troubles.panics() > 0 {
+                    self.finding("a subscription's task panicked".to_owned());
+                }
+                if troubles.standstills() > 0 {
+                    self.finding("a Kafka partition stood still though there was more to read".to_owned());
                 }
             }
             stop.as_mut().poll(cx)

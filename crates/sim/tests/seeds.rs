@@ -97,6 +97,10 @@ fn every_mutant_is_caught() {
         ("K5 the position leads", kafka(KafkaMutant::PositionLeads)),
         ("K5 commits lead", kafka(KafkaMutant::CommitLeads)),
         ("K6 park again", machine(MachineMutant::ParkAgain)),
+        ("K5 a stream stays held", kafka(KafkaMutant::StreamStaysHeld)),
+        ("K6 park without a bound", kafka(KafkaMutant::ParkWithoutBound)),
+        ("K6 a hold survives a rebalance", kafka(KafkaMutant::HoldSurvives)),
+        ("K10 close before the source has stopped", kafka(KafkaMutant::CloseEarly)),
         ("K7 fetch before the epoch is open", kafka(KafkaMutant::FetchBeforeOpen)),
         ("K7 take what is revoked", kafka(KafkaMutant::TakeRevoked)),
     ];

@@ -514,7 +514,7 @@ impl Tasks for Queue {
         self.0.lock().unwrap().push(future);
     }
 
-    fn drive(&self, _: &'static str, _: Wake, _: Box<dyn Steps>) {
+    fn try_drive(&self, _: &'static str, _: Wake, _: Box<dyn Steps>) -> std::io::Result<()> {
         unreachable!("the invoker drives nothing")
     }
 }

@@ -1,24 +1,30 @@
 //! What librdkafka offers and its Rust binding does not: the id of a topic, the offsets of many Kafka partitions in one request,
-//! and headers whose names are not UTF-8 (where the binding panics). The only unsafe code of the server.
+//! one queue for the Kafka records of all of them, and headers whose names are not UTF-8 (where the binding panics). The only unsafe
+//! code of the server.
 //!
-//! Does not own: threads. The calls block.
+//! Does not own: threads. What asks brokers blocks, what reads the queue does not.
 #![allow(
     unsafe_code,
-    reason = "the safe binding has no DescribeTopics and no ListOffsets, and panics on names that are not UTF-8"
+    reason = "the safe binding has no DescribeTopics, no ListOffsets and no queue of several Kafka partitions, and panics on names \
+              that are not UTF-8"
 )]
 
 use super::{explain, kind};
-use crate::source::{ErrorKind, SourceError};
+use crate::source::{ErrorKind, KafkaRecord, SourceError};
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use rdkafka::bindings::{self as ffi, rd_kafka_resp_err_t};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Messages taken off the queue in one call.
+const TAKE_MAX: usize = 64;
 
 /// How much later than librdkafka's own time limit we stop waiting for its answer.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
@@ -55,6 +61,156 @@ impl<T> Drop for Owned<T> {
     }
 }
 
+/// The queue that Kafka records are forwarded to and that is read only while there is room. It has to go before its client.
+pub(super) struct Fetched {
+    queue: Owned<ffi::rd_kafka_queue_t>,
+    /// What the queue's callback is given; kept until the callback is gone.
+    _arrived: Arc<AtomicWaker>,
+}
+
+// SAFETY: librdkafka's queues may be used from any thread, and by several at once.
+unsafe impl Send for Fetched {}
+// SAFETY: as above.
+unsafe impl Sync for Fetched {}
+
+/// What was on the queue.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) records: Vec<KafkaRecord>,
+    /// In order, behind the records that came before them.
+    pub(super) others: Vec<Other>,
+    /// Nothing was left.
+    pub(super) is_empty: bool,
+}
+
+/// Something on the queue that is no Kafka record.
+pub(super) enum Other {
+    AtEnd { generation: u64, partition: i32, offset: i64 },
+    Failed(SourceError),
+}
+
+impl Fetched {
+    /// A queue of this client; `arrived` is woken when something comes to it while it is empty.
+    pub(super) fn new<C: ClientContext>(client: &Client<C>, arrived: Arc<AtomicWaker>) -> Result<Self, SourceError> {
+        unsafe extern "C" fn wake(_: *mut ffi::rd_kafka_t, arrived: *mut c_void) {
+            // SAFETY: `arrived` is the waker below, which lives until this callback is taken away, and is only shared.
+            unsafe { &*arrived.cast_const().cast::<AtomicWaker>() }.wake();
+        }
+        // SAFETY: the client is alive; the queue belongs to us.
+        let queue = Owned::new(unsafe { ffi::rd_kafka_queue_new(client.native_ptr()) }, ffi::rd_kafka_queue_destroy)?;
+        // SAFETY: the queue is alive. The waker is kept in an allocation of its own that outlives the callback (see `drop`).
+        unsafe {
+            ffi::rd_kafka_queue_cb_event_enable(queue.as_ptr(), Some(wake), Arc::as_ptr(&arrived).cast_mut().cast::<c_void>());
+        }
+        Ok(Self { queue, _arrived: arrived })
+    }
+
+    /// From now on Kafka records of these Kafka partitions come to this queue, after those that were fetched before.
+    pub(super) fn forward<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        topic: &str,
+        partitions: &[i32],
+    ) -> Result<(), SourceError> {
+        forward(client, topic, partitions, self.queue.as_ptr())
+    }
+
+    /// From now on they wait in a queue of their own.
+    pub(super) fn stop_forwarding<C: ClientContext>(
+        client: &Client<C>,
+        topic: &str,
+        partitions: &[i32],
+    ) -> Result<(), SourceError> {
+        forward(client, topic, partitions, ptr::null_mut())
+    }
+
+    /// Takes what is there, up to about these bounds, in order. `generation` says which assignment a Kafka partition is fetched
+    /// under; what belongs to none is dropped.
+    pub(super) fn take(&self, records_max: usize, bytes_max: usize, generation: impl Fn(i32) -> Option<u64>) -> Taken {
+        let mut taken = Taken::default();
+        let mut bytes = 0;
+        while taken.records.len() < records_max && bytes < bytes_max && taken.others.is_empty() {
+            let mut messages = [ptr::null_mut::<ffi::rd_kafka_message_t>(); TAKE_MAX];
+            // SAFETY: the queue is alive, and librdkafka writes at most `messages.len()` pointers, which belong to us then.
+            let count =
+                unsafe { ffi::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), messages.len()) };
+            let count = usize::try_from(count).unwrap_or(0);
+            for message in &messages[..count] {
+                // SAFETY: the message is not null, belongs to us, and is given back here, once.
+                let Ok(message) = Owned::new(*message, ffi::rd_kafka_message_destroy) else { continue };
+                // SAFETY: the message is alive, and only read.
+                let head = unsafe { &*message.as_ptr() };
+                let Some(generation) = generation(head.partition) else { continue };
+                match head.err {
+                    rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                        let record = record(&message, head, generation);
+                        bytes += record.bytes();
+                        taken.records.push(record);
+                    }
+                    rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                        taken.others.push(Other::AtEnd { generation, partition: head.partition, offset: head.offset });
+                    }
+                    code => {
+                        // SAFETY: the words belong to the message and are copied while it is alive.
+                        let words = || unsafe { text(ffi::rd_kafka_message_errstr(message.as_ptr())) };
+                        let code = RDKafkaErrorCode::from(code);
+                        taken.others.push(Other::Failed(SourceError::new(kind(code), format!("{code}: {}", words()))));
+                    }
+                }
+            }
+            if count < messages.len() {
+                taken.is_empty = true;
+                break;
+            }
+        }
+        taken
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        // SAFETY: the queue is alive. Callbacks run under its lock: after this none runs, and the waker may go.
+        unsafe { ffi::rd_kafka_queue_cb_event_enable(self.queue.as_ptr(), None, ptr::null_mut()) }
+    }
+}
+
+/// Forwards the queues of these Kafka partitions to `to`, or to nothing.
+fn forward<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partitions: &[i32],
+    to: *mut ffi::rd_kafka_queue_t,
+) -> Result<(), SourceError> {
+    let name = c_name(topic)?;
+    for partition in partitions {
+        // SAFETY: the client is alive, the name ends with zero; the queue belongs to us.
+        let queue = unsafe { ffi::rd_kafka_queue_get_partition(client.native_ptr(), name.as_ptr(), *partition) };
+        let queue = Owned::new(queue, ffi::rd_kafka_queue_destroy)?;
+        // SAFETY: `queue` is alive, `to` is alive or null; librdkafka keeps what it needs of them.
+        unsafe { ffi::rd_kafka_queue_forward(queue.as_ptr(), to) };
+    }
+    Ok(())
+}
+
+fn record(message: &Owned<ffi::rd_kafka_message_t>, head: &ffi::rd_kafka_message_t, generation: u64) -> KafkaRecord {
+    let copied = |bytes: *mut c_void, len: usize| {
+        // SAFETY: what is not null has `len` bytes, belongs to the message, and is copied while that is alive.
+        (!bytes.is_null()).then(|| Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) }))
+    };
+    let mut kind = ffi::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+    // SAFETY: the message is alive, and only read.
+    let millis = unsafe { ffi::rd_kafka_message_timestamp(message.as_ptr(), &raw mut kind) };
+    KafkaRecord {
+        generation,
+        partition: head.partition,
+        offset: head.offset,
+        timestamp_ms: u64::try_from(millis).ok(),
+        key: copied(head.key, head.key_len),
+        value: copied(head.payload, head.len),
+        headers: headers(message),
+    }
+}
+
 /// The topic's id (0 where the broker gives none) and its Kafka partitions. Asks a broker that leads one of them: librdkafka would
 /// wait for the controller, which may be away for a while when nothing else is, and which its mock cluster lacks.
 pub(super) fn describe<C: ClientContext>(
@@ -72,7 +228,7 @@ pub(super) fn describe<C: ClientContext>(
         .chain([metadata.orig_broker_id()])
         .find(|id| *id >= 0)
         .ok_or_else(|| SourceError::new(ErrorKind::Unavailable, "no Kafka partition of the topic has a leader"))?;
-    let name = CString::new(topic).map_err(|_| SourceError::new(ErrorKind::Refused, "the topic's name has a zero byte"))?;
+    let name = c_name(topic)?;
     let mut names: [*const c_char; 1] = [name.as_ptr()];
     // SAFETY: `names` holds one pointer to a string that ends with zero; the collection copies it.
     let topics = unsafe { ffi::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
@@ -117,14 +273,14 @@ pub(super) fn describe<C: ClientContext>(
     }
 }
 
-/// One end of each of these Kafka partitions.
+/// One end of each of these Kafka partitions, of what may be read. One that has no leader has an error of its own.
 pub(super) fn offsets<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     partitions: &[i32],
     bound: Bound,
     timeout: Duration,
-) -> Result<BTreeMap<i32, i64>, SourceError> {
+) -> Result<BTreeMap<i32, Result<i64, SourceError>>, SourceError> {
     // librdkafka takes the end as the offset that it has in ListOffsets requests.
     let offset = match bound {
         Bound::Low => Offset::Beginning,
@@ -136,8 +292,16 @@ pub(super) fn offsets<C: ClientContext>(
             .map_err(|error| SourceError::new(ErrorKind::Refused, format!("list Kafka partition {partition}: {error}")))?;
     }
     let event = ask(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS, None, timeout, |options, queue| {
-        // SAFETY: client, list, options and queue live until after the call, which copies what it needs.
-        unsafe { ffi::rd_kafka_ListOffsets(client.native_ptr(), list.ptr(), options, queue) }
+        let committed = ffi::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
+        // SAFETY: client, list, options and queue live until after the calls, which copy what they need. An error belongs to us;
+        // there is none for a level that exists, and to give back nothing does nothing.
+        unsafe {
+            let error = ffi::rd_kafka_AdminOptions_set_isolation_level(options.cast_mut(), committed);
+            if !error.is_null() {
+                ffi::rd_kafka_error_destroy(error);
+            }
+            ffi::rd_kafka_ListOffsets(client.native_ptr(), list.ptr(), options, queue);
+        }
     })?;
     // SAFETY: as in `describe`.
     unsafe {
@@ -151,21 +315,20 @@ pub(super) fn offsets<C: ClientContext>(
         for at in 0..count {
             let place = ffi::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(at));
             let place = place.as_ref().ok_or_else(unexpected)?;
-            check(place.err, || text(ffi::rd_kafka_err2str(place.err)), topic)?;
-            found.insert(place.partition, place.offset);
+            let known = check(place.err, || text(ffi::rd_kafka_err2str(place.err)), topic);
+            found.insert(place.partition, known.map(|()| place.offset));
         }
         Ok(found)
     }
 }
 
 /// The headers of a message, in order.
-pub(super) fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Bytes>)> {
+fn headers(message: &Owned<ffi::rd_kafka_message_t>) -> Vec<(String, Option<Bytes>)> {
     let mut found = Vec::new();
     let mut headers = ptr::null_mut();
-    // SAFETY: the message lives as long as the reference; its headers belong to it and are only read, before the reference ends.
-    // A name ends with zero, and a value that is not null has `size` bytes.
+    // SAFETY: the message is alive; its headers belong to it and are only read. A name ends with zero, and a value that is not null has `size` bytes.
     unsafe {
-        let code = ffi::rd_kafka_message_headers(message.ptr(), &raw mut headers);
+        let code = ffi::rd_kafka_message_headers(message.as_ptr(), &raw mut headers);
         if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return found;
         }
@@ -230,6 +393,10 @@ fn check(code: rd_kafka_resp_err_t, words: impl FnOnce() -> String, topic: &str)
         ErrorKind::TopicMissing => Err(missing(topic)),
         kind => Err(SourceError::new(kind, format!("{}: {}", RDKafkaErrorCode::from(code), words()))),
     }
+}
+
+fn c_name(topic: &str) -> Result<CString, SourceError> {
+    CString::new(topic).map_err(|_| SourceError::new(ErrorKind::Refused, "the topic's name has a zero byte"))
 }
 
 fn until_zero(words: &[u8]) -> String {

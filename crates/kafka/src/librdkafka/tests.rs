@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "the test runtime waits and measures in the world")]
 
 use super::*;
+use crate::source::KafkaRecord;
+use bytes::Bytes;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
@@ -53,8 +55,9 @@ impl Kafka {
 /// The next event that is not a passing complaint.
 async fn next(source: &mut Box<dyn RecordSource>) -> SourceEvent {
     loop {
-        match tokio::time::timeout(Duration::from_secs(30), source.next()).await.expect("an event in time") {
+        match tokio::time::timeout(Duration::from_secs(30), source.next(true)).await.expect("an event in time") {
             SourceEvent::Failed(error) if error.kind == ErrorKind::Unavailable => {}
+            SourceEvent::AtEnd { .. } => {}
             event => return event,
         }
     }
@@ -114,18 +117,66 @@ async fn reads_from_the_given_offsets_commits_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn paused_kafka_partitions_give_nothing_until_they_are_resumed() {
+async fn what_is_not_asked_for_or_held_waits_and_is_kept() {
     let kafka = Kafka::new();
     let mut source = kafka.open("g2", &[]);
-    let (generation, partitions) = joined(&mut source).await;
+    let (generation, _) = joined(&mut source).await;
     source.assign(generation, &[(0, 0), (1, 0)]).unwrap();
-    source.pause(&partitions).unwrap();
     kafka.produce(0, &["a"]);
-    let early = tokio::time::timeout(Duration::from_millis(500), source.next()).await;
+    let early = tokio::time::timeout(Duration::from_millis(500), source.next(false)).await;
     assert!(!matches!(early, Ok(SourceEvent::Records(_))));
-    source.resume(&partitions).unwrap();
     assert_eq!(values(&records(&mut source, 1).await), [b"a"]);
+    // One that is held leaves the other alone, and comes in order.
+    source.hold(&[0]).unwrap();
+    kafka.produce(0, &["b", "c"]);
+    kafka.produce(1, &["x"]);
+    assert_eq!(values(&records(&mut source, 1).await), [b"x"]);
+    source.resume(&[0]).unwrap();
+    kafka.produce(0, &["d"]);
+    assert_eq!(values(&records(&mut source, 3).await), [b"b", b"c", b"d"]);
     source.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_kafka_partition_is_told_behind_its_records() {
+    let kafka = Kafka::new();
+    kafka.produce(0, &["a", "b"]);
+    let mut source = kafka.open("g7", &[("enable.partition.eof", "true")]);
+    let (generation, _) = joined(&mut source).await;
+    source.assign(generation, &[(0, 0), (1, 0)]).unwrap();
+    let (mut read, mut ends) = (0, Vec::new());
+    while ends.len() < 2 {
+        match tokio::time::timeout(Duration::from_secs(30), source.next(true)).await.expect("an event in time") {
+            SourceEvent::Records(records) => read += records.len(),
+            SourceEvent::AtEnd { generation: under, partition, offset } => {
+                assert_eq!((under, offset), (generation, if partition == 0 { 2 } else { 0 }));
+                assert!(partition == 1 || read == 2);
+                ends.push(partition);
+            }
+            _ => {}
+        }
+    }
+    source.close().await;
+}
+
+#[test]
+fn a_property_is_checked_without_a_broker_and_named_without_its_value() {
+    assert_eq!(check_property("fetch.min.bytes", "1"), Ok(()));
+    assert_eq!(check_property("acks", "all"), Ok(()), "it is one of topics");
+    for (name, value) in [
+        ("no.such.property", "hunter2-secret"),
+        ("fetch.min.bytes", "hunter2-secret"),
+        ("sasl.oauthbearer.client.secret", "hunter2-secret"),
+        ("plugin.library.paths", "/tmp/hunter2-secret.so"),
+    ] {
+        match check_property(name, value) {
+            Ok(()) => assert_eq!(name, "sasl.oauthbearer.client.secret", "a build that knows it takes it"),
+            Err(error) => {
+                let words = error.to_string();
+                assert!(words.contains(name) && !words.contains("hunter2"), "{words}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -93,6 +93,10 @@ pub struct RetryPolicySettings {
 pub struct Kafka {
     /// Parked Kafka records of one subscription at which it pauses (rule K6).
     pub parked_records_max: u64,
+    /// Bytes that are kept of them, at which it pauses as well. No setting.
+    pub parked_bytes_max: u64,
+    /// What may be under way of one subscription. No setting.
+    pub bounds: surefoot_kafka::Bounds,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +147,7 @@ impl Default for Config {
             retained_bytes_max: 4096 * MIB,
             disk_reserve_bytes: 512 * MIB,
             checkpoint_interval: Duration::from_secs(30),
-            kafka: Kafka { parked_records_max: 1_000 },
+            kafka: Kafka { parked_records_max: 1_000, parked_bytes_max: 256 * MIB, bounds: surefoot_kafka::Bounds::default() },
             skip_fsync: false,
         }
     }

@@ -208,7 +208,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "kafka.parked-records-limit",
         kind: Kind::Count(|c| &mut c.kafka.parked_records_max),
-        meaning: "Parked Kafka records at which a subscription pauses until some are discarded.",
+        meaning: "Parked Kafka records at which a subscription pauses until some are discarded; at 256MiB of them it does so, too.",
     },
 ];
 

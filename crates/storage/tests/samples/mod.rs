@@ -68,7 +68,7 @@ pub(crate) fn every_table(each: &mut impl Each) {
     each.entry::<Outboxes>(PartitionId(7), OutboxRow { last: 8, acked: 7 });
     each.entry::<Inbound>(PartitionId::CATALOG, 41);
     each.entry::<Streams>(stream(), -5);
-    each.entry::<Sources>(SubscriptionId(0x5B), SourceRow { epoch: 2, last_parked: 3, parked: 1 });
+    each.entry::<Sources>(SubscriptionId(0x5B), SourceRow { epoch: 2, last_parked: 3, parked: 1, parked_bytes: 9 });
     let parked = ParkedRecord {
         source: SourceRecord { stream: stream(), offset: 17 },
         topic: "orders".into(),
