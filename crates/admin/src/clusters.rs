@@ -1,7 +1,7 @@
 //! Kafka clusters that operators registered.
 //!
-//! Owns: their validation, the JSON shapes of HTTP reference 6.1, and which properties are secrets. Does not own: connecting to
-//! them (`kafka`).
+//! Owns: their validation, the JSON shapes of HTTP reference 6.1, and hiding secrets. Does not own: connecting to them (`kafka`), or
+//! which properties are secrets (`model`).
 
 use crate::subscriptions::SubscriptionJson;
 use crate::text::timestamp;
@@ -11,26 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_model::Text;
 use surefoot_model::catalog::{Catalog, CatalogEvent, KafkaCluster, Subscription};
+use surefoot_model::kafka_property::is_secret;
 use surefoot_protocol::discovery::NAME_BYTES_MAX;
 
 /// Shown in place of a secret.
 const REDACTED: &str = "***";
-/// A property whose name contains one of these is a secret.
-const SECRETS: [&str; 13] = [
-    "password",
-    "secret",
-    "passphrase",
-    "sasl.username",
-    "sasl.jaas.config",
-    "sasl.oauthbearer.config",
-    "token.endpoint.url",
-    "ssl.key.location",
-    "ssl.key.pem",
-    "keystore.location",
-    "truststore.location",
-    "sasl.oauthbearer.assertion.private.key",
-    "sasl.oauthbearer.assertion.jwt",
-];
 /// One of these has to be there.
 const BROKERS: [&str; 2] = ["bootstrap.servers", "metadata.broker.list"];
 
@@ -64,7 +49,7 @@ pub(crate) struct Clusters {
 impl Admin {
     pub async fn create_cluster(&self, request: NewCluster) -> Result<Arc<KafkaCluster>, Error> {
         check_name(&request.name)?;
-        check_properties(&request.properties)?;
+        self.check_properties(&request.properties)?;
         let change = self.change().await;
         if change.catalog().kafka_clusters.contains_key(request.name.as_str()) {
             return Err(Error::ClusterExists(request.name));
@@ -77,7 +62,7 @@ impl Admin {
 
     /// Replaces all properties. A secret that is sent as it is shown stays what it was.
     pub async fn update_cluster(&self, name: &str, properties: BTreeMap<String, String>) -> Result<Arc<KafkaCluster>, Error> {
-        check_properties(&properties)?;
+        self.check_properties(&properties)?;
         let change = self.change().await;
         let catalog = change.catalog();
         let known = catalog.kafka_clusters.get(name).ok_or_else(|| Error::ClusterNotFound(name.to_owned()))?;
@@ -100,6 +85,12 @@ impl Admin {
         change.store(CatalogEvent::KafkaClusterDeleted(known.name.clone())).await?;
         tracing::info!(cluster = name, "kafka cluster deleted");
         Ok(())
+    }
+
+    fn check_properties(&self, properties: &BTreeMap<String, String>) -> Result<(), Error> {
+        check_brokers(properties)?;
+        let refuse = |reason| Error::Field { field: "properties", reason };
+        self.shared().sources.check(properties).map_err(refuse)
     }
 
     pub(crate) fn list_clusters(&self) -> Clusters {
@@ -136,7 +127,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     if fits { Ok(()) } else { Err(Error::Field { field: "name", reason: reason() }) }
 }
 
-fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), Error> {
+fn check_brokers(properties: &BTreeMap<String, String>) -> Result<(), Error> {
     if BROKERS.iter().any(|name| properties.contains_key(*name)) {
         return Ok(());
     }
@@ -158,11 +149,6 @@ pub(crate) fn redacted(properties: &BTreeMap<String, String>) -> BTreeMap<String
     let hide =
         |(name, value): (&String, &String)| (name.clone(), if is_secret(name) { REDACTED.to_owned() } else { value.clone() });
     properties.iter().map(hide).collect()
-}
-
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRETS.iter().any(|secret| name.contains(secret))
 }
 
 pub(crate) fn cluster_json(cluster: &KafkaCluster, subscriptions: Option<Vec<SubscriptionJson>>) -> ClusterJson {
@@ -221,7 +207,7 @@ mod tests {
         }
         // A longer one would be a key that the tables cannot take.
         assert!(check_name(&"n".repeat(NAME_BYTES_MAX)).is_ok() && check_name(&"n".repeat(NAME_BYTES_MAX + 1)).is_err());
-        assert_eq!(check_properties(&properties(&[("metadata.broker.list", "h:1")])), Ok(()));
-        assert_eq!(check_properties(&properties(&[("group.id", "g")])).unwrap_err().status(), 400);
+        assert_eq!(check_brokers(&properties(&[("metadata.broker.list", "h:1")])), Ok(()));
+        assert_eq!(check_brokers(&properties(&[("group.id", "g")])).unwrap_err().status(), 400);
     }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_invoker::transport::is_reserved;
 use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, HttpVersion, Service, StreamMode};
-use surefoot_model::{DeploymentId, Timestamp};
+use surefoot_model::{DeploymentId, Text, Timestamp};
 
 /// A request to register an endpoint. Absent flags are false.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -211,6 +211,11 @@ fn header_value(name: &str, value: &str) -> Result<HeaderValue, Error> {
 
 /// An absolute address with a path: scheme and host in lower case.
 fn normalised(uri: &str) -> Result<String, Error> {
+    // Before anything is said about it: what is said is logged, and shown.
+    if has_user_information(uri) {
+        let reason = "it has user information before the host: send credentials as additional_headers".to_owned();
+        return Err(Error::Field { field: "uri", reason });
+    }
     let refuse = |reason: &str| Error::Field { field: "uri", reason: format!("'{uri}' {reason}") };
     let parsed: Uri = uri.parse().map_err(|_| refuse("is no address"))?;
     let (Some(scheme), Some(authority)) = (parsed.scheme_str(), parsed.authority()) else {
@@ -219,13 +224,23 @@ fn normalised(uri: &str) -> Result<String, Error> {
     if !["http", "https"].contains(&scheme) {
         return Err(refuse("has another scheme than http and https"));
     }
-    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
-    let port = host_and_port.rsplit_once(':').map_or("", |(_, port)| port);
-    if !port.is_empty() && !port.ends_with(']') && authority.port_u16().is_none_or(|port| port == 0) {
+    if !has_usable_port(authority.as_str()) {
         return Err(refuse("has a port that is none of 1 to 65535"));
     }
     let path = parsed.path_and_query().map_or("/", |path| path.as_str());
     Ok(format!("{scheme}://{}{path}", authority.as_str().to_ascii_lowercase()))
+}
+
+/// `user:password@` in front of the host.
+fn has_user_information(uri: &str) -> bool {
+    let after_scheme = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    after_scheme.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
+}
+
+/// The parser takes any number for a port, and knows of none where it is too large.
+fn has_usable_port(authority: &str) -> bool {
+    let after_address = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
+    after_address.split_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 fn at_address(catalog: &Catalog, uri: &str) -> Option<Arc<Deployment>> {
@@ -242,6 +257,7 @@ fn planned(
     may_break: bool,
 ) -> Result<Deployment, Error> {
     let Discovered { manifest, http, sdk_version } = discovered;
+    let revisions = newest_revisions(catalog);
     let services = manifest.services.into_iter().map(|service| {
         if let Some(known) = catalog.services.get(&service.name)
             && known.kind != service.kind
@@ -249,7 +265,7 @@ fn planned(
         {
             return Err(Error::TypeChanged(service.name.to_string()));
         }
-        let revision = newest_revision(catalog, &service.name) + 1;
+        let revision = revisions.get(&service.name).copied().unwrap_or(0) + 1;
         Ok(Service { revision, deployment: id, ..service })
     });
     Ok(Deployment {
@@ -268,11 +284,16 @@ fn planned(
     })
 }
 
-/// Of all deployments, since the newest one may have been deleted or no longer serve it; 0 for a service that nobody knows.
-fn newest_revision(catalog: &Catalog, service: &str) -> u32 {
-    let registered = catalog.deployments.values().flat_map(|d| &d.services).filter(|s| *s.name == *service);
-    let newest = catalog.services.get(service).map(|s| s.revision);
-    registered.map(|s| s.revision).chain(newest).max().unwrap_or(0)
+/// The newest revision of each service that anybody knows. Of all deployments, since the newest one may have been deleted or no longer
+/// serve it.
+fn newest_revisions(catalog: &Catalog) -> BTreeMap<&Text, u32> {
+    let registered = catalog.deployments.values().flat_map(|deployment| &deployment.services);
+    let mut newest = BTreeMap::new();
+    for service in registered.chain(catalog.services.values().map(|service| &**service)) {
+        let revision = newest.entry(&service.name).or_insert(service.revision);
+        *revision = service.revision.max(*revision);
+    }
+    newest
 }
 
 fn deployment_json<S>(deployment: &Deployment, services: Vec<S>) -> DeploymentJson<S> {
@@ -334,11 +355,21 @@ mod tests {
         ] {
             assert_eq!(normalised(uri).as_deref(), Ok(normal));
         }
-        for uri in ["", "h:1", "/x", "ftp://h/", "http://", "not an address", "http://h:99999/", "http://[::1]:0/", "http://h:x/"]
+        for uri in
+            ["", "h:1", "/x", "ftp://h/", "http://", "not an address", "http://h:99999/", "http://h:0", "http://[::1]:70000/"]
         {
             let error = normalised(uri).unwrap_err();
             assert!(error.to_string().starts_with("request field 'uri' is invalid"), "{error}");
         }
+    }
+
+    #[test]
+    fn passwords_in_addresses_are_refused_and_not_repeated() {
+        for uri in ["http://me:secret@h:1", "http://secret@h", "secret@h", "http://me:secret@h:x/"] {
+            let error = normalised(uri).unwrap_err();
+            assert!(error.status() == 400 && !error.to_string().contains("secret"), "{error}");
+        }
+        assert!(normalised("http://h/a@b?c=d@e").is_ok());
     }
 
     #[test]
@@ -381,7 +412,7 @@ mod tests {
         assert_eq!(revisions, [5, 1]);
         let changed = vec![service("Svc", ServiceKind::VirtualObject, vec![])];
         let error = plan(&known, changed.clone(), false).unwrap_err();
-        assert_eq!((error.status().as_u16(), error.code()), (409, Some("META0006")));
+        assert_eq!((error.status().as_u16(), error.code()), (409, "META0006"));
         assert_eq!(plan(&known, changed, true).unwrap().services[0].revision, 5);
     }
 

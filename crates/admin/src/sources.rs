@@ -3,12 +3,16 @@
 //! Owns: the questions and the shape of their answers. Implemented by `server` over the kafka room. Does not own: how a source
 //! finds its start (rule K4), or what it does when it fails.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_env::BoxFuture;
 use surefoot_model::SubscriptionId;
 use surefoot_model::catalog::Subscription;
 
 pub trait Sources: Send + Sync {
+    /// Whether the Kafka client may be given these properties, and knows them. The error names the property, never its value.
+    fn check(&self, properties: &BTreeMap<String, String>) -> Result<(), String>;
+
     /// How one subscription fares on this node. One that is not known (yet) is `waiting`.
     fn status(&self, id: SubscriptionId) -> SourceStatus;
 

@@ -17,6 +17,8 @@ const GROUP: &str = "group.id";
 const CLIENT: &str = "client.id";
 /// How brokers see this server where the operator names it no other.
 const CLIENT_DEFAULT: &str = "surefoot";
+/// Bytes of a topic's name, as brokers have it.
+const TOPIC_BYTES_MAX: usize = 249;
 /// The first epoch of a subscription (rule K1).
 const FIRST_EPOCH: u32 = 1;
 /// Parked Kafka records per page where the client does not say.
@@ -99,7 +101,9 @@ impl Admin {
     pub async fn subscribe(&self, request: NewSubscription) -> Result<Arc<Subscription>, Error> {
         let change = self.change().await;
         let id = SubscriptionId(self.env().ids.random_u128());
-        let subscription = planned(&change.catalog(), request, id, self.now())?;
+        let catalog = change.catalog();
+        let subscription = planned(&catalog, request, id, self.now())?;
+        self.check_options(&catalog, &subscription)?;
         change.store(CatalogEvent::SubscriptionStored(subscription.clone(), Vec::new())).await?;
         // A broker may be slow to answer; nobody else's change waits for it.
         drop(change);
@@ -159,6 +163,15 @@ impl Admin {
         }
     }
 
+    /// Of the options together with the cluster's properties, which they stand beside.
+    fn check_options(&self, catalog: &Catalog, subscription: &Subscription) -> Result<(), Error> {
+        let cluster = catalog.kafka_clusters.get(&subscription.cluster).map(|cluster| cluster.properties.clone());
+        let mut all = cluster.unwrap_or_default();
+        all.extend(subscription.options.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let refuse = |reason| Error::Field { field: "options", reason };
+        self.shared().sources.check(&all).map_err(refuse)
+    }
+
     fn subscription(&self, id: SubscriptionId) -> Result<Arc<Subscription>, Error> {
         self.catalog().subscriptions.get(&id).cloned().ok_or(Error::SubscriptionNotFound(id))
     }
@@ -195,6 +208,7 @@ impl From<&SourcePartition> for PartitionJson {
 /// The subscription as it would be stored.
 fn planned(catalog: &Catalog, request: NewSubscription, id: SubscriptionId, now: Timestamp) -> Result<Subscription, Error> {
     let (cluster, topic) = parts("kafka://", &request.source).ok_or_else(|| Error::Source(request.source.clone()))?;
+    check_topic(topic)?;
     let sink = parts("service://", &request.sink).filter(|(_, handler)| !handler.contains('/'));
     let (service, handler) = sink.ok_or_else(|| Error::Sink(request.sink.clone()))?;
     if !catalog.kafka_clusters.contains_key(cluster) {
@@ -225,6 +239,18 @@ fn planned(catalog: &Catalog, request: NewSubscription, id: SubscriptionId, now:
         topic_id: 0,
         resolved: false,
     })
+}
+
+/// A name that no broker would take is told at once: a subscription to it would wait for ever.
+fn check_topic(topic: &str) -> Result<(), Error> {
+    let is_name = topic.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && ![".", ".."].contains(&topic);
+    if is_name && topic.len() <= TOPIC_BYTES_MAX {
+        return Ok(());
+    }
+    let reason = format!(
+        "'{topic}' is no name of a topic: letters, digits, '.', '_' and '-' only, at most {TOPIC_BYTES_MAX} of them, and neither '.' nor '..'"
+    );
+    Err(Error::Field { field: "source", reason })
 }
 
 /// `<scheme><first>/<rest>` with neither of them empty.
@@ -280,12 +306,12 @@ mod tests {
 
     #[test]
     fn a_subscription_has_the_shape_that_clients_read() {
-        let made = plan(&catalog(), "kafka://m/a/b", "service://Counter/count", &[("auto.offset.reset", "earliest")]).unwrap();
+        let made = plan(&catalog(), "kafka://m/a.b", "service://Counter/count", &[("auto.offset.reset", "earliest")]).unwrap();
         let id = SubscriptionId(9);
         assert_eq!(
             serde_json::to_string(&SubscriptionJson::plain(&made)).unwrap(),
             format!(
-                r#"{{"id":"{id}","source":"kafka://m/a/b","sink":"service://Counter/count","options":{{"auto.offset.reset":"earliest","client.id":"surefoot","group.id":"{id}"}}}}"#
+                r#"{{"id":"{id}","source":"kafka://m/a.b","sink":"service://Counter/count","options":{{"auto.offset.reset":"earliest","client.id":"surefoot","group.id":"{id}"}}}}"#
             )
         );
     }
@@ -305,18 +331,28 @@ mod tests {
     fn what_cannot_be_bound_says_why() {
         let good = ("kafka://m/t", "service://Counter/count");
         for (source, sink, code, says) in [
-            ("http://m/t", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
-            ("kafka://m/", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
-            ("kafka://m", good.1, Some("META0009"), "kafka://<cluster>/<topic>"),
-            (good.0, "kafka://Counter/count", Some("META0009"), "service://<service>/<handler>"),
-            (good.0, "service://Counter/k/count", Some("META0009"), "service://<service>/<handler>"),
-            (good.0, "service://Counter/nope", Some("META0009"), "register a deployment"),
-            (good.0, "service://Nope/count", Some("META0009"), "register a deployment"),
-            ("kafka://n/t", good.1, None, "known: m"),
+            ("http://m/t", good.1, "META0009", "kafka://<cluster>/<topic>"),
+            ("kafka://m/", good.1, "META0009", "kafka://<cluster>/<topic>"),
+            ("kafka://m", good.1, "META0009", "kafka://<cluster>/<topic>"),
+            (good.0, "kafka://Counter/count", "META0009", "service://<service>/<handler>"),
+            (good.0, "service://Counter/k/count", "META0009", "service://<service>/<handler>"),
+            (good.0, "service://Counter/nope", "META0009", "register a deployment"),
+            (good.0, "service://Nope/count", "META0009", "register a deployment"),
+            ("kafka://n/t", good.1, "SF2010", "known: m"),
         ] {
             let error = plan(&catalog(), source, sink, &[]).unwrap_err();
             assert_eq!((error.status().as_u16(), error.code()), (400, code), "{error}");
             assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn topics_that_cannot_exist_are_refused() {
+        for topic in ["t", "a.b_c-1", &"t".repeat(TOPIC_BYTES_MAX)] {
+            assert_eq!(check_topic(topic), Ok(()));
+        }
+        for topic in ["a/b", "^all", "ä", ".", "..", "a b", &"t".repeat(TOPIC_BYTES_MAX + 1)] {
+            assert_eq!(check_topic(topic).unwrap_err().status(), 400, "{topic}");
         }
     }
 

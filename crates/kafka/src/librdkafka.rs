@@ -89,6 +89,10 @@ impl SourceClient for Librdkafka {
 /// Fails for a property that may not be set, or that the client does not take. Contacts no broker. For those who store properties.
 pub fn check_property(name: &str, value: &str) -> Result<(), PropertyError> {
     properties::check_denied(name)?;
+    properties::check_value(name, value)?;
+    if name == "group.instance.id" && value.is_empty() {
+        return Ok(()); // asks for none, and never reaches the client
+    }
     let mut config = ClientConfig::new();
     config.set(name, value);
     match config.create_native_config() {

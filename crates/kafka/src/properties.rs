@@ -6,6 +6,7 @@ use crate::source::{ErrorKind, SourceError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use surefoot_model::catalog::{KafkaCluster, Subscription};
+use surefoot_model::kafka_property;
 
 /// Where reading starts in a Kafka partition that has neither a position nor a commit (rule K4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +28,15 @@ const FORCED: &[(&str, &str)] = &[
     (RESET, "error"),
 ];
 
-/// Properties that make the client run code of somebody's choice with the server's rights.
-const DENIED: &[&str] = &["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd"];
+/// The client would take an empty value for these and fail later, with words that do not help.
+const NEVER_EMPTY: [&str; 4] = ["group.id", "client.id", "bootstrap.servers", "metadata.broker.list"];
+const BROKERS: [&str; 2] = ["bootstrap.servers", "metadata.broker.list"];
 
 /// A property that no cluster and no subscription may have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PropertyError {
-    #[error("the property {name:?} is refused, since it would run code of its value's choice inside the server: leave it out")]
-    Denied { name: String },
+    #[error("the property {name:?} is refused, since {why}: leave it out")]
+    Denied { name: String, why: &'static str },
     /// Carries the client's words, and no value: it may be a secret.
     #[error("the Kafka client does not take the property {name:?}: {reason}")]
     NotTaken { name: String, reason: String },
@@ -42,7 +44,22 @@ pub enum PropertyError {
 
 /// Fails for a property that may not be set. Does not ask the client; `check_property` does.
 pub(crate) fn check_denied(name: &str) -> Result<(), PropertyError> {
-    if DENIED.contains(&name.trim()) { Err(PropertyError::Denied { name: name.to_owned() }) } else { Ok(()) }
+    match kafka_property::refusal(name) {
+        Some(why) => Err(PropertyError::Denied { name: name.to_owned(), why }),
+        None => Ok(()),
+    }
+}
+
+/// Fails for a value that the client would take, and that cannot be meant.
+pub(crate) fn check_value(name: &str, value: &str) -> Result<(), PropertyError> {
+    let refuse = |reason: &str| Err(PropertyError::NotTaken { name: name.to_owned(), reason: reason.to_owned() });
+    if value.is_empty() && NEVER_EMPTY.contains(&name) {
+        return refuse("it is empty; leave it out, or give it a value");
+    }
+    if value.contains('@') && BROKERS.contains(&name) {
+        return refuse("it has user information in an address; set sasl.username and sasl.password");
+    }
+    Ok(())
 }
 
 /// The subscription's options over its cluster's properties, with defaults and forced values. `node` tells apart the members of

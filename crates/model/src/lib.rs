@@ -10,6 +10,7 @@ mod event;
 mod ids;
 mod invocation;
 mod journal;
+pub mod kafka_property;
 mod shared;
 mod source;
 mod target;

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use surefoot_model::catalog::{Handler, InputRule, OnMaxAttempts, Options, OutputRule, Service, ServiceKind, StreamMode};
 use surefoot_model::{DeploymentId, TargetKind};
 
@@ -71,9 +71,9 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
     if min < 1 || max < min || negotiate(min, max).is_none() {
         return Err(Error::Versions { min, max, server_min: MIN_VERSION, server_max: MAX_VERSION });
     }
-    let mut services: Vec<Service> = Vec::new();
+    let (mut services, mut names) = (Vec::with_capacity(manifest.services.len()), BTreeSet::new());
     for service in manifest.services {
-        if services.iter().any(|s| *s.name == *service.name) {
+        if !names.insert(service.name.clone()) {
             return Err(Error::Invalid(format!("service '{}' is defined twice", service.name)));
         }
         services.push(service_of(service)?);

@@ -1,5 +1,6 @@
 //! What admin asks of sources, answered by the kafka room.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_admin::{SourcePartition, SourceStatus};
 use surefoot_env::BoxFuture;
@@ -11,6 +12,11 @@ use surefoot_model::catalog::Subscription;
 pub struct KafkaSources(pub Sources);
 
 impl surefoot_admin::Sources for KafkaSources {
+    fn check(&self, properties: &BTreeMap<String, String>) -> Result<(), String> {
+        let checked = properties.iter().try_for_each(|(name, value)| surefoot_kafka::check_property(name, value));
+        checked.map_err(|error| error.to_string())
+    }
+
     fn status(&self, id: SubscriptionId) -> SourceStatus {
         let status = self.0.status(id);
         let partitions = status.partitions.iter().map(|p| SourcePartition {
