@@ -3,6 +3,7 @@
 //! Owns: the one mapping from errors to HTTP. Source: HTTP reference 2.1, 2.3 and 2.5; codes are those that clients know.
 
 use http::StatusCode;
+use surefoot_listener::Refusal;
 use surefoot_model::{DeploymentId, InvocationId, PartitionId, SubscriptionId};
 use surefoot_partition::Stopped;
 use surefoot_protocol::discovery;
@@ -74,6 +75,13 @@ pub enum Error {
     #[error("parked record {number} of subscription '{subscription}' does not exist")]
     ParkedNotFound { subscription: SubscriptionId, number: u64 },
 
+    #[error("{0}")]
+    Visitor(Refusal),
+    #[error("the request's body did not come in time: {0}")]
+    BodyTooSlow(String),
+    #[error("too many requests of operators are in progress; retry later")]
+    TooManyRequests,
+
     #[error("the server has not recovered yet, or is stopping")]
     NotReady,
     #[error("partition {partition} has stopped: {error}")]
@@ -84,13 +92,17 @@ pub enum Error {
     Unanswered(String),
     #[error("the server is stopping")]
     Stopping,
+    /// To this there is no answer over HTTP: clients would take it for a refusal, and send again what is done.
+    #[error("the server stopped before the answer; the request may be carried out all the same")]
+    OutcomeUnknown,
 }
 
 impl From<Stopped> for Error {
     fn from(stopped: Stopped) -> Self {
         match stopped {
             Stopped::NotTaken => Self::Stopping,
-            Stopped::DiskFull | Stopped::Partition(_) | Stopped::Unknown => Self::Unanswered(stopped.to_string()),
+            Stopped::DiskFull | Stopped::Partition(_) => Self::Unanswered(stopped.to_string()),
+            Stopped::Unknown => Self::OutcomeUnknown,
         }
     }
 }
@@ -126,36 +138,68 @@ impl Error {
             | Self::ClusterInUse { .. }
             | Self::GroupTaken { .. } => StatusCode::CONFLICT,
             Self::InvocationNotStarted(_) => StatusCode::TOO_EARLY,
+            Self::Visitor(_) => StatusCode::FORBIDDEN,
+            Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::NotReady | Self::PartitionStopped { .. } | Self::DiskShort { .. } | Self::Unanswered(_) | Self::Stopping => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NotReady
+            | Self::PartitionStopped { .. }
+            | Self::DiskShort { .. }
+            | Self::Unanswered(_)
+            | Self::Stopping
+            | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
-    /// The stable code, where there is one.
-    pub fn code(&self) -> Option<&'static str> {
+    /// The stable code; `docs/errors.md` says what to do about each. Those that clients know are kept.
+    pub fn code(&self) -> &'static str {
         match self {
-            Self::Unreachable { .. } => Some("META0003"),
-            Self::AddressTaken(_) => Some("META0004"),
-            Self::TypeChanged(_) => Some("META0006"),
-            Self::Source(_) | Self::Sink(_) | Self::SinkNotFound(_) => Some("META0009"),
-            Self::Http1Only { .. } => Some("META0014"),
+            Self::Unreachable { .. } => "META0003",
+            Self::AddressTaken(_) => "META0004",
+            Self::TypeChanged(_) => "META0006",
+            Self::Source(_) | Self::Sink(_) | Self::SinkNotFound(_) => "META0009",
+            Self::Http1Only { .. } => "META0014",
             Self::Discovery { reason, .. } => match reason {
-                discovery::Error::Malformed(_) => Some("META0013"),
-                discovery::Error::Versions { .. } => Some("META0012"),
-                discovery::Error::ReservedName(_) => Some("META0005"),
-                discovery::Error::Invalid(_) => None,
+                discovery::Error::Malformed(_) => "META0013",
+                discovery::Error::Versions { .. } => "META0012",
+                discovery::Error::ReservedName(_) => "META0005",
+                discovery::Error::Invalid(_) => "SF2001",
             },
+            Self::Field { .. } => "SF2002",
+            Self::NotSupported(_) | Self::NotSupportedYet(_) => "SF2003",
+            Self::DeploymentNotFound(_) | Self::ServiceNotFound(_) | Self::HandlerNotFound { .. } => "SF2004",
+            Self::InvocationId => "SF2005",
+            Self::InvocationNotFound(_) => "SF2006",
+            Self::InvocationCompleted(_) => "SF2007",
+            Self::InvocationNotCompleted(_) => "SF2008",
+            Self::InvocationNotRunning(_) | Self::InvocationNotStarted(_) => "SF2009",
+            Self::ClusterNotFound(_) | Self::SourceClusterUnknown { .. } => "SF2010",
+            Self::ClusterExists(_) => "SF2011",
+            Self::ClusterInUse { .. } => "SF2012",
+            Self::SubscriptionNotFound(_) | Self::ParkedNotFound { .. } => "SF2013",
+            Self::GroupTaken { .. } => "SF2014",
+            Self::Visitor(_) => "SF2015",
+            Self::BodyTooSlow(_) => "SF2016",
+            Self::TooManyRequests => "SF2017",
+            Self::NotReady | Self::Stopping => "SF2018",
+            Self::PartitionStopped { .. } | Self::Unanswered(_) => "SF2019",
+            Self::OutcomeUnknown => "SF2020",
+            Self::DiskShort { .. } => "SF2021",
+        }
+    }
+
+    /// Seconds after which trying again makes sense, where it does.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::TooManyRequests | Self::NotReady | Self::Stopping => Some(1),
+            Self::DiskShort { .. } => Some(2),
+            Self::PartitionStopped { .. } | Self::Unanswered(_) => Some(60),
             _ => None,
         }
     }
 
     /// The message as clients show it, its code in front.
     pub(crate) fn message(&self) -> String {
-        match self.code() {
-            Some(code) => format!("[{code}] {self}"),
-            None => self.to_string(),
-        }
+        format!("[{}] {self}", self.code())
     }
 }

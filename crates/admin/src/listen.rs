@@ -1,57 +1,107 @@
-//! The admin port: HTTP/1.1, and HTTP/2 with prior knowledge.
+//! The port of operators: HTTP in front of an [`Admin`], from the bind of the port to the drain.
 //!
-//! Owns: serving and the drain. Does not own: binding the port (`server`), or requests (`routes`).
+//! Owns: bounds on requests, bodies received whole before a route sees them, and the answer while the node has not recovered yet. Does
+//! not own: connections (`listener`), binding the port (`server`), or requests (`routes`).
 
-use crate::{Admin, routes};
-use axum::serve::ListenerExt;
+use crate::{Admin, Error, routes};
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use surefoot_env::Env;
+use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors, discard};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::Semaphore;
+use tower_service::Service;
 
-/// The REST API in front of an [`Admin`].
+/// Bytes of one request's body.
+const BODY_BYTES_MAX: usize = 2 << 20;
+/// Requests in progress at a time: each may hold a body, and a page of its answer.
+const REQUESTS_MAX: usize = 128;
+
+/// The port of operators.
 pub struct Server {
-    stop: oneshot::Sender<()>,
-    drained: oneshot::Receiver<()>,
-    env: Env,
+    http: HttpServer,
+    door: Arc<Door>,
 }
 
 impl Server {
-    /// Serves the connections of a bound listener until [`Self::drain`].
-    pub fn start(listener: TcpListener, admin: Admin) -> Self {
-        let env = admin.env().clone();
-        let (stop, stopped) = oneshot::channel();
-        let (done, drained) = oneshot::channel();
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
-        env.tasks.spawn(Box::pin(async move {
-            let stopped = async {
-                // A server that is gone has asked for the stop, too.
-                let _ = stopped.await;
-            };
-            let served = axum::serve(listener, routes::router(admin)).with_graceful_shutdown(stopped).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the admin port no longer serves");
-            }
-            // Nobody waits any more once the deadline has passed.
-            let _ = done.send(());
-        }));
-        Self { stop, drained, env }
+    /// Serves the connections of a bound listener until [`Self::drain`]; each request is refused until [`Self::open`].
+    pub fn start(listener: TcpListener, env: Env, connections: ConnectionBounds, visitors: Visitors) -> Self {
+        let door = Arc::new(Door { router: OnceLock::new(), env: env.clone(), visitors, slots: Semaphore::new(REQUESTS_MAX) });
+        let http = HttpServer::start(listener, env, connections, "operators", door.clone());
+        Self { http, door }
+    }
+
+    /// From now on requests reach the API.
+    pub fn open(&self, admin: Admin) {
+        // Nobody opens a port twice.
+        let _ = self.door.router.set(routes::router(admin));
     }
 
     /// Stops accepting, lets requests in progress end, and returns when none is left or the deadline has passed.
     pub async fn drain(self, deadline: Duration) {
-        // A listener that is gone needs no word.
-        let _ = self.stop.send(());
-        tokio::select! {
-            biased;
-            // Dropped midway: the connections close with the process.
-            _ = self.drained => {}
-            // A timer has nothing to lose.
-            () = self.env.clock.sleep(deadline) => {}
+        self.http.drain(deadline).await;
+    }
+}
+
+/// Closed until the node has recovered.
+struct Door {
+    router: OnceLock<Router>,
+    env: Env,
+    visitors: Visitors,
+    slots: Semaphore,
+}
+
+impl HttpAnswers for Door {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<IncomingBody<Incoming>>) -> Result<Response, NoAnswer> {
+        let (parts, mut body) = request.into_parts();
+        let refusal = match self.visitors.check(&parts.uri, &parts.headers) {
+            Err(refusal) => Some(Error::Visitor(refusal)),
+            Ok(()) if self.router.get().is_none() => Some(Error::NotReady),
+            Ok(()) => None,
+        };
+        let slot = self.slots.try_acquire();
+        let refusal = refusal.or_else(|| slot.is_err().then_some(Error::TooManyRequests));
+        let (None, Some(router)) = (&refusal, self.router.get()) else {
+            discard(&parts.headers, body, &*self.env.clock).await;
+            return Ok(refusal.unwrap_or(Error::NotReady).into_response());
+        };
+        let received = match receive(&mut body).await {
+            Ok(received) => received,
+            Err(refused) => {
+                discard(&parts.headers, body, &*self.env.clock).await;
+                return Ok(refused);
+            }
+        };
+        match router.clone().call(Request::from_parts(parts, Body::from(received))).await {
+            Ok(response) if response.extensions().get::<NoAnswer>().is_some() => Err(NoAnswer),
+            Ok(response) => Ok(response),
+            Err(never) => match never {},
         }
     }
+}
+
+/// The body as a whole. **Errors**: the answer to one that is too large, or did not come. Source: HTTP reference 2.1.
+async fn receive(body: &mut IncomingBody<Incoming>) -> Result<Bytes, Response> {
+    let error = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(whole) => return Ok(whole.to_bytes()),
+        Err(error) => error,
+    };
+    if error.is::<LengthLimitError>() {
+        let text = "Failed to buffer the request body: length limit exceeded";
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
+    }
+    Err(match error.downcast::<BodyFault>().map(|fault| *fault) {
+        Ok(fault @ BodyFault::Slow { .. }) => Error::BodyTooSlow(fault.to_string()).into_response(),
+        Ok(fault) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {fault}")).into_response(),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {error}")).into_response(),
+    })
 }

@@ -11,10 +11,11 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, patch};
 use axum::{Json, Router};
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
+use surefoot_listener::NoAnswer;
 use surefoot_model::{DeploymentId, InvocationId, Operation, SubscriptionId};
 
 /// What clients take this server for when they check whether they can speak to it.
@@ -62,9 +63,16 @@ impl IntoResponse for Error {
         #[derive(Serialize)]
         struct Body {
             message: String,
-            restate_code: Option<&'static str>,
+            restate_code: &'static str,
         }
-        (self.status(), Json(Body { message: self.message(), restate_code: self.code() })).into_response()
+        let mut response = (self.status(), Json(Body { message: self.message(), restate_code: self.code() })).into_response();
+        if let Some(seconds) = self.retry_after_s() {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self == Self::OutcomeUnknown {
+            response.extensions_mut().insert(NoAnswer);
+        }
+        response
     }
 }
 

@@ -8,8 +8,8 @@ pub enum Error {
     /// The address cannot be used as it is: fix it.
     #[error("`{address}` is no usable address: {reason}")]
     Address { address: String, reason: String },
-    /// No connection, or it broke before the answer was complete. The request may have been carried out; with an idempotency key
-    /// it is safe to retry.
+    /// No connection, or it broke before the answer was complete, as it does when the server stops before a result. The request may have
+    /// been carried out, or still run; with an idempotency key it is safe to retry.
     #[error("cannot talk to {url}: {reason}")]
     Connection { url: String, reason: String },
     /// No complete answer in time; as for a broken connection.
@@ -33,7 +33,7 @@ pub enum Error {
 /// Who refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The server: nothing ran on behalf of this request.
+    /// The server: it did not take this request. What it had taken before under the same idempotency key goes on.
     Server,
     /// The invocation: it ran, and ended with this failure.
     Invocation,

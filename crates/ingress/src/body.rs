@@ -1,37 +1,38 @@
 //! Bodies of requests: received within bounds on one and on all of them.
 //!
-//! Owns: room for what is received and not appended yet, and the patience with clients that stall. Room is taken once per body
-//! and before it is read, so that no two bodies wait for what the other holds; while there is none, nothing is read and the
-//! client's connection fills up. Small bodies have room of their own: large ones that come slowly hold up large ones only.
-//! Does not own: the room for what is appended (`partition`).
+//! Owns: room for what is received and not appended yet. It grows with what has come and not with what was announced, so that a client
+//! that announces much and sends little holds little. The first bytes of every body have room of their own: large bodies
+//! hold up large ones only. Of these one may always grow, so that several cannot wait for what the others hold; the rest is refused
+//! after a while. Does not own: the least rate (`listener`), or the room for what is appended (`partition`).
 
 use crate::Error;
+use crate::wait::{ROOM_WAIT_MAX, within};
 use bytes::{Bytes, BytesMut};
-use http_body::{Body, Frame};
+use http_body::Body;
 use http_body_util::BodyExt;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 use surefoot_env::Clock;
+use surefoot_listener::{BodyFault, IncomingBody};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes up to which a body is small. One whose length is not announced counts as small until it is larger, and then as the
-/// largest there may be.
+/// Bytes of each body that count as small.
 const SMALL_BYTES: u64 = 64 << 10;
-/// Bytes of all small bodies.
-const SMALL_ROOM_BYTES: usize = 64 << 20;
-/// Bytes of all large bodies. A larger one is received alone.
-const LARGE_ROOM_BYTES: usize = 192 << 20;
-/// A client that sends nothing of a body for so long has gone, or might as well have.
-const STALL: Duration = Duration::from_secs(60);
+/// Room is taken in steps of so many bytes.
+const SMALL_STEP_BYTES: u64 = 4 << 10;
+const LARGE_STEP_BYTES: u64 = 256 << 10;
+/// Shares of the node's memory: what all bodies may have of their first bytes, and of the bytes beyond. The one body that may always
+/// grow comes on top.
+const SMALL_SHARE: u64 = 8;
+const LARGE_SHARE: u64 = 4;
 
 /// Receives the bodies of all requests.
 pub(crate) struct Bodies {
     bytes_max: u64,
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Held by the one body that may always grow.
+    growing: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
 }
 
@@ -45,93 +46,112 @@ pub(crate) struct Received {
 /// Given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
-    _permit: Option<OwnedSemaphorePermit>,
+    small: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+    growing: Option<OwnedSemaphorePermit>,
 }
 
 impl Bodies {
-    /// `bytes_max`: of one body.
-    pub(crate) fn new(bytes_max: u64, clock: Arc<dyn Clock>) -> Self {
-        let room = |bytes| Arc::new(Semaphore::new(bytes));
-        Self { bytes_max, small: room(SMALL_ROOM_BYTES), large: room(LARGE_ROOM_BYTES), clock }
+    /// `bytes_max`: of one body. `memory_bytes`: of the node.
+    pub(crate) fn new(bytes_max: u64, memory_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+        let pool =
+            |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
+        let small = (memory_bytes / SMALL_SHARE).max(SMALL_BYTES);
+        let large = (memory_bytes / LARGE_SHARE).max(LARGE_STEP_BYTES);
+        Self { bytes_max, small: pool(small), large: pool(large), growing: pool(1), clock }
     }
 
-    /// Waits for room, then for the body. **Errors**: it is too large, or did not come.
-    pub(crate) async fn receive<B>(&self, body: B) -> Result<Received, Error>
+    /// Waits for the body, and for room as it comes. **Errors**: it is too large, came too slowly or not at all, or found no room.
+    pub(crate) async fn receive<B>(&self, body: &mut IncomingBody<B>) -> Result<Received, Error>
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if body.is_end_stream() {
-            return Ok(Received::default());
-        }
-        let announced = body.size_hint().exact();
-        let expected = announced.unwrap_or(SMALL_BYTES);
-        if expected > self.bytes_max && announced.is_some() {
+        let mut received = Collected::default();
+        let mut room = Room::default();
+        if body.size_hint().lower() > self.bytes_max {
             return Err(Error::TooLarge(self.bytes_max));
         }
-        let mut is_large = expected > SMALL_BYTES;
-        let mut room = self.room(expected).await;
-        let mut body = pin!(body);
-        let mut collected = Collected::default();
-        while let Some(frame) = self.frame(body.as_mut()).await {
-            let frame = frame.map_err(|error| Error::BodyUnreadable(error.reason()))?;
+        while !body.is_end_stream() {
+            let Some(frame) = body.frame().await else { break };
+            let frame = frame.map_err(|fault| match fault {
+                BodyFault::Slow { .. } => Error::BodyTooSlow(fault.to_string()),
+                BodyFault::Broken(error) => Error::BodyUnreadable(error.to_string()),
+            })?;
             // Trailers mean nothing here.
             let Ok(data) = frame.into_data() else { continue };
-            collected.push(data);
-            let bytes = collected.len() as u64;
+            let bytes = received.len() as u64 + data.len() as u64;
             if bytes > self.bytes_max {
                 return Err(Error::TooLarge(self.bytes_max));
             }
-            if bytes > SMALL_BYTES && !is_large {
-                is_large = true;
-                room = self.room(self.bytes_max).await;
+            if !self.has_grown_at_once(&mut room, bytes) {
+                let start = self.clock.monotonic();
+                let grown = within(&*self.clock, ROOM_WAIT_MAX, self.grow(&mut room, bytes)).await;
+                grown.ok_or(Error::NoRoom)?;
+                body.excuse(self.clock.monotonic().saturating_sub(start));
             }
+            received.push(data);
         }
-        Ok(Received { bytes: collected.into_bytes(), room })
+        Ok(Received { bytes: received.into_bytes(), room })
     }
 
-    async fn room(&self, bytes: u64) -> Room {
-        let (of, room_bytes) =
-            if bytes > SMALL_BYTES { (&self.large, LARGE_ROOM_BYTES) } else { (&self.small, SMALL_ROOM_BYTES) };
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(room_bytes as u32);
-        let permit = of.clone().acquire_many_owned(permits).await.expect("the semaphore is never closed");
-        Room { _permit: Some(permit) }
+    /// Makes room for so many bytes of a body in all, unless that has to be waited for.
+    fn has_grown_at_once(&self, room: &mut Room, bytes: u64) -> bool {
+        let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
+        let has_small = small == 0 || take(&mut room.small, self.small.clone().try_acquire_many_owned(small));
+        let has_large = large == 0 || (has_small && take(&mut room.large, self.large.clone().try_acquire_many_owned(large)));
+        has_small && has_large
     }
 
-    /// The next frame of a body. None at its end.
-    async fn frame<B>(&self, mut body: Pin<&mut B>) -> Option<Result<Frame<Bytes>, Unreadable<B::Error>>>
-    where
-        B: Body<Data = Bytes>,
-    {
-        // As a rule it is there already, and no timer is needed.
-        let at_once = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Some(frame)),
-            Poll::Pending => Poll::Ready(None),
-        });
-        if let Some(frame) = at_once.await {
-            return frame.map(|frame| frame.map_err(Unreadable::Broken));
+    async fn grow(&self, room: &mut Room, bytes: u64) {
+        const OPEN: &str = "the semaphore is never closed";
+        let small = room.lacking_small(bytes);
+        if small > 0 {
+            let permit = self.small.clone().acquire_many_owned(small).await.expect(OPEN);
+            merge(&mut room.small, permit);
         }
+        let large = room.lacking_large(bytes);
+        if large == 0 {
+            return;
+        }
+        let mut more = pin!(self.large.clone().acquire_many_owned(large));
         tokio::select! {
             biased;
-            // A frame is taken whole or stays with the body.
-            frame = body.frame() => frame.map(|frame| frame.map_err(Unreadable::Broken)),
-            // A timer has nothing to lose.
-            () = self.clock.sleep(STALL) => Some(Err(Unreadable::Stalled)),
+            // What is not taken here goes to the next that waits.
+            permit = more.as_mut() => merge(&mut room.large, permit.expect(OPEN)),
+            permit = self.growing.clone().acquire_owned() => room.growing = Some(permit.expect(OPEN)),
         }
     }
 }
 
-enum Unreadable<E> {
-    Broken(E),
-    Stalled,
+impl Room {
+    /// Permits that are missing for the first bytes of a body of this size.
+    fn lacking_small(&self, bytes: u64) -> u32 {
+        lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
+    }
+
+    /// Permits that are missing for the bytes beyond.
+    fn lacking_large(&self, bytes: u64) -> u32 {
+        if self.growing.is_some() {
+            return 0;
+        }
+        lacking(&self.large, bytes.saturating_sub(SMALL_BYTES), LARGE_STEP_BYTES)
+    }
 }
 
-impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> Unreadable<E> {
-    fn reason(self) -> String {
-        match self {
-            Self::Broken(error) => error.into().to_string(),
-            Self::Stalled => format!("nothing came for {} s", STALL.as_secs()),
-        }
+fn lacking(held: &Option<OwnedSemaphorePermit>, bytes: u64, step: u64) -> u32 {
+    let held = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u64;
+    u32::try_from(bytes.next_multiple_of(step).saturating_sub(held)).unwrap_or(u32::MAX)
+}
+
+fn take<E>(held: &mut Option<OwnedSemaphorePermit>, permit: Result<OwnedSemaphorePermit, E>) -> bool {
+    permit.map(|permit| merge(held, permit)).is_ok()
+}
+
+fn merge(held: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match held {
+        Some(held) => held.merge(permit),
+        None => *held = Some(permit),
     }
 }
 
@@ -166,17 +186,34 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body::SizeHint;
+    use http_body::{Frame, SizeHint};
     use std::collections::VecDeque;
     use std::convert::Infallible;
+    use std::pin::Pin;
     use std::sync::Mutex;
-    use std::task::{Context, Waker};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
     use surefoot_env::BoxFuture;
     use tokio::sync::Notify;
 
-    /// A clock whose timers are all due once it is told.
-    #[derive(Default)]
-    struct Told(Arc<Notify>);
+    const MEMORY_BYTES: u64 = 256 << 20;
+    const BODY_BYTES_MAX: u64 = 32 << 20;
+    const LARGE_BYTES: usize = (MEMORY_BYTES / LARGE_SHARE) as usize;
+
+    /// A clock that goes on when it is told, and whose timers are then all due.
+    #[derive(Clone, Default)]
+    struct Told {
+        due: Arc<Notify>,
+        seconds: Arc<AtomicU64>,
+    }
+
+    impl Told {
+        fn pass(&self, seconds: u64) {
+            self.seconds.fetch_add(seconds, Ordering::Relaxed);
+            self.due.notify_waiters();
+        }
+    }
 
     impl Clock for Told {
         fn now_ms(&self) -> u64 {
@@ -184,11 +221,11 @@ mod tests {
         }
 
         fn monotonic(&self) -> Duration {
-            Duration::ZERO
+            Duration::from_secs(self.seconds.load(Ordering::Relaxed))
         }
 
         fn sleep(&self, _: Duration) -> BoxFuture {
-            let due = self.0.clone();
+            let due = self.due.clone();
             Box::pin(async move { due.notified().await })
         }
     }
@@ -242,10 +279,14 @@ mod tests {
 
     type Receiving<'a> = Pin<Box<dyn Future<Output = Result<Received, Error>> + 'a>>;
 
-    fn bodies() -> (Bodies, Arc<Notify>) {
+    fn bodies() -> (Bodies, Told) {
         let clock = Told::default();
-        let due = clock.0.clone();
-        (Bodies::new(32 << 20, Arc::new(clock)), due)
+        (Bodies::new(BODY_BYTES_MAX, MEMORY_BYTES, Arc::new(clock.clone())), clock)
+    }
+
+    fn receive<'a>(bodies: &'a Bodies, body: &Fed) -> Receiving<'a> {
+        let mut body = IncomingBody::new(body.clone(), bodies.clock.clone());
+        Box::pin(async move { bodies.receive(&mut body).await })
     }
 
     fn poll(receiving: &mut Receiving<'_>) -> Option<Result<Received, Error>> {
@@ -259,7 +300,7 @@ mod tests {
     fn bodies_come_whole_in_one_piece_or_many() {
         let (bodies, _) = bodies();
         let body = Fed::default();
-        let mut receiving: Receiving<'_> = Box::pin(bodies.receive(body.clone()));
+        let mut receiving = receive(&bodies, &body);
         body.feed(2);
         assert!(poll(&mut receiving).is_none());
         body.feed(3);
@@ -268,63 +309,83 @@ mod tests {
     }
 
     #[test]
-    fn large_bodies_wait_unread_until_there_is_room_and_small_ones_pass() {
+    fn what_is_announced_and_does_not_come_takes_no_room() {
         let (bodies, _) = bodies();
-        // Six fill the room, and never come.
-        let mut slow: Vec<Receiving<'_>> =
-            (0..6).map(|_| Box::pin(bodies.receive(Fed::announced(32 << 20))) as Receiving<'_>).collect();
-        assert!(slow.iter_mut().all(|receiving| poll(receiving).is_none()));
-        let body = Fed::announced(1 << 20);
-        body.feed(1 << 20);
-        let mut waiting: Receiving<'_> = Box::pin(bodies.receive(body.clone()));
-        assert!(poll(&mut waiting).is_none());
-        assert_eq!(body.data.lock().unwrap().len(), 1, "nothing is read while there is no room");
+        let slow: Vec<Fed> = (0..300).map(|_| Fed::announced(1 << 20)).collect();
+        let mut receiving: Vec<Receiving<'_>> = slow.iter().map(|body| receive(&bodies, body)).collect();
+        for (body, receiving) in slow.iter().zip(&mut receiving) {
+            body.feed(1);
+            assert!(poll(receiving).is_none());
+        }
+        assert_eq!(bodies.large.available_permits(), LARGE_BYTES);
+        let large = Fed::announced(BODY_BYTES_MAX);
+        large.feed(BODY_BYTES_MAX as usize);
+        assert_eq!(poll(&mut receive(&bodies, &large)).unwrap().unwrap().bytes.len() as u64, BODY_BYTES_MAX);
+    }
+
+    #[test]
+    fn of_bodies_that_fill_the_room_one_goes_on_and_the_others_are_refused_after_a_while() {
+        let (bodies, clock) = bodies();
+        let large: Vec<Fed> = (0..4).map(|_| Fed::announced(BODY_BYTES_MAX)).collect();
+        let mut receiving: Vec<Receiving<'_>> = large.iter().map(|body| receive(&bodies, body)).collect();
+        // Together as much as there is.
+        for (body, receiving) in large.iter().zip(&mut receiving) {
+            body.feed(LARGE_BYTES / 4 + SMALL_BYTES as usize);
+            assert!(poll(receiving).is_none());
+        }
+        assert_eq!(bodies.large.available_permits(), 0);
+        let rest = BODY_BYTES_MAX as usize - (LARGE_BYTES / 4 + SMALL_BYTES as usize);
+        large[1].feed(1);
+        assert!(poll(&mut receiving[1]).is_none(), "it has room and waits for its client");
+        large[0].feed(1);
+        assert!(poll(&mut receiving[0]).is_none());
         let small = Fed::announced(10);
         small.feed(10);
-        let mut receiving: Receiving<'_> = Box::pin(bodies.receive(small));
-        assert_eq!(poll(&mut receiving).unwrap().unwrap().bytes.len(), 10);
-        drop(slow.pop());
-        assert_eq!(poll(&mut waiting).unwrap().unwrap().bytes.len(), 1 << 20);
+        assert!(poll(&mut receive(&bodies, &small)).unwrap().is_ok(), "small ones pass");
+        clock.pass(1);
+        assert_eq!(poll(&mut receiving[0]).unwrap().unwrap_err(), Error::NoRoom);
+        drop(receiving.remove(0));
+        large[1].feed(rest - 1);
+        assert_eq!(poll(&mut receiving[0]).unwrap().unwrap().bytes.len() as u64, BODY_BYTES_MAX);
+        receiving.clear();
+        assert_eq!((bodies.large.available_permits(), bodies.growing.available_permits()), (LARGE_BYTES, 1));
     }
 
     #[test]
     fn room_is_held_until_the_body_is_appended() {
         let (bodies, _) = bodies();
+        let all = bodies.small.available_permits();
         let body = Fed::announced(10);
         body.feed(10);
-        let mut receiving: Receiving<'_> = Box::pin(bodies.receive(body));
-        let received = poll(&mut receiving).unwrap().unwrap();
-        assert_eq!(bodies.small.available_permits(), SMALL_ROOM_BYTES - 10);
+        let received = poll(&mut receive(&bodies, &body)).unwrap().unwrap();
+        assert_eq!(bodies.small.available_permits(), all - SMALL_STEP_BYTES as usize);
         drop(received);
-        assert_eq!(bodies.small.available_permits(), SMALL_ROOM_BYTES);
+        assert_eq!(bodies.small.available_permits(), all);
     }
 
     #[test]
-    fn a_body_without_a_length_moves_to_the_large_ones_once_it_is_one() {
+    fn a_body_that_is_too_large_is_refused_when_that_is_known() {
         let (bodies, _) = bodies();
+        let announced = Fed::announced(BODY_BYTES_MAX + 1);
+        assert_eq!(poll(&mut receive(&bodies, &announced)).unwrap().unwrap_err(), Error::TooLarge(BODY_BYTES_MAX));
         let body = Fed::default();
-        let mut receiving: Receiving<'_> = Box::pin(bodies.receive(body.clone()));
-        body.feed(1 << 10);
-        assert!(poll(&mut receiving).is_none());
-        assert_eq!(bodies.large.available_permits(), LARGE_ROOM_BYTES);
+        let mut receiving = receive(&bodies, &body);
         body.feed(1 << 20);
         assert!(poll(&mut receiving).is_none());
-        assert_eq!(bodies.large.available_permits(), LARGE_ROOM_BYTES - (32 << 20));
-        assert_eq!(bodies.small.available_permits(), SMALL_ROOM_BYTES);
         body.feed(31 << 20);
-        assert_eq!(poll(&mut receiving).unwrap().unwrap_err(), Error::TooLarge(32 << 20));
+        assert!(poll(&mut receiving).is_none());
+        body.feed(1);
+        assert_eq!(poll(&mut receiving).unwrap().unwrap_err(), Error::TooLarge(BODY_BYTES_MAX));
     }
 
     #[test]
     fn a_client_that_stalls_is_given_up() {
-        let (bodies, due) = bodies();
+        let (bodies, clock) = bodies();
         let body = Fed::announced(2);
         body.feed(1);
-        let mut receiving: Receiving<'_> = Box::pin(bodies.receive(body));
+        let mut receiving = receive(&bodies, &body);
         assert!(poll(&mut receiving).is_none());
-        due.notify_waiters();
-        let error = poll(&mut receiving).unwrap().unwrap_err();
-        assert_eq!(error, Error::BodyUnreadable("nothing came for 60 s".into()));
-        assert_eq!(bodies.small.available_permits(), SMALL_ROOM_BYTES);
+        clock.pass(30);
+        assert!(matches!(poll(&mut receiving).unwrap().unwrap_err(), Error::BodyTooSlow(_)));
     }
 }

@@ -18,6 +18,10 @@ pub(crate) fn of_query(query: &str) -> Result<Option<Duration>, Error> {
 
 /// Friendly ("1h30m", "01:00:00") or ISO 8601 ("PT1S"); neither negative nor with units above days and weeks, whose length varies.
 fn parse(text: &str) -> Option<Duration> {
+    // Nothing needs no unit.
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     let span: Span = text.parse().ok()?;
     Duration::try_from(span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?).ok()
 }
@@ -34,6 +38,7 @@ mod tests {
             ("delay=1us", 0),
             ("delay=1.5s", 1_500),
             ("delay=0s", 0),
+            ("delay=0", 0),
             ("delay=1d", 86_400_000),
             ("delay=1h30m", 5_400_000),
             ("delay=1%20sec", 1_000),

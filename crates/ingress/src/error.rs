@@ -1,8 +1,10 @@
-//! Everything that can go wrong for a client, with its status and words.
+//! Everything that can go wrong for a client, with its status, stable code and words.
 //!
-//! Owns: the one mapping from errors to HTTP. Does not own: failures that a handler returned (`reply`).
+//! Owns: the one mapping from errors to HTTP; `docs/errors.md` says what to do about each code. Does not own: failures that a handler
+//! returned (`reply`).
 
 use http::StatusCode;
+use surefoot_listener::Refusal;
 use surefoot_model::InvocationId;
 use surefoot_partition::Stopped;
 
@@ -42,6 +44,8 @@ pub enum Error {
     TooLarge(u64),
     #[error("the request's body ended early: {0}")]
     BodyUnreadable(String),
+    #[error("the request's body did not come in time: {0}")]
+    BodyTooSlow(String),
     #[error("input validation error: {0}")]
     Input(String),
     #[error("'{0}' is no delay; use for instance 10s, 1h30m or PT1M, at most in days")]
@@ -50,10 +54,17 @@ pub enum Error {
     DelayOnCall,
     #[error("the value of header '{0}' is not visible ASCII")]
     Header(String),
+    #[error("{0}")]
+    Visitor(Refusal),
     #[error("too many requests are in progress; retry later")]
     TooManyRequests,
+    #[error("the server has no room for more work at the moment; nothing was taken, retry later")]
+    NoRoom,
+    #[error("the server has not recovered yet; retry later")]
+    Starting,
+    /// To [`Stopped::Unknown`] there is no answer over HTTP: clients would take it for a refusal, and send again what runs.
     #[error("{0}")]
-    Unanswered(Stopped),
+    Stopped(Stopped),
     #[error("the workflow method was already invoked")]
     AlreadyInvoked(InvocationId),
 }
@@ -95,9 +106,57 @@ impl Error {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::AlreadyInvoked(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Visitor(_) => StatusCode::FORBIDDEN,
+            Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyUnreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRoom | Self::Starting | Self::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The stable code of what the ingress says; invocations have none.
+    pub fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::PathLength => "SF1001",
+            Self::PathShape => "SF1002",
+            Self::RouteNotFound => "SF1003",
+            Self::ServiceNotFound(_) => "SF1004",
+            Self::HandlerNotFound { .. } => "SF1005",
+            Self::Private { .. } => "SF1006",
+            Self::KeyTooLong(_) => "SF1007",
+            Self::KeyNotUtf8 => "SF1008",
+            Self::IdempotencyKeyNotAscii => "SF1009",
+            Self::IdempotencyKeyOnWorkflow => "SF1010",
+            Self::Scoped | Self::NotSupportedYet(_) => "SF1011",
+            Self::Method => "SF1012",
+            Self::TooLarge(_) => "SF1013",
+            Self::BodyUnreadable(_) => "SF1014",
+            Self::BodyTooSlow(_) => "SF1015",
+            Self::Input(_) => "SF1016",
+            Self::Delay(_) | Self::DelayOnCall => "SF1017",
+            Self::Header(_) => "SF1018",
+            Self::Visitor(_) => "SF1019",
+            Self::TooManyRequests => "SF1020",
+            Self::NoRoom => "SF1021",
+            Self::Starting => "SF1022",
+            Self::Stopped(Stopped::NotTaken) => "SF1023",
+            Self::Stopped(Stopped::Partition(_)) => "SF1024",
+            Self::Stopped(Stopped::Unknown) => "SF1025",
+            Self::Stopped(Stopped::DiskFull) => "SF1026",
+            Self::AlreadyInvoked(_) => return None,
+        })
+    }
+
+    /// Seconds after which trying again makes sense, where it does.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::TooManyRequests | Self::Starting => Some(1),
+            // The server takes calls again within two seconds once there is room.
+            Self::Stopped(Stopped::DiskFull) => Some(2),
+            Self::NoRoom | Self::Stopped(Stopped::NotTaken) => Some(5),
+            // Somebody has to look at it first.
+            Self::Stopped(Stopped::Partition(_)) => Some(60),
+            _ => None,
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::body::Room;
 use crate::metrics::{Kind, Metrics};
+use crate::wait::{ROOM_WAIT_MAX, within};
 use crate::{Error, check};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use surefoot_env::Env;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};
-use surefoot_partition::{Answer, Partitions, Stopped};
+use surefoot_partition::{Answer, Partitions};
 
 #[derive(Clone)]
 pub struct Ingress(Arc<Shared>);
@@ -88,9 +89,10 @@ impl Ingress {
         &self.0.metrics
     }
 
-    /// Completes while there is room for more submissions. **Errors**: the disk is full, which is not waited for.
+    /// Waits for room for more submissions. **Errors**: the disk is full, which is not waited for, or memory was for a while.
     pub(crate) async fn room(&self) -> Result<(), Error> {
-        self.0.partitions.room().await.map_err(Error::Unanswered)
+        let room = within(&*self.env().clock, ROOM_WAIT_MAX, self.0.partitions.room()).await.ok_or(Error::NoRoom)?;
+        room.map_err(Error::Stopped)
     }
 
     fn check(&self, catalog: &Catalog, request: &Request<'_>) -> Result<(), Error> {
@@ -117,7 +119,7 @@ impl Ingress {
             Ok(other @ (Answer::Accepted { .. } | Answer::Operation(_))) => {
                 unreachable!("a call is answered with its result: {other:?}")
             }
-            Err(stopped) => Err(Error::Unanswered(stopped)),
+            Err(error) => Err(error),
         };
         watch.end(done.as_ref().map(|completed| completed.outcome.is_success()));
         done
@@ -143,17 +145,20 @@ impl Ingress {
                 Ok(Accepted { id, existing: true, execute_at: None })
             }
             Ok(other @ Answer::Operation(_)) => unreachable!("a send is answered as one: {other:?}"),
-            Err(stopped) => Err(Error::Unanswered(stopped)),
+            Err(error) => Err(error),
         };
         watch.end(done.as_ref().map(|_| true));
         done
     }
 
-    async fn submit(&self, submission: Submission, awaits_result: bool, room: Room) -> Result<Answer, Stopped> {
-        let submitted = self.0.partitions.submit(submission, awaits_result).await?;
+    async fn submit(&self, submission: Submission, awaits_result: bool, room: Room) -> Result<Answer, Error> {
+        // Until it is submitted it can be given up: it is appended in the last step, or not at all.
+        let submitting = self.0.partitions.submit(submission, awaits_result);
+        let submitted = within(&*self.env().clock, ROOM_WAIT_MAX, submitting).await.ok_or(Error::NoRoom)?;
+        let submitted = submitted.map_err(Error::Stopped)?;
         // From here on it counts among what is appended.
         drop(room);
-        submitted.answer().await
+        submitted.answer().await.map_err(Error::Stopped)
     }
 
     fn build(&self, catalog: &Catalog, request: &Request<'_>, execute_at: Option<Timestamp>) -> Result<Submission, Error> {

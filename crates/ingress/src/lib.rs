@@ -15,6 +15,7 @@ mod metrics;
 mod reply;
 mod route;
 mod service;
+mod wait;
 
 pub use error::{Error, ErrorSource};
 pub use ingress::{Accepted, Completed, Ingress, Request};

@@ -18,7 +18,6 @@ pub(crate) struct Metrics {
     admitted: Counter,
     refused: Counter,
     rate_limited: Counter,
-    pub(crate) connections: Counter,
     /// Services that were called: at most those that were ever registered.
     services: RwLock<BTreeMap<String, Arc<[PerKind; 2]>>>,
 }
@@ -44,7 +43,6 @@ impl Default for Metrics {
             admitted: requests("admitted"),
             refused: requests("request_error"),
             rate_limited: requests("rate-limited"),
-            connections: counter!(CONNECTIONS),
             services: RwLock::default(),
         }
     }
@@ -61,6 +59,11 @@ impl PerKind {
             duration: histogram!(DURATION, "rpc_service" => service.to_owned(), "rpc_type" => kind),
         }
     }
+}
+
+/// Connections that were accepted, over the life of the process.
+pub(crate) fn connections() -> Counter {
+    counter!(CONNECTIONS)
 }
 
 /// One request from its admission to its answer. Counts nothing more when its client goes away.

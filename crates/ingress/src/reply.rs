@@ -11,17 +11,14 @@ use http_body_util::Full;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use surefoot_model::{Failure, InvocationId, Outcome, Timestamp};
-use surefoot_partition::Stopped;
 
-pub(crate) type Reply = Response<Full<Bytes>>;
+pub(crate) type ReplyBody = Full<Bytes>;
+pub(crate) type Reply = Response<ReplyBody>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const INVOCATION_ID: HeaderName = HeaderName::from_static("x-restate-id");
 const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-restate-error-source");
 const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
-
-/// Seconds: the server takes calls again within two of them once there is room.
-const DISK_RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
 /// Codes of failures that are an HTTP status. What lies below 200 cannot end a response.
 const STATUS_CODES: std::ops::RangeInclusive<u32> = 200..=999;
@@ -35,6 +32,9 @@ struct ErrorBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     stacktrace: Option<&'a str>,
     source: &'static str,
+    /// Stable; `docs/errors.md` says what to do about it. Named as in the API of operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restate_code: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -85,14 +85,15 @@ pub(crate) fn error(error: &Error) -> Reply {
         metadata: BTreeMap::new(),
         stacktrace: None,
         source: error.source().as_str(),
+        restate_code: error.code(),
     };
     let mut reply = json(status, &body);
     set_source(&mut reply, error.source());
+    if let Some(seconds) = error.retry_after_s() {
+        reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if let Some(id) = error.invocation() {
         set_id(&mut reply, id);
-    }
-    if *error == Error::Unanswered(Stopped::DiskFull) {
-        reply.headers_mut().insert(RETRY_AFTER, DISK_RETRY_AFTER);
     }
     reply
 }
@@ -127,6 +128,7 @@ fn failed(failure: &Failure) -> Reply {
         metadata: failure.metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         stacktrace: failure.stacktrace.as_deref(),
         source: ErrorSource::Invocation.as_str(),
+        restate_code: None,
     };
     let mut reply = json(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body);
     set_source(&mut reply, ErrorSource::Invocation);
@@ -172,6 +174,7 @@ mod tests {
     use http_body::Body;
     use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
+    use surefoot_partition::Stopped;
 
     const ID: &str = "inv_1foAirY4KKzi1km2ki69rm6NaxO6wflYsO";
 
@@ -251,8 +254,13 @@ mod tests {
         assert_eq!(reply.headers()["x-restate-error-source"], "ingress");
         assert!(!reply.headers().contains_key("x-restate-id"));
         assert!(text(reply).starts_with(r#"{"code":404,"message":"service 'Nope' not found"#));
-        let reply = error(&Error::Unanswered(Stopped::DiskFull));
+        let reply = error(&Error::Stopped(Stopped::DiskFull));
         assert_eq!((reply.status().as_u16(), &reply.headers()["retry-after"]), (503, &HeaderValue::from_static("2")));
+        for (refused, code, seconds) in [(Error::TooManyRequests, "SF1020", "1"), (Error::NoRoom, "SF1021", "5")] {
+            let reply = error(&refused);
+            assert_eq!(reply.headers()["retry-after"], seconds);
+            assert!(text(reply).ends_with(&format!(r#""source":"ingress","restate_code":"{code}"}}"#)));
+        }
         let reply = error(&Error::AlreadyInvoked(id()));
         assert_eq!(reply.status(), 409);
         assert_eq!(reply.headers()["x-restate-id"], ID);

@@ -1,7 +1,7 @@
 //! One HTTP request of a client, from its head to its response.
 //!
 //! Owns: the order of the checks, and which headers reach the handler. Source: HTTP reference 1.3 and 1.6. Does not own:
-//! connections (`listen`), or receiving bodies (`body`).
+//! connections (`listener`), or receiving bodies (`body`).
 
 use crate::body::{Bodies, Received};
 use crate::cors::Cors;
@@ -16,8 +16,10 @@ use http_body::Body;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
+use surefoot_listener::{IncomingBody, NoAnswer, Visitors, discard};
 use surefoot_model::catalog::{self, Catalog, Handler};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use surefoot_partition::Stopped;
+use tokio::sync::Semaphore;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
@@ -25,14 +27,16 @@ const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-exp
 const NOT_PASSED_ON: [HeaderName; 4] = [HOST, CONNECTION, IDEMPOTENCY_KEY, IDEMPOTENCY_EXPIRES];
 /// What a handler gets first: path and query as received.
 const INGRESS_PATH: &str = "x-restate-ingress-path";
+/// Names that the ingress alone gives to handlers.
+const OWN_PREFIX: &str = "x-restate-";
 
 /// Answers the requests of all connections.
 pub(crate) struct Service {
     ingress: Ingress,
     body_bytes_max: u64,
     bodies: Bodies,
-    /// Absent: no bound.
-    slots: Option<Arc<Semaphore>>,
+    slots: Semaphore,
+    visitors: Visitors,
 }
 
 /// What a request asks for, as far as its head says.
@@ -51,64 +55,66 @@ struct Head<'a> {
 
 impl Service {
     pub(crate) fn new(ingress: Ingress, limits: &Limits) -> Self {
-        let slots = limits.requests_max.map(|max| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))));
-        let bodies = Bodies::new(limits.body_bytes_max, ingress.env().clock.clone());
-        Self { ingress, body_bytes_max: limits.body_bytes_max, bodies, slots }
+        let slots = Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS));
+        let bodies = Bodies::new(limits.body_bytes_max, limits.memory_bytes, ingress.env().clock.clone());
+        Self { ingress, body_bytes_max: limits.body_bytes_max, bodies, slots, visitors: limits.visitors.clone() }
     }
 
-    pub(crate) async fn respond<B>(&self, request: http::Request<B>) -> Reply
+    pub(crate) async fn respond<B>(&self, request: http::Request<IncomingBody<B>>) -> Result<Reply, NoAnswer>
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let cors = Cors::of(request.headers());
-        let mut response = self.answer(request).await.unwrap_or_else(|error| reply::error(&error));
-        cors.apply(response.headers_mut());
-        response
+        let (parts, mut body) = request.into_parts();
+        if let Err(refusal) = self.visitors.check(&parts.uri, &parts.headers) {
+            let error = Error::Visitor(refusal);
+            self.ingress.metrics().refused(&error);
+            discard(&parts.headers, body, &*self.ingress.env().clock).await;
+            return Ok(reply::error(&error));
+        }
+        let mut response = match self.answer(&parts, &mut body).await {
+            Ok(reply) => reply,
+            Err(Error::Stopped(Stopped::Unknown)) => return Err(NoAnswer),
+            Err(error) => {
+                discard(&parts.headers, body, &*self.ingress.env().clock).await;
+                // A length that is announced and too large has an answer of its own.
+                let is_announced = content_length(&parts.headers).is_some_and(|length| length > self.body_bytes_max);
+                if is_announced { reply::length_over_limit() } else { reply::error(&error) }
+            }
+        };
+        Cors::of(&parts.headers, &self.visitors).apply(response.headers_mut());
+        Ok(response)
     }
 
-    async fn answer<B>(&self, request: http::Request<B>) -> Result<Reply, Error>
+    async fn answer<B>(&self, parts: &Parts, body: &mut IncomingBody<B>) -> Result<Reply, Error>
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if content_length(request.headers()).is_some_and(|length| length > self.body_bytes_max) {
-            return Ok(reply::length_over_limit());
-        }
-        if request.method() == Method::OPTIONS {
-            return Ok(Reply::default());
-        }
         // What is submitted is counted there.
         let refused = |error: &Error| self.ingress.metrics().refused(error);
-        let _slot = self.slot().inspect_err(refused)?;
-        let (parts, body) = request.into_parts();
+        if content_length(&parts.headers).is_some_and(|length| length > self.body_bytes_max) {
+            return Err(Error::TooLarge(self.body_bytes_max)).inspect_err(refused);
+        }
+        if parts.method == Method::OPTIONS {
+            return Ok(Reply::default());
+        }
+        let _slot = self.slots.try_acquire().map_err(|_| Error::TooManyRequests).inspect_err(refused)?;
         let catalog = self.ingress.catalog();
-        let head = match wish(&catalog, &parts).inspect_err(refused)? {
+        let head = match wish(&catalog, parts).inspect_err(refused)? {
             Wish::Health => return Ok(reply::health(catalog.services.keys().map(|name| name.as_str()).collect())),
             Wish::Invoke(head) => head,
         };
-        let Received { bytes, room } = self.receive(body).await.inspect_err(refused)?;
+        // What cannot be appended is not read either: the client's connection fills up instead of our memory.
+        self.ingress.room().await.inspect_err(refused)?;
+        let Received { bytes, room } = self.bodies.receive(body).await.inspect_err(refused)?;
         let path = ingress_path(&parts.uri);
-        let (request, delay) = whole(&head, &parts, &path, bytes).inspect_err(refused)?;
+        let (request, delay) = whole(&head, parts, &path, bytes).inspect_err(refused)?;
         if head.point.is_send {
             self.ingress.submit_send(&catalog, request, delay, room).await.map(|accepted| reply::accepted(&accepted))
         } else {
             self.ingress.submit_call(&catalog, request, room).await.map(reply::completed)
         }
-    }
-
-    fn slot(&self) -> Result<Option<SemaphorePermit<'_>>, Error> {
-        self.slots.as_ref().map(|slots| slots.try_acquire().map_err(|_| Error::TooManyRequests)).transpose()
-    }
-
-    async fn receive<B>(&self, body: B) -> Result<Received, Error>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        // What cannot be appended is not read either: the client's connection fills up instead of our memory.
-        self.ingress.room().await?;
-        self.bodies.receive(body).await
     }
 }
 
@@ -174,7 +180,7 @@ fn passed_on<'a>(path: &'a str, headers: &'a HeaderMap) -> Result<Vec<(&'a str, 
     let mut passed = Vec::with_capacity(headers.keys_len() + 1);
     passed.push((INGRESS_PATH, path));
     for name in headers.keys() {
-        if NOT_PASSED_ON.contains(name) || name == INGRESS_PATH {
+        if NOT_PASSED_ON.contains(name) || name.as_str().starts_with(OWN_PREFIX) {
             continue;
         }
         let value = headers.get(name).and_then(|value| value.to_str().ok());
@@ -199,13 +205,15 @@ mod tests {
             ("x-a", "2"),
             ("authorization", "secret"),
             ("x-restate-ingress-path", "/forged"),
+            ("x-restate-cluster-name", "forged"),
+            ("x-restateclient-retry-attempt", "1"),
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let mut passed = passed_on("/Svc/echo", &headers).unwrap();
         assert_eq!(passed.remove(0), ("x-restate-ingress-path", "/Svc/echo"));
         passed.sort_unstable();
-        assert_eq!(passed, [("authorization", "secret"), ("x-a", "1")]);
+        assert_eq!(passed, [("authorization", "secret"), ("x-a", "1"), ("x-restateclient-retry-attempt", "1")]);
     }
 
     #[test]

@@ -166,7 +166,7 @@ mod tests {
     /// A library named in a subscription's options was loaded into the server.
     #[test]
     fn what_would_run_code_is_refused_and_never_reaches_the_client() {
-        for name in DENIED {
+        for name in &["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd", "topic.offset.store.path"] {
             let mut subscription = testing::subscription();
             subscription.options.insert((*name).to_owned(), "/tmp/evil.so".to_owned());
             assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key(*name));

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The layout that this build reads and writes.
@@ -50,6 +51,11 @@ pub enum Error {
     Io { path: PathBuf, source: io::Error },
 }
 
+/// Files that this process makes from now on are its user's alone: they hold credentials of brokers, and what clients sent.
+pub fn keep_private() {
+    let _before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
 impl DataDir {
     /// Opens `path`, or makes it with this many partitions. `node_id` is used for a new one only.
     pub fn open(path: &Path, partitions: u16, node_id: u64) -> Result<Self, Error> {
@@ -66,6 +72,7 @@ impl DataDir {
         match fs::read_to_string(&format) {
             Ok(text) => {
                 let (node_id, partitions) = parse(&format, &text)?;
+                tell_if_public(path);
                 Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -80,6 +87,7 @@ impl DataDir {
                     }
                     return Err(Error::Foreign(path.to_owned()));
                 }
+                make_private(path);
                 write(path, &format, node_id, partitions).map_err(at)?;
                 Ok(Self { path: path.to_owned(), node_id, partitions, is_new: true, _lock: lock })
             }
@@ -106,6 +114,20 @@ fn parse(path: &Path, text: &str) -> Result<(u64, u16), Error> {
     let node_id = field("node").and_then(|v| u64::from_str_radix(v, 16).ok()).ok_or_else(|| damaged("no node id"))?;
     let partitions = field("partitions").and_then(|v| v.parse().ok()).filter(|n| (1..u16::MAX).contains(n));
     Ok((node_id, partitions.ok_or_else(|| damaged("no number of partitions"))?))
+}
+
+/// A directory that the operator made, too: it is ours from now on.
+fn make_private(path: &Path) {
+    if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
+        tracing::warn!(%error, path = %path.display(), "cannot keep other users out of the data directory; take it from them with chmod 700");
+    }
+}
+
+/// One that was made before is left as it is: somebody may have opened it on purpose.
+fn tell_if_public(path: &Path) {
+    if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0) {
+        tracing::warn!(path = %path.display(), "every user of this machine may look into the data directory; take it from them with chmod 700");
+    }
 }
 
 /// Makes a directory and those above it, each name durable, so that a power failure cannot take it with all that is in it.
@@ -145,6 +167,16 @@ mod tests {
         drop(made);
         let again = DataDir::open(dir.path(), 4, 8).unwrap();
         assert_eq!((again.node_id, again.partitions, again.is_new), (7, 16, false));
+    }
+
+    #[test]
+    fn a_new_directory_is_its_users_alone() {
+        let above = dir();
+        let path = above.path().join("data");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        DataDir::open(&path, 16, 7).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

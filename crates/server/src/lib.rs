@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod data_dir;
+mod descriptors;
 pub mod node;
 pub mod serve;
 pub mod sources;

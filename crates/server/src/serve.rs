@@ -1,12 +1,13 @@
 //! A node on a real machine: its data directory, ports and operators.
 //!
-//! Owns: what production puts around [`Node`], in this order: lock the directory, bind the ports, start the node, open the ports,
-//! say that it is ready; and the way back. Does not own: signals, logs and what is printed (`cli`).
+//! Owns: what production puts around [`Node`], in this order: lock the directory, bind the ports (which refuse until the node is ready), start
+//! the node, open the ports, say that it is ready; and the way back. Does not own: signals, logs and what is printed (`cli`).
 
 #![allow(clippy::disallowed_methods, reason = "production half of the seams: a simulated node has no ports")]
 
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
+use crate::descriptors::Descriptors;
 use crate::node::{self, ENGINE_CACHE_SHARE, Mutants, Node, Place, Recovered, Seams};
 use crate::sources::KafkaSources;
 use std::io;
@@ -18,6 +19,7 @@ use surefoot_env::Env;
 use surefoot_ingress::Limits;
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
+use surefoot_listener::{ConnectionBounds, Visitors};
 use surefoot_storage::{FjallEngine, FjallOptions};
 use tokio::net::TcpListener;
 
@@ -72,10 +74,30 @@ pub enum Error {
 impl Serving {
     /// Starts a node as configured; returns once it is ready.
     pub async fn start(config: &Config, env: Env, process: Process) -> Result<Self, Error> {
+        data_dir::keep_private();
+        let descriptors = Descriptors::raised();
         let data_dir = DataDir::open(&config.base_dir, config.partitions, env.ids.random_u64())?;
         let ingress_port = bind(&config.ingress.bind_address, "calls", "--ingress-address").await?;
         let admin_port = bind(&config.admin.bind_address, "operators", "--admin-address").await?;
         let addresses = (local(&ingress_port), local(&admin_port));
+        if !addresses.1.ip().is_loopback() {
+            tracing::warn!(
+                address = %addresses.1,
+                "the port for operators is bound beyond this machine and has no authentication: let only those reach it who may run code here"
+            );
+        }
+        let visitors =
+            |address: SocketAddr, origins: &[String]| Visitors::new(address.ip().is_loopback(), &config.allowed_hosts, origins);
+        let limits = Limits {
+            body_bytes_max: config.request_bytes_max(),
+            memory_bytes: config.memory_bytes,
+            requests_max: config.ingress.requests_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)),
+            connections: ConnectionBounds { connections_max: descriptors.clients(config.memory_bytes) },
+            visitors: visitors(addresses.0, &config.ingress.allowed_origins),
+        };
+        let ingress = surefoot_ingress::Server::start(ingress_port, env.clone(), limits);
+        let operators = ConnectionBounds { connections_max: descriptors.operators() };
+        let admin_server = surefoot_admin::Server::start(admin_port, env.clone(), operators, visitors(addresses.1, &[]));
         let tables = data_dir.tables();
         let engine = FjallEngine::open(&tables, engine_options(config))
             .map_err(|source| Error::Engine { path: tables.display().to_string(), source })?;
@@ -98,14 +120,10 @@ impl Serving {
             process.metrics,
             surefoot_admin::Settings {
                 defaults: config.defaults(),
-                ingress_url: format!("{}/", url(addresses.0)),
+                ingress_url: advertised(config, addresses.0),
                 request_headers: node::request_headers(config),
             },
         );
-        let limits = Limits {
-            body_bytes_max: config.request_bytes_max(),
-            requests_max: config.ingress.requests_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
-        };
         let summary = Summary {
             ingress: addresses.0,
             admin: addresses.1,
@@ -114,10 +132,10 @@ impl Serving {
             recovered: node.recovered.clone(),
             deployments: node.partitions.catalog().load().deployments.len(),
         };
-        let ingress = surefoot_ingress::Server::start(ingress_port, node.ingress.clone(), &limits);
-        let admin = surefoot_admin::Server::start(admin_port, admin);
+        ingress.open(node.ingress.clone());
+        admin_server.open(admin);
         readiness.set(true);
-        Ok(Self { node, readiness, ingress, admin, env, summary, _data_dir: data_dir })
+        Ok(Self { node, readiness, ingress, admin: admin_server, env, summary, _data_dir: data_dir })
     }
 
     pub fn summary(&self) -> &Summary {
@@ -153,6 +171,12 @@ pub fn world() -> Env {
 /// Where a client on this machine reaches a listener.
 pub fn url(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { format!("http://localhost:{}", address.port()) } else { format!("http://{address}") }
+}
+
+/// Where tools are told that calls come in, with a slash at its end.
+fn advertised(config: &Config, address: SocketAddr) -> String {
+    let configured = config.ingress.advertised_address.trim_end_matches('/');
+    if configured.is_empty() { format!("{}/", url(address)) } else { format!("{configured}/") }
 }
 
 async fn bind(address: &Address, purpose: &'static str, flag: &str) -> Result<TcpListener, Error> {

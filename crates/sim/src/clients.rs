@@ -63,7 +63,7 @@ async fn run(client: u64, world: World, mut rng: Rng) {
                 Some(Ok(Outcome::Failure(failure))) => {
                     return world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
                 }
-                Some(Err(error)) if !matches!(error, surefoot_ingress::Error::Unanswered(_)) => {
+                Some(Err(error)) if error.status() != 503 => {
                     return world.finding(format!("client {client}: operation {operation} was refused: {error}"));
                 }
                 // The node is stopping or gone: it comes back.

@@ -175,7 +175,7 @@ fn compaction_that_has_failed_is_told() {
     use surefoot_storage::{FjallEngine, FjallOptions};
 
     let dir = tempfile::tempdir().unwrap();
-    let engine = FjallEngine::open(dir.path(), FjallOptions { cache_bytes: 0 }).unwrap();
+    let engine = FjallEngine::open(dir.path(), FjallOptions { cache_bytes: 0, ..FjallOptions::default() }).unwrap();
     let commit = |n: u32| {
         let key = |i: u32| [b"k".as_slice(), &i.to_be_bytes()].concat();
         let value = n.to_be_bytes().repeat(100);

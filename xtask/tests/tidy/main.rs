@@ -4,6 +4,8 @@
 //! names file and line, and says what to do.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod codes;
+mod metrics;
 mod rooms;
 mod sources;
 mod text;

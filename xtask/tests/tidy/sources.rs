@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Rooms that run in simulation: nothing of the world but through `env` and the seams.
-pub(crate) const SIMULATED: [&str; 10] =
-    ["model", "machine", "storage", "log", "protocol", "invoker", "partition", "kafka", "ingress", "server"];
+pub(crate) const SIMULATED: [&str; 11] =
+    ["model", "listener", "machine", "storage", "log", "protocol", "invoker", "partition", "kafka", "ingress", "server"];
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()

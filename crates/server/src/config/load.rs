@@ -67,6 +67,11 @@ fn read_table(config: &mut Config, place: &str, prefix: &str, table: &toml::Tabl
         let is_section = SETTINGS.iter().any(|s| s.key.starts_with(&format!("{key}.")));
         match (find(&key), value) {
             (Some(setting), toml::Value::String(text)) => set(config, place.to_owned(), setting, text)?,
+            (Some(setting), toml::Value::Array(items)) => {
+                let items: Vec<String> =
+                    items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect();
+                set(config, place.to_owned(), setting, &items.join(","))?;
+            }
             (Some(setting), value) => set(config, place.to_owned(), setting, &value.to_string())?,
             (None, toml::Value::Table(inner)) if is_section => read_table(config, place, &format!("{key}."), inner)?,
             (None, _) => return Err(Error::UnknownKey { place: place.to_owned(), nearest: nearest(&key), key }),

@@ -24,6 +24,8 @@ pub struct Config {
     /// Fixed when the data directory is created.
     pub partitions: u16,
     pub cluster_name: String,
+    /// Names that both ports may be called by, besides those of this machine.
+    pub allowed_hosts: Vec<String>,
     pub ingress: Ingress,
     pub admin: Admin,
     pub shutdown_timeout: Duration,
@@ -54,6 +56,10 @@ pub struct Ingress {
     pub request_bytes_max: u64,
     /// Requests in progress at a time; absent: no bound.
     pub requests_max: Option<u64>,
+    /// Where clients are told to call, if that is another address than the port's own; empty if not.
+    pub advertised_address: String,
+    /// Origins of web pages that may call.
+    pub allowed_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +122,14 @@ impl Default for Config {
             base_dir: PathBuf::from("surefoot-data"),
             partitions: 16,
             cluster_name: "localcluster".to_owned(),
-            ingress: Ingress { bind_address: Address::localhost(8080), request_bytes_max: 32 * MIB, requests_max: None },
+            allowed_hosts: Vec::new(),
+            ingress: Ingress {
+                bind_address: Address::localhost(8080),
+                request_bytes_max: 32 * MIB,
+                requests_max: Some(25_000),
+                advertised_address: String::new(),
+                allowed_origins: Vec::new(),
+            },
             admin: Admin { bind_address: Address::localhost(9070) },
             shutdown_timeout: Duration::from_secs(60),
             log_format: LogFormat::Pretty,

@@ -13,6 +13,9 @@ const PARTITIONS_MAX: u16 = 4_096;
 /// Below this the memory layers of an idle node alone do not fit.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
+/// Bytes of the largest message that may be allowed: several are in memory at a time, and a frame's length has 32 bits.
+const MESSAGE_BYTES_MAX: u64 = 1 << 30;
+
 /// One setting.
 pub struct Setting {
     /// Dotted path in the TOML file.
@@ -33,6 +36,8 @@ pub enum Kind {
         field: fn(&mut Config) -> &mut u64,
         min: u64,
     },
+    /// Bytes of one message: frames hold no larger ones.
+    MessageSize(fn(&mut Config) -> &mut u64),
     Partitions(fn(&mut Config) -> &mut u16),
     /// A whole number from 1.
     Count(fn(&mut Config) -> &mut u64),
@@ -41,6 +46,8 @@ pub enum Kind {
     /// A number from 1.0.
     Factor(fn(&mut Config) -> &mut f64),
     Text(fn(&mut Config) -> &mut String),
+    /// Texts without commas.
+    List(fn(&mut Config) -> &mut Vec<String>),
     Switch(fn(&mut Config) -> &mut bool),
     LogFormat(fn(&mut Config) -> &mut LogFormat),
     OnMaxAttempts(fn(&mut Config) -> &mut OnMaxAttempts),
@@ -60,6 +67,12 @@ pub const SETTINGS: &[Setting] = &[
         key: "cluster-name",
         kind: Kind::Text(|c| &mut c.cluster_name),
         meaning: "Name sent to handlers as `x-restate-cluster-name`.",
+    },
+    Setting {
+        key: "allowed-hosts",
+        kind: Kind::List(|c| &mut c.allowed_hosts),
+        meaning: "Names that a proxy on this machine calls the ports by. A port that is bound to this machine alone answers 403 to others: \
+                  a web page could have its own name resolve to it.",
     },
     Setting {
         key: "default-num-partitions",
@@ -152,13 +165,24 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "ingress.request-size-limit",
-        kind: Kind::Size { field: |c| &mut c.ingress.request_bytes_max, min: 1 },
+        kind: Kind::MessageSize(|c| &mut c.ingress.request_bytes_max),
         meaning: "Largest body of a call, and largest Kafka record; at most `worker.invoker.message-size-limit`. Larger calls are answered 413, larger Kafka records are parked.",
     },
     Setting {
         key: "ingress.concurrent-api-requests-limit",
         kind: Kind::Limit(|c| &mut c.ingress.requests_max),
         meaning: "Calls in progress at a time; beyond it they are answered 429.",
+    },
+    Setting {
+        key: "ingress.advertised-address",
+        kind: Kind::Text(|c| &mut c.ingress.advertised_address),
+        meaning: "Where tools are told that calls come in, such as `http://flows.example.com`; empty: the port's own address.",
+    },
+    Setting {
+        key: "ingress.allowed-origins",
+        kind: Kind::List(|c| &mut c.ingress.allowed_origins),
+        meaning: "Origins of web pages that may call, such as `https://app.example.com`; `*` is every one, without credentials. Pages of the \
+                  port itself may, and where it is bound to this machine those of this machine. Others are answered 403.",
     },
     Setting {
         key: "admin.bind-address",
@@ -187,7 +211,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "worker.invoker.message-size-limit",
-        kind: Kind::Size { field: |c| &mut c.worker.invoker.message_bytes_max, min: 1 },
+        kind: Kind::MessageSize(|c| &mut c.worker.invoker.message_bytes_max),
         meaning: "Largest message to or from a handler. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
     },
     Setting {
@@ -226,7 +250,9 @@ impl Setting {
             Kind::Count(field) => store(field(config), count(text)),
             Kind::Limit(field) => store(field(config), if is_unlimited(text) { Some(None) } else { count(text).map(Some) }),
             Kind::Factor(field) => store(field(config), text.parse().ok().filter(|f: &f64| *f >= 1.0 && f.is_finite())),
+            Kind::MessageSize(field) => store(field(config), size(text).filter(|bytes| (1..=MESSAGE_BYTES_MAX).contains(bytes))),
             Kind::Text(field) => store(field(config), Some(text.to_owned())),
+            Kind::List(field) => store(field(config), Some(items(text))),
             Kind::Switch(field) => store(field(config), text.parse().ok()),
             Kind::LogFormat(field) => store(field(config), named(LOG_FORMATS, text)),
             Kind::OnMaxAttempts(field) => store(field(config), named(ON_MAX_ATTEMPTS, text)),
@@ -246,7 +272,9 @@ impl Setting {
             Kind::Count(field) => field(config).to_string(),
             Kind::Limit(field) => field(config).map_or(UNLIMITED.to_owned(), |n| n.to_string()),
             Kind::Factor(field) => format!("{:?}", field(config)),
+            Kind::MessageSize(field) => show_size(*field(config)),
             Kind::Text(field) => field(config).clone(),
+            Kind::List(field) => field(config).join(", "),
             Kind::Switch(field) => field(config).to_string(),
             Kind::LogFormat(field) => name_of(LOG_FORMATS, field(config)).to_owned(),
             Kind::OnMaxAttempts(field) => name_of(ON_MAX_ATTEMPTS, field(config)).to_owned(),
@@ -272,7 +300,9 @@ impl Setting {
             Kind::Partitions(_) | Kind::Count(_) => "number",
             Kind::Limit(_) => "number or `unlimited`",
             Kind::Factor(_) => "factor",
+            Kind::MessageSize(_) => "size",
             Kind::Text(_) => "text",
+            Kind::List(_) => "texts with commas between them",
             Kind::Switch(_) => "`true` or `false`",
             Kind::LogFormat(_) => "`pretty`, `compact` or `json`",
             Kind::OnMaxAttempts(_) => "`pause` or `kill`",
@@ -291,7 +321,9 @@ impl Setting {
             Kind::Count(_) => "a number from 1".to_owned(),
             Kind::Limit(_) => format!("a number from 1, or {UNLIMITED}"),
             Kind::Factor(_) => "a number from 1.0".to_owned(),
+            Kind::MessageSize(_) => format!("a size up to {}, such as 32MiB", show_size(MESSAGE_BYTES_MAX)),
             Kind::Text(_) => "a text".to_owned(),
+            Kind::List(_) => "texts with commas between them".to_owned(),
             Kind::Switch(_) => "true or false".to_owned(),
             Kind::LogFormat(_) => "pretty, compact or json".to_owned(),
             Kind::OnMaxAttempts(_) => "pause or kill".to_owned(),
@@ -306,6 +338,10 @@ const ON_MAX_ATTEMPTS: &[(&str, OnMaxAttempts)] = &[("pause", OnMaxAttempts::Pau
 fn store<T>(field: &mut T, value: Option<T>) -> Option<()> {
     *field = value?;
     Some(())
+}
+
+fn items(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
 }
 
 fn count(text: &str) -> Option<u64> {

@@ -75,6 +75,14 @@ fn malformed_values_name_key_value_and_what_is_expected() {
             "memory-size = 'lots'",
             "surefoot.toml: `memory-size` is `lots`, expected a size of at least 16MiB, such as 32MiB or 1GB",
         ),
+        (
+            "ingress.request-size-limit = '2GiB'",
+            "surefoot.toml: `ingress.request-size-limit` is `2GiB`, expected a size up to 1GiB, such as 32MiB",
+        ),
+        (
+            "worker.invoker.message-size-limit = 0",
+            "surefoot.toml: `worker.invoker.message-size-limit` is `0`, expected a size up to 1GiB, such as 32MiB",
+        ),
         ("log-format = 'xml'", "surefoot.toml: `log-format` is `xml`, expected pretty, compact or json"),
         (
             "ingress.bind-address = '8080'",
@@ -114,7 +122,8 @@ fn friendly_values_are_read() {
         "shutdown-timeout = '1m 30s'\nworker.cleanup-interval = 'PT0.5S'\ndefault-journal-retention = '2d'\n\
          worker.invoker.memory-limit = '1.5 GB'\nretained-bytes-limit = 1000\n\
          default-retry-policy = { max-attempts = 'unlimited', exponentiation-factor = 3, on-max-attempts = 'kill' }\n\
-         ingress.concurrent-api-requests-limit = 10",
+         ingress.concurrent-api-requests-limit = 10\nallowed-hosts = ['a.example.com', 'b.example.com']\n\
+         ingress.allowed-origins = 'https://a.example.com, *'",
     )
     .unwrap();
     assert_eq!(config.shutdown_timeout, Duration::from_secs(90));
@@ -124,6 +133,8 @@ fn friendly_values_are_read() {
     assert_eq!(config.retained_bytes_max, 1000);
     assert_eq!((config.retry.max_attempts, config.retry.factor, config.retry.on_max_attempts), (None, 3.0, OnMaxAttempts::Kill));
     assert_eq!(config.ingress.requests_max, Some(10));
+    assert_eq!(config.allowed_hosts, ["a.example.com", "b.example.com"]);
+    assert_eq!(config.ingress.allowed_origins, ["https://a.example.com", "*"]);
 }
 
 #[test]

@@ -172,9 +172,9 @@ async fn bodies_and_requests_in_progress_are_bounded() {
 }
 
 #[tokio::test]
-async fn browsers_may_call() {
+async fn browsers_may_call_for_pages_that_the_operator_allows() {
     let dir = tempdir().unwrap();
-    let world = World::start(dir.path()).await;
+    let world = World::with(dir.path(), |config| config.ingress.allowed_origins = vec!["http://x.y".to_owned()]).await;
     let headers = ["origin: http://x.y", "access-control-request-method: PUT", "access-control-request-headers: x-a"];
     let preflight = world.call("OPTIONS /any/path/at/all", &headers, "").await;
     assert_eq!((preflight.status, preflight.body.as_str()), (200, ""));
@@ -184,6 +184,60 @@ async fn browsers_may_call() {
     let health = world.call("GET /restate/health", &[], "").await;
     assert_eq!(health.json()["services"].as_array().unwrap().len(), 4);
     assert!(health.header("vary").is_some());
+    let near = world.call("GET /Svc/echo", &["origin: http://localhost:3000"], "").await;
+    assert_eq!((near.status, near.header("access-control-allow-origin")), (200, Some("http://localhost:3000")));
+    for headers in [&["origin: http://evil.example.com"][..], &["origin: null"], &["sec-fetch-site: cross-site"]] {
+        let refused = world.call("GET /Svc/echo", headers, "").await;
+        assert_eq!((refused.status, refused.source().as_str()), (403, "ingress"), "{headers:?}");
+        assert_eq!(refused.header("access-control-allow-origin"), None);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_resolves_here_is_no_way_in() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempdir().unwrap();
+    let world = World::with(dir.path(), |config| config.allowed_hosts = vec!["flows.example.com".to_owned()]).await;
+    for (host, status) in [("rebound.example.com", 403), ("flows.example.com:8080", 200), ("localhost", 200)] {
+        for (address, path) in [(world.serving.summary().ingress, "/restate/health"), (world.serving.summary().admin, "/version")]
+        {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {text}");
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn clients_that_write_all_before_they_read_learn_why_they_are_refused() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let dir = tempdir().unwrap();
+    let world = World::with(dir.path(), |config| config.ingress.request_bytes_max = 1 << 20).await;
+    let large = "x".repeat(4 << 20);
+    // The client of these tests writes all first.
+    let told = world.call("POST /Svc/echo", &[JSON], &large).await;
+    assert_eq!((told.status, told.body.as_str()), (413, "length limit exceeded"));
+    let told = world.call("POST /Nobody/echo", &[JSON], &large[..1 << 20]).await;
+    assert_eq!(told.status, 404);
+    let stream = tokio::net::TcpStream::connect(world.serving.summary().ingress).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for (path, status) in [("/Svc/echo", 413), ("/Nobody/echo", 413), ("/restate/nope/x", 413)] {
+        let uri = format!("http://{}{path}", world.serving.summary().ingress);
+        let request = hyper::Request::post(uri).body(Full::new(bytes::Bytes::from(large.clone()))).unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+        response.into_body().collect().await.unwrap();
+    }
+    drop(client);
+    connection.await.unwrap().unwrap();
     world.stop().await;
 }
 

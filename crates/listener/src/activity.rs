@@ -1,0 +1,84 @@
+//! What one connection's requests do, so that one that asks for nothing can be told from one that waits.
+//!
+//! Does not own: what becomes of an idle connection (`connection`, `registry`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Counters of one connection.
+#[derive(Default)]
+pub(crate) struct Activity {
+    /// Requests whose answer is being made.
+    answering: AtomicUsize,
+    /// Answers on their way to the client.
+    sending: AtomicUsize,
+    /// Something has begun, ended or left since this was last asked.
+    has_moved: AtomicBool,
+    /// The port's count of requests when this connection's newest one ended; 0 before that.
+    newest: AtomicU64,
+}
+
+impl Activity {
+    /// Whether nothing is being answered, and nothing has moved since this was last asked. An answer whose client reads none of it
+    /// is nothing that moves.
+    pub(crate) fn was_idle(&self) -> bool {
+        !self.has_moved.swap(false, Ordering::Relaxed) && self.answering.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether closing the connection now would cut off nothing.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.answering.load(Ordering::Relaxed) == 0 && self.sending.load(Ordering::Relaxed) == 0
+    }
+
+    /// Higher for a connection that was used later.
+    pub(crate) fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Relaxed)
+    }
+
+    fn moved(&self) {
+        self.has_moved.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request whose answer is being made, until it is dropped.
+pub(crate) struct Answering(Arc<Activity>);
+
+impl Answering {
+    /// `count`: of the port's requests.
+    pub(crate) fn new(activity: Arc<Activity>, count: &AtomicU64) -> Self {
+        activity.answering.fetch_add(1, Ordering::Relaxed);
+        activity.newest.store(count.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        activity.moved();
+        Self(activity)
+    }
+
+    /// The answer is made.
+    pub(crate) fn into_sending(self) -> Sending {
+        self.0.sending.fetch_add(1, Ordering::Relaxed);
+        Sending(self.0.clone())
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.moved();
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer on its way, until it is dropped.
+pub(crate) struct Sending(Arc<Activity>);
+
+impl Sending {
+    /// The client took a piece.
+    pub(crate) fn piece(&self) {
+        self.0.moved();
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.moved();
+        self.0.sending.fetch_sub(1, Ordering::Relaxed);
+    }
+}

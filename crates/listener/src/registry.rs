@@ -1,0 +1,224 @@
+//! The connections of one port: how many there may be, and which of them give way.
+//!
+//! At the bound the connections that have been unused for longest are closed, so that clients that keep connections for later do not
+//! shut others out. Where all are in use, new ones wait in the kernel's queue. Does not own: a connection's own time limits.
+
+use crate::activity::Activity;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use surefoot_env::Clock;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Of all connections, the share that gives way together: finding them looks at all.
+const YIELDING_SHARE: usize = 32;
+
+/// How often a full port looks for connections that have become unused.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What a connection is told. A later one is stronger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    Stay,
+    /// Finish what is in progress, and close.
+    Finish,
+    /// Close now if unused; otherwise as [`Self::Finish`].
+    Yield,
+    /// Close, whatever is in progress.
+    Cut,
+}
+
+/// A connection as its port sees it.
+pub(crate) struct Member {
+    pub(crate) activity: Arc<Activity>,
+    order: AtomicU8,
+    told: Notify,
+}
+
+impl Member {
+    /// Returns once the order is another than `known`.
+    pub(crate) async fn order_after(&self, known: Order) -> Order {
+        loop {
+            let order = self.order();
+            if order != known {
+                return order;
+            }
+            // One word is kept for the next call, so none is lost in between.
+            self.told.notified().await;
+        }
+    }
+
+    fn order(&self) -> Order {
+        match self.order.load(Ordering::Relaxed) {
+            0 => Order::Stay,
+            1 => Order::Finish,
+            2 => Order::Yield,
+            _ => Order::Cut,
+        }
+    }
+
+    fn tell(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::Relaxed);
+        self.told.notify_one();
+    }
+}
+
+pub(crate) struct Registry {
+    connections_max: usize,
+    slots: Arc<Semaphore>,
+    members: Mutex<BTreeMap<u64, Arc<Member>>>,
+    next: AtomicU64,
+    /// Of all connections.
+    requests: AtomicU64,
+}
+
+/// Given back when dropped.
+pub(crate) struct Membership {
+    registry: Arc<Registry>,
+    number: u64,
+    pub(crate) member: Arc<Member>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Registry {
+    pub(crate) fn new(connections_max: usize) -> Arc<Self> {
+        let connections_max = connections_max.clamp(1, u32::MAX as usize);
+        let slots = Arc::new(Semaphore::new(connections_max));
+        let (members, next, requests) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { connections_max, slots, members, next, requests })
+    }
+
+    /// Waits for a place; unused connections give way.
+    pub(crate) async fn enter(self: &Arc<Self>, clock: &dyn Clock) -> Membership {
+        let slot = match self.slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => self.wait_for_slot(clock).await,
+        };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let member = Arc::new(Member { activity: Arc::default(), order: AtomicU8::new(Order::Stay as u8), told: Notify::new() });
+        self.lock().insert(number, member.clone());
+        Membership { registry: self.clone(), number, member, _slot: slot }
+    }
+
+    async fn wait_for_slot(&self, clock: &dyn Clock) -> OwnedSemaphorePermit {
+        let mut slot = std::pin::pin!(self.slots.clone().acquire_owned());
+        loop {
+            self.make_room();
+            tokio::select! {
+                biased;
+                // Polled by reference: it keeps its place in the queue.
+                slot = slot.as_mut() => return slot.expect("the semaphore is never closed"),
+                // A timer has nothing to lose. A connection that was in use may be unused by now.
+                () = clock.sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Tells those that have been unused for longest to go.
+    pub(crate) fn make_room(&self) {
+        let members = self.lock();
+        let unused = members.values().filter(|member| member.activity.is_unused() && member.order() < Order::Yield);
+        let mut unused: Vec<&Arc<Member>> = unused.collect();
+        // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
+        unused.sort_by_key(|member| member.activity.newest());
+        for member in unused.into_iter().take((self.connections_max / YIELDING_SHARE).max(1)) {
+            member.tell(Order::Yield);
+        }
+    }
+
+    pub(crate) fn tell_all(&self, order: Order) {
+        for member in self.lock().values() {
+            member.tell(order);
+        }
+    }
+
+    /// Returns when no connection is left, and lets none in any more.
+    pub(crate) async fn emptied(&self) {
+        let all = u32::try_from(self.connections_max).expect("bounded when it was made");
+        let slots = self.slots.acquire_many(all).await.expect("the semaphore is never closed");
+        slots.forget();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Member>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Membership {
+    /// The port's count of requests.
+    pub(crate) fn requests(&self) -> &AtomicU64 {
+        &self.registry.requests
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.registry.lock().remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::Answering;
+    use crate::testing::ToldClock;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    fn enter(registry: &Arc<Registry>) -> Membership {
+        poll(pin!(registry.enter(&ToldClock::default()))).expect("there is a place")
+    }
+
+    #[test]
+    fn at_the_bound_the_one_unused_for_longest_gives_way() {
+        let registry = Registry::new(3);
+        let (used, busy, unused) = (enter(&registry), enter(&registry), enter(&registry));
+        drop(Answering::new(used.member.activity.clone(), &registry.requests));
+        let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let clock = ToldClock::default();
+        let mut waiting = pin!(registry.enter(&clock));
+        assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!([&used, &busy, &unused].map(|m| m.member.order()), [Order::Stay, Order::Stay, Order::Yield]);
+        assert_eq!(poll(pin!(unused.member.order_after(Order::Stay))), Some(Order::Yield));
+        drop(unused);
+        assert!(poll(waiting.as_mut()).is_some());
+    }
+
+    #[test]
+    fn connections_in_use_are_not_closed_for_others() {
+        let registry = Registry::new(1);
+        let busy = enter(&registry);
+        let in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let clock = ToldClock::default();
+        let mut waiting = pin!(registry.enter(&clock));
+        assert!(poll(waiting.as_mut()).is_none());
+        let sending = in_progress.into_sending();
+        clock.due();
+        assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!(busy.member.order(), Order::Stay);
+        drop(sending);
+        clock.due();
+        assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!(busy.member.order(), Order::Yield, "it is looked for again");
+    }
+
+    #[test]
+    fn a_registry_is_empty_when_all_have_left() {
+        let registry = Registry::new(2);
+        let member = enter(&registry);
+        let mut emptied = pin!(registry.emptied());
+        assert!(poll(emptied.as_mut()).is_none());
+        registry.tell_all(Order::Cut);
+        assert_eq!(member.member.order(), Order::Cut);
+        drop(member);
+        assert!(poll(emptied.as_mut()).is_some());
+    }
+}

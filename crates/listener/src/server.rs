@@ -1,0 +1,154 @@
+//! A port: accepts connections, serves them, and lets them end.
+//!
+//! Owns: accepting and the drain. Does not own: one connection (`connection`), or their number (`registry`).
+
+use crate::connection;
+use crate::incoming::IncomingBody;
+use crate::registry::{Order, Registry};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_env::Env;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+/// Wait after a failed accept, as when the process is out of file descriptors; meanwhile unused connections give way.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Failed accepts are told at most this often.
+const ACCEPT_TOLD: Duration = Duration::from_secs(30);
+/// How long connections that are cut may take to be gone.
+const CUT: Duration = Duration::from_secs(1);
+
+/// What answers the requests of a port.
+pub trait HttpAnswers: Send + Sync + 'static {
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static;
+
+    /// A connection has been accepted.
+    fn accepted(&self) {}
+
+    fn answer(
+        &self,
+        request: Request<IncomingBody<Incoming>>,
+    ) -> impl Future<Output = Result<Response<Self::Body>, NoAnswer>> + Send;
+}
+
+/// What the request asked for may or may not come to be: its client must not take any answer for an answer. Over HTTP/1.1 the
+/// connection is closed, over HTTP/2 the stream is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the outcome of the request is unknown")]
+pub struct NoAnswer;
+
+/// Bounds on the connections of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionBounds {
+    /// Connections at a time, at least 1. At the bound unused ones give way; where there are none, new ones wait in the kernel's queue.
+    pub connections_max: usize,
+}
+
+/// A port that is served.
+pub struct HttpServer {
+    /// Dropped, it stops the accepting.
+    stop: Option<oneshot::Sender<()>>,
+    accepting: oneshot::Receiver<()>,
+    registry: Arc<Registry>,
+    env: Env,
+}
+
+impl HttpServer {
+    /// Serves the connections of a bound listener until [`Self::drain`]. `purpose` names the port in the log.
+    pub fn start<S: HttpAnswers>(
+        listener: TcpListener,
+        env: Env,
+        bounds: ConnectionBounds,
+        purpose: &'static str,
+        answers: Arc<S>,
+    ) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let (done, accepting) = oneshot::channel();
+        let registry = Registry::new(bounds.connections_max);
+        let port = Port { listener, env: env.clone(), registry: registry.clone(), purpose, told: None };
+        env.tasks.spawn(Box::pin(async move {
+            port.accept(answers, stopped).await;
+            // Nobody waits any more once the deadline has passed.
+            let _ = done.send(());
+        }));
+        Self { stop: Some(stop), accepting, registry, env }
+    }
+
+    /// Stops accepting, lets requests in progress end, and returns when none is left or the deadline has passed. Clients that still
+    /// wait then see their connection close, without an answer; what they asked for goes on.
+    pub async fn drain(mut self, deadline: Duration) {
+        // Its end is the word to stop.
+        self.stop = None;
+        // A task that is gone accepts nothing.
+        let _ = (&mut self.accepting).await;
+        self.registry.tell_all(Order::Finish);
+        if !self.emptied_within(deadline).await {
+            // Nobody may be told anything by a node that is stopping: what was taken goes on at the next start.
+            self.registry.tell_all(Order::Cut);
+            self.emptied_within(CUT).await;
+        }
+    }
+
+    async fn emptied_within(&self, limit: Duration) -> bool {
+        tokio::select! {
+            biased;
+            // Dropped midway: it can be asked anew.
+            () = self.registry.emptied() => true,
+            // A timer has nothing to lose.
+            () = self.env.clock.sleep(limit) => false,
+        }
+    }
+}
+
+struct Port {
+    listener: TcpListener,
+    env: Env,
+    registry: Arc<Registry>,
+    purpose: &'static str,
+    /// When a failed accept was told last.
+    told: Option<Duration>,
+}
+
+impl Port {
+    async fn accept<S: HttpAnswers>(mut self, answers: Arc<S>, mut stopped: oneshot::Receiver<()>) {
+        loop {
+            let next = async {
+                let stream = self.listener.accept().await?.0;
+                // A connection beyond the bound waits here, alone; the others stay in the kernel's queue.
+                Ok::<_, io::Error>((stream, self.registry.enter(&*self.env.clock).await))
+            };
+            let accepted = tokio::select! {
+                biased;
+                // A channel that has spoken or closed is not asked again.
+                _ = &mut stopped => return,
+                // Dropped midway, at the stop: a connection that was accepted and not served closes.
+                accepted = next => accepted,
+            };
+            match accepted {
+                Ok((stream, membership)) => {
+                    answers.accepted();
+                    let serving = connection::serve(stream, self.env.clone(), answers.clone(), membership);
+                    self.env.tasks.spawn(Box::pin(serving));
+                }
+                Err(error) => {
+                    self.registry.make_room();
+                    self.tell(&error);
+                    self.env.clock.sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, error: &io::Error) {
+        let now = self.env.clock.monotonic();
+        if self.told.is_none_or(|told| now.saturating_sub(told) >= ACCEPT_TOLD) {
+            self.told = Some(now);
+            tracing::warn!(%error, port = self.purpose, "cannot accept connections for now; unused ones are closed");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A port over real sockets: what gives way at the bound, what is cut and what is not.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::disallowed_methods, reason = "tests of the production half")]
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_env::Env;
+use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+const LARGE_BYTES: usize = 8 << 20;
+
+/// `/large` is a large answer, `/hang` waits until it is told, `/unknown` has no answer; all else is the body.
+#[derive(Default)]
+struct Echo {
+    told: Notify,
+    hanging: Notify,
+}
+
+impl HttpAnswers for Echo {
+    type Body = Full<Bytes>;
+
+    async fn answer(&self, request: Request<IncomingBody<Incoming>>) -> Result<Response<Full<Bytes>>, NoAnswer> {
+        let body = match request.uri().path() {
+            "/large" => Bytes::from(vec![b'x'; LARGE_BYTES]),
+            "/unknown" => return Err(NoAnswer),
+            "/hang" => {
+                self.hanging.notify_one();
+                self.told.notified().await;
+                Bytes::from_static(b"told")
+            }
+            _ => request.into_body().collect().await.map_err(|_| NoAnswer)?.to_bytes(),
+        };
+        Ok(Response::new(Full::new(body)))
+    }
+}
+
+async fn start(connections_max: usize) -> (SocketAddr, HttpServer, Arc<Echo>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let echo = Arc::new(Echo::default());
+    let env = Env::production(tokio::runtime::Handle::current());
+    let server = HttpServer::start(listener, env, ConnectionBounds { connections_max }, "tests", echo.clone());
+    (address, server, echo)
+}
+
+async fn ask(stream: &mut TcpStream, path: &str) {
+    let request = format!("POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody");
+    stream.write_all(request.as_bytes()).await.unwrap();
+}
+
+/// Reads an answer of this many bytes after its head.
+async fn answer(stream: &mut TcpStream, bytes: usize) -> String {
+    let mut raw = Vec::new();
+    loop {
+        if let Some(end) = raw.windows(4).position(|window| window == b"\r\n\r\n")
+            && raw.len() >= end + 4 + bytes
+        {
+            return String::from_utf8(raw).unwrap();
+        }
+        assert_ne!(stream.read_buf(&mut raw).await.unwrap(), 0, "closed after {} bytes", raw.len());
+    }
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    // Reset, or closed: nothing came.
+    let _ = stream.read_to_end(&mut rest).await;
+    rest.is_empty()
+}
+
+#[tokio::test]
+async fn at_the_bound_unused_connections_give_way_to_those_that_ask() {
+    let (address, server, echo) = start(4).await;
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    ask(&mut busy, "/hang").await;
+    echo.hanging.notified().await;
+    let mut used = TcpStream::connect(address).await.unwrap();
+    ask(&mut used, "/").await;
+    answer(&mut used, 4).await;
+    let mut unused = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        ask(&mut stream, "/").await;
+        assert!(answer(&mut stream, 4).await.ends_with("body"));
+        kept.push(stream);
+    }
+    assert!(is_closed(&mut unused).await && is_closed(&mut half).await, "they never asked");
+    echo.told.notify_one();
+    assert!(answer(&mut busy, 4).await.ends_with("told"), "one in use is not cut");
+    drop((busy, used, kept));
+    server.drain(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_download_that_is_under_way_does_not_give_way() {
+    let (address, server, _) = start(1).await;
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    ask(&mut slow, "/large").await;
+    let mut first = [0; 1024];
+    slow.read_exact(&mut first).await.unwrap();
+    let mut waiting = TcpStream::connect(address).await.unwrap();
+    ask(&mut waiting, "/").await;
+    let head = String::from_utf8_lossy(&first).find("\r\n\r\n").unwrap() + 4;
+    let mut rest = vec![0; LARGE_BYTES + head - first.len()];
+    slow.read_exact(&mut rest).await.unwrap();
+    assert!(answer(&mut waiting, 4).await.ends_with("body"), "then it is the next one's turn");
+    server.drain(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn without_an_answer_the_connection_closes() {
+    let (address, server, _) = start(4).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    ask(&mut stream, "/unknown").await;
+    assert!(is_closed(&mut stream).await);
+    server.drain(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_answers_leave_and_cuts_what_does_not_end() {
+    let (address, server, echo) = start(4).await;
+    let mut ending = TcpStream::connect(address).await.unwrap();
+    ask(&mut ending, "/hang").await;
+    echo.hanging.notified().await;
+    let drained = tokio::spawn(server.drain(Duration::from_secs(30)));
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    echo.told.notify_one();
+    assert!(answer(&mut ending, 4).await.ends_with("told"));
+    drained.await.unwrap();
+
+    let (address, server, echo) = start(4).await;
+    let mut endless = TcpStream::connect(address).await.unwrap();
+    ask(&mut endless, "/hang").await;
+    echo.hanging.notified().await;
+    server.drain(Duration::ZERO).await;
+    assert!(is_closed(&mut endless).await);
+}
