@@ -37,10 +37,23 @@ impl Executable {
     }
 }
 
-/// Builds all targets of all packages in the dev profile.
-pub(crate) fn build() -> Result<Vec<Executable>> {
-    println!("── build: all targets of the workspace");
-    let mut command = cargo(&["build", "--workspace", "--all-targets", "--message-format=json-render-diagnostics"]);
+/// What to build.
+#[derive(Clone, Copy)]
+pub(crate) enum Targets<'a> {
+    /// All targets of all packages.
+    All,
+    /// Integration tests of this name alone, with the features that they have among all.
+    Test(&'a str),
+}
+
+/// Builds targets in the dev profile.
+pub(crate) fn build(targets: Targets<'_>) -> Result<Vec<Executable>> {
+    let mut command = match targets {
+        Targets::All => cargo(&["build", "--workspace", "--all-targets"]),
+        Targets::Test(name) => cargo(&["build", "--workspace", "--test", name]),
+    };
+    command.arg("--message-format=json-render-diagnostics");
+    println!("── build: {}", if let Targets::Test(name) = targets { name } else { "all targets of the workspace" });
     let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo build")?;
     let stdout = child.stdout.take().expect("the output was asked for as a pipe");
     let mut executables = Vec::new();

@@ -1,4 +1,4 @@
-//! Repository tasks: `cargo xtask check` and `cargo xtask test`.
+//! Repository tasks: `cargo xtask check`, `cargo xtask test` and `cargo xtask soak`.
 //!
 //! Owns: the order of checks and test groups, and what each is run with. Does not own: any test. The tidy rules are plain tests
 //! in `tests/tidy`, and what a group needs prepared is known by the crate that holds it.
@@ -7,6 +7,7 @@
 mod artifacts;
 mod check;
 mod command;
+mod soak;
 mod test;
 mod toolchains;
 
@@ -21,6 +22,7 @@ Tasks of this repository.
                                         all tests, in groups: unit, doc, sim, sdk
       --skip    leave out what needs a toolchain: typescript, java, python, go, rust (their SDKs), kafka (the real broker)
       --only    run these groups alone
+  cargo xtask soak [--minutes N]        the simulation on fresh seeds, for 10 minutes or N, up to the first that fails
 ";
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn run(arguments: Vec<String>) -> Result<()> {
             Some(other) => bail!("`check` takes no argument, got `{other}`"),
         },
         Some("test") => test::run(&test::Options::parse(arguments)?),
+        Some("soak") => soak::run(soak::parse(arguments)?),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

@@ -1,26 +1,24 @@
 //! `cargo xtask test`: everything is built once, then run in groups, the quick ones first.
 //!
-//! Owns: the groups, their order, and the seeds of the simulation. Stops after the first group with a failure. A group that is
+//! Owns: the groups, their order, and the fixed seeds of the simulation. Stops after the first group with a failure. A group that is
 //! there to run tests and ran none has failed, too. The run ends with the runners' closing lines.
 
-use crate::artifacts::{self, Executable};
+use crate::artifacts::{self, Executable, Targets};
 use crate::command::{cargo, step};
+use crate::soak;
 use crate::toolchains::{self, TOOLCHAINS};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::ops::Range;
 use std::process::{Command, Stdio};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-const SIM: &str = "crates/sim";
+pub(crate) const SIM: &str = "crates/sim";
 const SDK: &str = "sdk-tests";
 
 /// Seeds that every run covers, so that two runs of one commit agree.
-const FIXED_SEEDS: Range<u64> = 0..1000;
-/// Seeds that no run has seen before, counted from the clock.
-const FRESH_SEEDS: u64 = 200;
-/// Tests of `sim` whose name holds this word take their seeds from `SUREFOOT_SIM_SEEDS` (`first..end`).
-const SEEDED_TESTS: &str = "seeds";
+const FIXED_SEEDS: &str = "0..600";
+/// Seeds that no run has seen before are tried for so long.
+const FRESH_SECONDS: u64 = 60;
 
 /// A group's name, and what runs it.
 type Group = (&'static str, fn(&Plan) -> Result<Vec<Outcome>>);
@@ -92,7 +90,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         toolchains::expect_installed(&options.skip)?;
     }
     let start = Instant::now();
-    let plan = Plan { executables: artifacts::build()?, skip: options.skip.join(",") };
+    let plan = Plan { executables: artifacts::build(Targets::All)?, skip: options.skip.join(",") };
     println!("   built in {} s", start.elapsed().as_secs());
 
     let mut report = Vec::new();
@@ -135,24 +133,15 @@ fn doc(_: &Plan) -> Result<Vec<Outcome>> {
 }
 
 fn sim(plan: &Plan) -> Result<Vec<Outcome>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read a clock that stands after 1970")?.as_secs();
-    let fresh = now..now + FRESH_SEEDS;
-    let mut outcomes = seeded(plan, "fixed", &FIXED_SEEDS, &[])?;
-    outcomes.extend(seeded(plan, "fresh", &fresh, &[SEEDED_TESTS])?);
+    let run = |which: &str, filter: &[&str], environment: &[(&str, &str)]| {
+        let tests = plan.tests(|e| e.package == SIM);
+        let outcomes = tests.map(|e| harness(e, format!("{} ({which} seeds)", e.name()), filter, environment, Show::Everything));
+        expect_some(outcomes.collect::<Result<_>>()?)
+    };
+    let mut outcomes = run("fixed", &[], &[("SUREFOOT_SIM_SEEDS", FIXED_SEEDS)])?;
+    let (first, seconds) = (soak::first_seed()?, FRESH_SECONDS.to_string());
+    outcomes.extend(run("fresh", &[soak::SEEDED_TEST], &soak::environment(&first, &seconds))?);
     Ok(outcomes)
-}
-
-fn seeded(plan: &Plan, which: &str, seeds: &Range<u64>, filter: &[&str]) -> Result<Vec<Outcome>> {
-    let seeds = format!("{}..{}", seeds.start, seeds.end);
-    println!("── {which} seeds: SUREFOOT_SIM_SEEDS={seeds} cargo test -p surefoot-sim {SEEDED_TESTS}");
-    let outcomes: Vec<Outcome> = plan
-        .tests(|e| e.package == SIM)
-        .map(|e| {
-            let name = format!("{} ({which} seeds)", e.name());
-            harness(e, name, filter, &[("SUREFOOT_SIM_SEEDS", &seeds)], Show::Everything)
-        })
-        .collect::<Result<_>>()?;
-    expect_some(outcomes)
 }
 
 fn sdk(plan: &Plan) -> Result<Vec<Outcome>> {

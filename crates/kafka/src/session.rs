@@ -15,7 +15,7 @@ use crate::latch::Latch;
 use crate::opening;
 use crate::position::Pending;
 use crate::record::{Mapped, Mapping, Reason};
-use crate::source::{ErrorKind, KafkaRecord, RecordSource, SourceError, SourceEvent, TopicInfo};
+use crate::source::{ErrorKind, KafkaRecord, PartitionOffsets, RecordSource, SourceError, SourceEvent, TopicInfo};
 use crate::sources::Mutant;
 use crate::status::lock;
 use crate::subscription::{End, Leave, Opened, Task};
@@ -367,10 +367,12 @@ impl<'a> Session<'a> {
         if new.is_empty() {
             return Ok(());
         }
-        let positions = new.iter().map(|p| (opening::stream(&self.subscription, p.partition), p.low)).collect();
+        let at_end = self.task.settings.mutant == Mutant::AddedAtEnd;
+        let start = |p: &PartitionOffsets| if at_end { p.high } else { p.low };
+        let positions = new.iter().map(|p| (opening::stream(&self.subscription, p.partition), start(p))).collect();
         self.task.admission.change_catalog(CatalogEvent::PositionsAdvanced(positions)).await?;
         for offsets in new {
-            self.add_lane(offsets.partition, offsets.low, offsets.high);
+            self.add_lane(offsets.partition, start(&offsets), offsets.high);
         }
         Ok(())
     }

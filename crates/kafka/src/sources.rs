@@ -134,6 +134,10 @@ pub enum Mutant {
     FetchBeforeOpen,
     /// Against rule K7: Kafka records of a revoked assignment are taken.
     TakeRevoked,
+    /// Against rule K4: a Kafka partition that is added later is read from its end.
+    AddedAtEnd,
+    /// Against rule K4: a topic that was missing when its subscription was created is read from its end.
+    MissingAtEnd,
 }
 
 /// The running subscriptions of a node. Cheap to clone.

@@ -52,6 +52,14 @@ pub enum Mutant {
     ForgetStreams,
     /// Against rule K6: the same, for those that are parked.
     ParkAgain,
+    /// Against rule K7: Kafka records of an epoch that is over are taken.
+    TakeOldEpoch,
+    /// Against rule R1: the byte bound may remove results that somebody has a name for.
+    EvictNamed,
+    /// Against rule T1: a retry is due by the partition's monotone time, and not by the clock of whoever asked for it.
+    DueByRecordTime,
+    /// Against no rule: the mistake of a build that the next one repairs. A submission to the key `broken` breaks an invariant.
+    Stumbles,
 }
 
 /// As [`apply`], with one rule left out. What is left out is a parameter like any other, so that applying stays a pure function.

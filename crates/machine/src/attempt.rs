@@ -112,8 +112,10 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
                 Verdict::Retry { at, counted } => {
                     active.attempts_counted += u32::from(*counted);
                     stop(cx, &active);
-                    active.progress = Progress::BackingOff { until: *at };
-                    timer::set(cx, timer::of_start(life, *at));
+                    let by_record = cx.mutant == Mutant::DueByRecordTime;
+                    let due = if by_record { cx.now().after_ms(at.0.saturating_sub(cx.at.0)) } else { *at };
+                    active.progress = Progress::BackingOff { until: due };
+                    timer::set(cx, timer::of_start(life, due));
                 }
                 Verdict::Pause => pause(cx, life, &mut active),
                 Verdict::Fail => {

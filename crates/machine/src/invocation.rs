@@ -3,8 +3,8 @@
 use crate::apply::Context;
 use crate::chore::{Callees, Chore};
 use crate::{
-    Effect, Invocations, Journal, JournalKey, State, StateError, WaiterKey, Waiters, attempt, chore, object, outbox, retention,
-    source, timer,
+    Effect, Invocations, Journal, JournalKey, Mutant, State, StateError, WaiterKey, Waiters, attempt, chore, object, outbox,
+    retention, source, timer,
 };
 use surefoot_model::{
     Active, Attempt, AttemptClass, CalleeResult, Caller, Entry, Failure, Invocation, InvocationId, Message, Outcome, Progress,
@@ -12,6 +12,7 @@ use surefoot_model::{
 };
 
 pub(crate) fn submitted<S: State>(cx: &mut Context<S>, submission: &Submission) -> Result<(), StateError> {
+    assert!(cx.mutant != Mutant::Stumbles || &*submission.target.key != "broken", "this build stumbles");
     if let Some(record) = &submission.source
         && !source::admit(cx, record)?
     {

@@ -5,7 +5,7 @@
 
 use crate::apply::Context;
 use crate::chore::Chore;
-use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, State, StateError, chore, object};
+use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, Mutant, State, StateError, chore, object};
 use surefoot_model::{Active, Incarnation, Invocation, InvocationId, Outcome, Stage, TargetKind, Timestamp};
 
 /// Bytes of a completed row beside its payloads, for the byte bound.
@@ -34,7 +34,8 @@ pub(crate) fn keep<S: State>(
     let expires_at = completed_at.after_ms(retention.completion_ms);
     let journal_bytes = if keeps_journal { active.journal_bytes } else { 0 };
     let is_named = is_named(&invocation);
-    let result_bytes = if is_named { 0 } else { ROW_BYTES + outcome.bytes() + journal_bytes };
+    let keeps_result = is_named && cx.mutant != Mutant::EvictNamed;
+    let result_bytes = if keeps_result { 0 } else { ROW_BYTES + outcome.bytes() + journal_bytes };
     expire(cx, ExpiryKey { at: expires_at, id, journal_only: false }, invocation.incarnation, result_bytes);
     if keeps_journal && journal_goes_first(&invocation) {
         let key = journal_expiry(id, &invocation, completed_at);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use surefoot_log::Entry as LogEntry;
-use surefoot_machine::{Effect, StateError};
+use surefoot_machine::{Effect, Mutant as MachineMutant, StateError};
 use surefoot_model::{AttemptClass, Epoch, Event, PartitionId, Timestamp};
 use surefoot_storage::{Checkpointed, Store};
 use tokio::sync::oneshot;
@@ -94,8 +94,11 @@ impl ActingPartition {
     /// Applies a durable entry, then carries out its effects while this process leads.
     pub(crate) fn apply(&mut self, entry: &LogEntry, monotonic_ms: u64, queue: &mut StartQueue) -> Result<(), String> {
         let mut effects = std::mem::take(&mut self.effects);
-        let event = apply_entry(&mut self.store, entry, &mut effects, self.shared.settings.machine_mutant)
-            .map_err(|error| error.to_string())?;
+        let machine_mutant = match self.shared.settings.mutant {
+            Mutant::LookAtSettings => MachineMutant::EvictNamed,
+            _ => self.shared.settings.machine_mutant,
+        };
+        let event = apply_entry(&mut self.store, entry, &mut effects, machine_mutant).map_err(|error| error.to_string())?;
         self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
         self.attempts.on_event(&event);
         self.chores.on_event(&event);
@@ -259,6 +262,7 @@ impl ActingPartition {
 
     /// Whether it has been checkpointed once more since the node stops.
     pub(crate) fn has_ended(&self) -> bool {
-        self.housekeeping.has_ended(self.store.applied() == self.store.checkpointed_lsn())
+        let is_clean = self.store.applied() == self.store.checkpointed_lsn();
+        self.housekeeping.has_ended(is_clean) || self.shared.settings.mutant == Mutant::StopBetween
     }
 }

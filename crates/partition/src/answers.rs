@@ -114,3 +114,21 @@ impl Requests {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a restart an old record answered the request of a new client that happened to have the same number (rule O2).
+    #[test]
+    fn an_answer_goes_to_the_process_that_asked_or_nowhere() {
+        let requests = Requests::new(7);
+        let (id, mut answer) = requests.open(PartitionId(0));
+        let done = || Answer::Operation(OperationAnswer::Done);
+        assert!(!requests.is_own(RequestId { process: 6, ..id }) && requests.is_own(id));
+        requests.answer(RequestId { process: 6, ..id }, done());
+        assert!(answer.try_recv().is_err());
+        requests.answer(id, done());
+        assert!(answer.try_recv().is_ok());
+    }
+}

@@ -56,7 +56,8 @@ impl PartitionAttempts {
     /// A term of this process begins: attempts of an earlier one are void (rule M6), and what runs is found in the tables.
     pub(crate) fn begin_term(&mut self) {
         self.running.clear();
-        self.backlogs = AttemptClass::ALL.into_iter().map(|class| (class, Attempt(0))).collect();
+        let classes = if self.mutant == Mutant::ForgetRunning { &[][..] } else { &AttemptClass::ALL[..] };
+        self.backlogs = classes.iter().map(|class| (*class, Attempt(0))).collect();
     }
 
     /// Aborts all, and starts none any more.
@@ -149,7 +150,7 @@ impl PartitionAttempts {
             id,
             attempt,
             random_seed: invocation.random_seed,
-            pin: active.pin,
+            pin: active.pin.filter(|_| self.mutant != Mutant::IgnorePin),
             commands: active.commands,
             journal_bytes: active.journal_bytes,
             replay: Vec::new(),

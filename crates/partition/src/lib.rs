@@ -46,3 +46,4 @@ pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo
 pub use settings::{Mutant, Settings};
 pub use start::{Recovering, StartError, Started};
 pub use surefoot_machine::{Mutant as MachineMutant, OperationAnswer};
+pub use surefoot_storage::Row;

@@ -57,6 +57,18 @@ pub enum Mutant {
     ForgetChores,
     /// Fires timers up to a second early (rule T2).
     FireEarly,
+    /// Sleeps until the next timer is due by the monotonic clock, without a look at the wall clock (rule T2).
+    SleepThrough,
+    /// Does not look for attempts that an earlier term had running (rule M6).
+    ForgetRunning,
+    /// Takes no last checkpoint at a stop (rule M7).
+    StopBetween,
+    /// Says that a change of the catalog is stored when it is asked for (rule M2).
+    AnswerEarly,
+    /// Applies by what a setting says that recovery does not have (rule M1).
+    LookAtSettings,
+    /// Sends an attempt to the newest deployment, wherever the invocation began (rule M1).
+    IgnorePin,
     /// Sends the newest notification of a replay live, too (rule M5).
     ShowTwice,
     /// Leaves nothing of the disk free (rule R2).

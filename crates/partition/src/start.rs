@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
-use surefoot_machine::Meta;
+use surefoot_machine::{Meta, StateError, catalog};
 use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId, RULES};
-use surefoot_storage::{Engine, Failure, Store};
+use surefoot_storage::{Engine, Failure, Row, Store};
 use tokio::sync::oneshot;
 
 /// What keeps a node from starting. Trouble of one partition does not, but for the catalog's: that one stops and says so (rule C5).
@@ -194,6 +194,13 @@ impl Recovering {
         self.records
     }
 
+    /// All rows of one partition as far as it is recovered, and the last record that they show. **Errors**: what stopped it.
+    pub fn rows(&mut self, partition: PartitionId) -> Result<(Lsn, Vec<Row>), String> {
+        let recovered = self.find(partition).ok_or_else(|| format!("no partition {partition}"))?;
+        let store = recovered.store.as_ref().map_err(String::clone)?;
+        Ok((store.applied(), store.read().rows().map_err(|error| error.to_string())?))
+    }
+
     /// Refuses tables and log that do not meet (rule C2): `retained` gives a partition's first retained and next LSN in the log.
     pub fn check(&self, retained: impl Fn(PartitionId) -> (Lsn, Lsn)) -> Result<(), StartError> {
         for Recovered { id: partition, store, .. } in &self.partitions {
@@ -249,6 +256,13 @@ impl Recovering {
             settings,
             env: env.clone(),
         });
+        if let Some(store) = self.partitions.last_mut().and_then(|catalog| catalog.store.as_mut().ok()) {
+            // Known before any attempt or source starts (rule M2). A transaction that is dropped reads and changes nothing.
+            let value = catalog::load(&store.begin());
+            let unreadable =
+                |error: StateError| StartError::Partition { partition: PartitionId::CATALOG, message: error.to_string() };
+            shared.catalog.publish(Arc::new(value.map_err(unreadable)?));
+        }
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
 
         let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone(), fatal);

@@ -8,6 +8,7 @@ use crate::acting::{ActingPartition, TurnDone, TurnTime};
 use crate::handle::Shared;
 use crate::mailbox::{Input, Mailbox};
 use crate::owned::OwnedPartitions;
+use crate::settings::Mutant;
 use crate::starting::AttemptStarter;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -131,7 +132,9 @@ impl Worker {
                 self.starter.stop();
                 for partition in self.partitions.touch_all() {
                     partition.end_term();
-                    partition.housekeeping.last_round();
+                    if self.shared.settings.mutant != Mutant::StopBetween {
+                        partition.housekeeping.last_round();
+                    }
                 }
             }
         }
@@ -162,10 +165,14 @@ impl Worker {
         {
             partition.housekeeping.hurry();
         }
+        let reread = match self.shared.settings.mutant {
+            Mutant::SleepThrough => Duration::from_secs(24 * 60 * 60),
+            _ => CLOCK_REREAD,
+        };
         for at in self.partitions.take_due(time.monotonic_ms) {
             let turn = self.partitions.guard_at(at, |partition| partition.turn(time).map_err(|error| error.to_string()));
             let TurnDone { idle, waits } = turn.unwrap_or_default();
-            let idle = idle.unwrap_or(CLOCK_REREAD).min(CLOCK_REREAD);
+            let idle = idle.unwrap_or(reread).min(reread);
             self.partitions.had_turn(at, time.monotonic_ms + millis_up(idle), waits);
         }
         self.partitions.checkpoint_largest(self.shared.settings.active_bytes_max() / self.shared.workers.len() as u64);
@@ -176,7 +183,7 @@ impl Worker {
             return Duration::ZERO;
         }
         let next_ms = self.partitions.next_due_ms().unwrap_or(u64::MAX);
-        Duration::from_millis(next_ms.saturating_sub(time.monotonic_ms)).min(CLOCK_REREAD)
+        Duration::from_millis(next_ms.saturating_sub(time.monotonic_ms)).min(reread)
     }
 
     /// The partition that keeps the log from being trimmed, where the log is too large.

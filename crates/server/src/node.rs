@@ -23,6 +23,8 @@ pub struct Seams {
     pub sources: Arc<dyn SourceClient>,
     /// Called when log or engine cannot make durable what they take; does not return in production (rules L4, C8).
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// Threads that apply records: [`WORKERS`], and what a seed says in simulation.
+    pub workers: usize,
     /// What the simulator breaks on purpose.
     pub mutants: Mutants,
 }
@@ -81,7 +83,7 @@ impl Node {
     pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
         let mutants = seams.mutants;
-        let settings = partition_settings(config, &place, mutants);
+        let settings = partition_settings(config, &place, seams.workers, mutants);
         let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, settings)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
@@ -154,7 +156,7 @@ pub fn request_headers(config: &Config) -> Vec<(String, String)> {
     vec![("x-restate-cluster-name".to_owned(), config.cluster_name.clone())]
 }
 
-fn partition_settings(config: &Config, place: &Place, mutants: Mutants) -> surefoot_partition::Settings {
+fn partition_settings(config: &Config, place: &Place, workers: usize, mutants: Mutants) -> surefoot_partition::Settings {
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
@@ -163,7 +165,7 @@ fn partition_settings(config: &Config, place: &Place, mutants: Mutants) -> suref
         memory_bytes_max: config.memory_bytes - config.memory_bytes / ENGINE_CACHE_SHARE,
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,
-        workers: WORKERS,
+        workers,
         mutant: mutants.partition,
         machine_mutant: mutants.machine,
     }
@@ -188,7 +190,7 @@ pub(crate) const ENGINE_CACHE_SHARE: u64 = 8;
 /// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
 const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.
-const WORKERS: usize = 1;
+pub const WORKERS: usize = 1;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

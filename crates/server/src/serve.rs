@@ -8,7 +8,7 @@
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
 use crate::descriptors::Descriptors;
-use crate::node::{self, ENGINE_CACHE_SHARE, Mutants, Node, Place, Recovered, Seams};
+use crate::node::{self, ENGINE_CACHE_SHARE, Mutants, Node, Place, Recovered, Seams, WORKERS};
 use crate::sources::KafkaSources;
 use std::io;
 use std::net::SocketAddr;
@@ -106,6 +106,7 @@ impl Serving {
             transport: Arc::new(HttpTransport::new(config.worker.invoker.connect_timeout)),
             sources: Arc::new(Librdkafka::new(env.tasks.clone())),
             fatal: process.fatal,
+            workers: WORKERS,
             mutants: Mutants::default(),
         };
         let place = Place { log: data_dir.log(), partitions: data_dir.partitions, node_id: data_dir.node_id };

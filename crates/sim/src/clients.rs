@@ -10,6 +10,8 @@ use surefoot_model::Outcome;
 
 /// Where operations send something one way.
 pub(crate) const SINKS: [&str; 3] = ["s0", "s1", "s2"];
+/// A key that a build may stumble over.
+const BROKEN: &str = "broken";
 
 #[derive(Default)]
 pub(crate) struct Model {
@@ -41,36 +43,50 @@ pub(crate) fn start(world: &World, seed: u64) {
         let rng = Rng::new(seed ^ (client + 1) << 32);
         world.spawn(run(client, world.clone(), rng));
     }
+    if world.scenario.repairs {
+        let (clock, rng) = (world.clone(), Rng::new(seed ^ 0xb0c5));
+        world.spawn(call_broken(clock, rng));
+    }
+}
+
+/// One operation on the key that a build may stumble over.
+async fn call_broken(world: World, mut rng: Rng) {
+    world.sleep_ms(rng.below(1_500)).await;
+    operate(&world, 0, BROKEN).await;
 }
 
 async fn run(client: u64, world: World, mut rng: Rng) {
     for _ in 0..world.scenario.operations {
-        let key = format!("k{}", rng.below(world.scenario.keys));
-        let operation = world.model().clients.begin(&key);
-        loop {
-            let key_of_call = key.clone();
-            let answer = world.ask(|open| async move {
-                let name = format!("op-{operation}");
-                open.ingress.call(request("Counter", "add", &key_of_call, &operation.to_string(), Some(&name))).await
-            });
-            match answer.await.map(|answer| answer.map(|completed| completed.outcome)) {
-                Some(Ok(Outcome::Success(history))) => {
-                    let history = numbers(&String::from_utf8_lossy(&history));
-                    world.executor.trace(operation);
-                    world.model().clients.acknowledged.entry(key.clone()).or_default().push(history);
-                    break;
-                }
-                Some(Ok(Outcome::Failure(failure))) => {
-                    return world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
-                }
-                Some(Err(error)) if error.status() != 503 => {
-                    return world.finding(format!("client {client}: operation {operation} was refused: {error}"));
-                }
-                // The node is stopping or gone: it comes back.
-                Some(Err(_)) | None => world.sleep_ms(20).await,
-            }
-        }
+        operate(&world, client, &format!("k{}", rng.below(world.scenario.keys))).await;
         world.sleep_ms(rng.below(40)).await;
+    }
+}
+
+/// One operation, until it is acknowledged.
+async fn operate(world: &World, client: u64, key: &str) {
+    let operation = world.model().clients.begin(key);
+    loop {
+        let key_of_call = key.to_owned();
+        let answer = world.ask(|open| async move {
+            let name = format!("op-{operation}");
+            open.ingress.call(request("Counter", "add", &key_of_call, &operation.to_string(), Some(&name))).await
+        });
+        match answer.await.map(|answer| answer.map(|completed| completed.outcome)) {
+            Some(Ok(Outcome::Success(history))) => {
+                let history = numbers(&String::from_utf8_lossy(&history));
+                world.executor.trace(operation);
+                world.model().clients.acknowledged.entry(key.to_owned()).or_default().push(history);
+                break;
+            }
+            Some(Ok(Outcome::Failure(failure))) => {
+                return world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
+            }
+            Some(Err(error)) if error.status() != 503 => {
+                return world.finding(format!("client {client}: operation {operation} was refused: {error}"));
+            }
+            // The node is stopping or gone: it comes back.
+            Some(Err(_)) | None => world.sleep_ms(20).await,
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! A small executor: ready tasks are polled in seeded order, time jumps when nothing is ready. No runtime besides.
 //!
-//! Owns: tasks, timers, the simulated clock, and lives. A task that is spawned through a node's [`Env`] belongs to that life and
-//! dies with it; tasks of the world (clients, handlers) go on. Does not own: disk contents, or what tasks do.
+//! Owns: tasks, timers, the simulated clocks, and lives. A task that is spawned through a node's [`Env`] belongs to that life and
+//! dies with it; tasks of the world (clients, handlers) go on. Does not own: disk contents, or what tasks do. Timers follow the
+//! monotonic clock; the wall clock jumps both ways when it is told to, as when somebody sets it or the machine was suspended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -32,6 +33,8 @@ struct State {
     next_task: u64,
     timers: BTreeMap<(Duration, u64), Waker>,
     next_timer: u64,
+    /// Where the wall clock stood against the monotonic one, from when on, in milliseconds.
+    jumps: Vec<(Duration, i64)>,
     polls: u64,
     hash: u64,
 }
@@ -58,6 +61,7 @@ impl Executor {
             next_task: 1,
             timers: BTreeMap::new(),
             next_timer: 0,
+            jumps: vec![(Duration::ZERO, 0)],
             polls: 0,
             hash: seed,
         })))
@@ -150,12 +154,46 @@ impl Executor {
         self.lock().trace(what);
     }
 
+    /// Adds data that went from one to another to the trace.
+    pub(crate) fn trace_bytes(&self, bytes: &[u8]) {
+        let state = &mut *self.lock();
+        state.trace(bytes.len() as u64);
+        for word in bytes.chunks(8) {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            state.trace(u64::from_le_bytes(padded));
+        }
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.lock().now
     }
 
+    /// What the wall clock shows, in milliseconds.
     pub(crate) fn now_ms(&self) -> u64 {
-        EPOCH_MS + self.now().as_millis() as u64
+        let state = self.lock();
+        let (_, skew_ms) = state.jumps.last().expect("the first is never taken away");
+        wall_ms(state.now, *skew_ms)
+    }
+
+    /// Sets the wall clock forth, or back.
+    pub(crate) fn jump(&self, by_ms: i64) {
+        let state = &mut *self.lock();
+        let (_, skew_ms) = state.jumps.last().expect("the first is never taken away");
+        state.jumps.push((state.now, skew_ms + by_ms));
+    }
+
+    /// When the wall clock last jumped.
+    pub(crate) fn last_jump(&self) -> Duration {
+        self.lock().jumps.last().expect("the first is never taken away").0
+    }
+
+    /// The latest time that the wall clock has shown since then.
+    pub(crate) fn latest_ms_since(&self, since: Duration) -> u64 {
+        let state = self.lock();
+        let ends = state.jumps.iter().skip(1).map(|(at, _)| *at).chain([state.now]);
+        let shown = state.jumps.iter().zip(ends).filter(|(_, end)| *end >= since);
+        shown.map(|((_, skew_ms), end)| wall_ms(end, *skew_ms)).max().expect("it shows a time now")
     }
 
     /// Completes when simulated time has passed.
@@ -166,6 +204,10 @@ impl Executor {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn wall_ms(monotonic: Duration, skew_ms: i64) -> u64 {
+    (EPOCH_MS + monotonic.as_millis() as u64).saturating_add_signed(skew_ms)
 }
 
 impl State {

@@ -1,16 +1,22 @@
 //! Simulated handlers: a small deterministic SDK, and the services that scenarios call.
 //!
 //! Owns: replay as the published SDKs do it (commands are compared byte for byte, a difference is a finding), failures from a
-//! seed, and a ledger of what ran. Does not own: how bytes reach the server (`world`).
+//! seed, a ledger of what ran, and when what was due came. Does not own: how bytes reach the server (`transport`).
 
 use crate::executor::Executor;
+use crate::transport::Fault;
 use crate::wire::{self, Frame, Frames, Message};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::sim::Rng;
+use surefoot_model::DeploymentId;
 use tokio::sync::mpsc;
+
+/// What was due so long ago is late, where the wall clock has not jumped meanwhile. Longer than the longest delay between attempts
+/// and than anything that goes wrong in a world, shorter than a jump.
+const LATE: Duration = Duration::from_secs(90);
 
 /// What all handlers of a world share, outside any node's life.
 #[derive(Clone)]
@@ -22,7 +28,15 @@ struct Shared {
     fail_per_mille: u64,
     /// For each invocation, the highest step whose closure ran after its predecessor was recorded.
     ledger: BTreeMap<String, u32>,
+    /// When each sleep was first asked for, by invocation and completion.
+    sleeps: BTreeMap<(String, u32), Duration>,
+    /// When the last attempt of an invocation failed, by the handler's own word.
+    failed: BTreeMap<String, Duration>,
+    /// Where an invocation began.
+    begun: BTreeMap<String, DeploymentId>,
     attempts: u64,
+    /// Streams that are served right now.
+    serving: u64,
     findings: Vec<String>,
 }
 
@@ -41,7 +55,11 @@ impl Handlers {
             rng: Rng::new(seed),
             fail_per_mille,
             ledger: BTreeMap::new(),
+            sleeps: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            begun: BTreeMap::new(),
             attempts: 0,
+            serving: 0,
             findings: Vec::new(),
         })))
     }
@@ -60,6 +78,17 @@ impl Handlers {
         self.lock().attempts
     }
 
+    /// Streams that are served right now.
+    pub(crate) fn serving(&self) -> u64 {
+        self.lock().serving
+    }
+
+    /// What goes wrong with the next stream, if anything does.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        let shared = &mut *self.lock();
+        (shared.rng.below(1_000) < shared.fail_per_mille * 3).then(|| Fault::any(&mut shared.rng))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,20 +101,26 @@ impl Handlers {
     pub(crate) async fn serve(
         self,
         executor: Executor,
+        deployment: DeploymentId,
         service: String,
         handler: String,
         request: mpsc::Receiver<Bytes>,
         response: mpsc::Sender<Bytes>,
     ) {
-        self.lock().attempts += 1;
+        {
+            let shared = &mut *self.lock();
+            (shared.attempts, shared.serving) = (shared.attempts + 1, shared.serving + 1);
+        }
         let mut context = Context {
             handlers: self.clone(),
             executor,
+            deployment,
             request,
             response,
             frames: Frames::default(),
             at_end: false,
             id: String::new(),
+            retries: 0,
             partial: false,
             state: BTreeMap::new(),
             commands: VecDeque::new(),
@@ -99,24 +134,35 @@ impl Handlers {
             Err(Stop::Suspend(completion)) => {
                 Message::default().bytes(1, &[completion as u8]).bytes(2, &[1]).frame(wire::SUSPENSION)
             }
-            Err(Stop::Fail(why)) => Message::default().number(1, 500).bytes(2, why.as_bytes()).frame(wire::ERROR),
-            Err(Stop::Cut) => return,
+            Err(Stop::Fail(why)) => {
+                let now = context.executor.now();
+                self.lock().failed.insert(context.id.clone(), now);
+                Message::default().number(1, 500).bytes(2, why.as_bytes()).frame(wire::ERROR)
+            }
+            Err(Stop::Cut) => {
+                self.lock().serving -= 1;
+                return;
+            }
         };
         // A server that is gone does not listen.
         let _ = context.response.send(last).await;
         // The request is read to its end before the response ends, as the SDKs do.
         while context.request.recv().await.is_some() {}
+        self.lock().serving -= 1;
     }
 }
 
 struct Context {
     handlers: Handlers,
     executor: Executor,
+    deployment: DeploymentId,
     request: mpsc::Receiver<Bytes>,
     response: mpsc::Sender<Bytes>,
     frames: Frames,
     at_end: bool,
     id: String,
+    /// Failed attempts since the last entry, as the server counts them.
+    retries: u64,
     partial: bool,
     state: BTreeMap<Bytes, Bytes>,
     /// Commands of the replay that the handler has not come to yet.
@@ -150,6 +196,17 @@ impl Context {
                 input
             }
             ("Counter" | "Sink" | "Ledger" | "Mirror", "get") => self.get("ops").await?,
+            ("Probe", "nap") => {
+                let (id, due) = self.begin_sleep(Duration::from_millis(input.parse().unwrap_or(0))).await?;
+                self.end_sleep(id, due).await?;
+                input
+            }
+            ("Probe", "retry") if self.retries == 0 => return Err(Stop::Fail("the first attempt fails")),
+            ("Probe", "retry") => input,
+            ("Probe", "chain") => match input.parse().unwrap_or(0_u64) {
+                0 => input,
+                depth => self.call("Probe", "", "chain", &(depth - 1).to_string()).await?,
+            },
             _ => panic!("no handler {service}/{handler}"),
         };
         self.write(0x0401, Message::default().value(14, result.as_bytes())).await?;
@@ -225,6 +282,8 @@ impl Context {
             self.state.insert(wire::bytes(&entry, 1).unwrap_or_default(), wire::bytes(&entry, 2).unwrap_or_default());
         }
         let known = wire::number(&start.payload, 3).unwrap_or(0);
+        self.retries = wire::number(&start.payload, 7).unwrap_or(0);
+        self.started(known);
         for _ in 0..known {
             let frame = self.frame().await?;
             if frame.ty < 0x8000 { self.commands.push_back(frame) } else { self.notified(&frame.payload) }
@@ -235,6 +294,25 @@ impl Context {
                 self.handlers.finding(format!("{}: the journal begins with {other:?}", self.id));
                 Err(Stop::Cut)
             }
+        }
+    }
+
+    /// Looks at when and where the attempt starts.
+    fn started(&self, known: u64) {
+        let shared = &mut *self.handlers.lock();
+        if let Some(failed) = shared.failed.remove(&self.id) {
+            let waited = self.executor.now() - failed;
+            if waited > LATE && self.executor.last_jump() < failed {
+                shared.findings.push(format!("{}: tried again {waited:?} after it failed (rule T1)", self.id));
+            }
+        }
+        let begun = if known <= 1 { None } else { shared.begun.get(&self.id).copied() };
+        if begun.is_some_and(|begun| begun != self.deployment) {
+            let finding = format!("{}: began at {begun:?} and goes on at {} (rule M1)", self.id, self.deployment);
+            shared.findings.push(finding);
+        }
+        if begun.is_none() {
+            shared.begun.insert(self.id.clone(), self.deployment);
         }
     }
 
@@ -344,14 +422,25 @@ impl Context {
     async fn begin_sleep(&mut self, duration: Duration) -> Result<(u32, u64), Stop> {
         let id = self.next_completion();
         let until = self.executor.now_ms() + duration.as_millis() as u64;
+        if self.commands.is_empty() {
+            let now = self.executor.now();
+            self.handlers.lock().sleeps.entry((self.id.clone(), id)).or_insert(now);
+        }
         let sent = self.write(0x040C, Message::default().number(1, until).number(11, u64::from(id))).await?;
         Ok((id, wire::number(&sent.payload, 1).unwrap_or(0)))
     }
 
     async fn end_sleep(&mut self, id: u32, due: u64) -> Result<(), Stop> {
         self.completion(id).await?;
-        if self.executor.now_ms() < due {
-            self.handlers.finding(format!("{}: woken {} ms early", self.id, due - self.executor.now_ms()));
+        let Some(began) = self.handlers.lock().sleeps.remove(&(self.id.clone(), id)) else { return Ok(()) };
+        // The clock that decides is the one that was read meanwhile, which may stand elsewhere by now.
+        let latest = self.executor.latest_ms_since(began);
+        if latest < due {
+            self.handlers.finding(format!("{}: woken {} ms early (rule T2)", self.id, due - latest));
+        }
+        let late = Duration::from_millis(self.executor.now_ms().saturating_sub(due));
+        if late > LATE && self.executor.last_jump() < began {
+            self.handlers.finding(format!("{}: woken {late:?} late (rule T2)", self.id));
         }
         Ok(())
     }

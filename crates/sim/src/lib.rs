@@ -6,6 +6,7 @@
 
 mod broker;
 mod clients;
+mod ending;
 mod executor;
 mod handler;
 mod member;

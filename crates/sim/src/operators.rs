@@ -1,22 +1,75 @@
-//! Operators who interfere: they pause and resume what runs, and kill, purge and submit again under the same id.
+//! Operators who interfere: they pause and resume what runs, kill, purge and submit again under the same id, register new revisions
+//! of the handlers, at times with some missing, set the wall clock, and leave no room for the engine.
 //!
 //! Checked: whatever is paused goes on where it was, and an id that lives again gives its own result. What else could come of it
-//! shows elsewhere: a partition that stops, a replay that differs, an operation that is lost.
+//! shows elsewhere: a partition that stops, a replay that differs or goes on at another deployment, an operation that is lost, a
+//! sleep that ends early or late.
 
+use crate::services::deployment;
 use crate::world::{Open, World, request};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use surefoot_env::sim::Rng;
-use surefoot_model::{InvocationId, Operation, Outcome, Status};
+use surefoot_model::catalog::CatalogEvent;
+use surefoot_model::{AttemptError, InvocationId, Operation, Outcome, Status};
 use surefoot_partition::{ListFilter, Partitions};
 
 /// How often something is paused, and something killed.
 const ROUNDS: u64 = 12;
+/// How often handlers are registered anew.
+const REVISIONS: u32 = 5;
+/// Worlds in which the clock jumps, and in which the engine finds no room at times: one in so many.
+const JUMPY: u64 = 4;
+const CRAMPED: u64 = 3;
 
 pub(crate) fn start(world: &World, seed: u64) {
     world.spawn(pause_some(world.clone(), Rng::new(seed ^ 0x9a05)));
     world.spawn(kill_some(world.clone(), Rng::new(seed ^ 0x6b11)));
+    world.spawn(register_again(world.clone(), Rng::new(seed ^ 0x4e91)));
+    let mut rng = Rng::new(seed ^ 0xc10c);
+    if rng.below(JUMPY) == 0 {
+        world.spawn(set_clock(world.clone(), Rng::new(rng.next_u64())));
+    }
+    if rng.below(CRAMPED) == 0 {
+        world.spawn(take_room(world.clone(), Rng::new(rng.next_u64())));
+    }
+}
+
+/// New revisions, each at an address of its own; what has begun goes on where it began (rule M1). Some lack the handler of a service
+/// that others call, for a while; the last has all.
+async fn register_again(world: World, mut rng: Rng) {
+    for revision in 2..=REVISIONS {
+        world.sleep_ms(rng.below(1_500)).await;
+        let without = (revision < REVISIONS && rng.below(2) == 0).then_some("Echo");
+        let registered = |open: Open| async move {
+            let event = CatalogEvent::DeploymentRegistered(deployment(revision, without));
+            open.partitions.change_catalog(event).await.ok()
+        };
+        while world.ask(registered).await.flatten().is_none() {}
+        world.model().registered = revision;
+    }
+}
+
+/// Forth and back, or back and forth, further than anything is late by itself.
+async fn set_clock(world: World, mut rng: Rng) {
+    for _ in 0..2 {
+        world.sleep_ms(rng.below(3_000)).await;
+        let by_ms = (120_000 + rng.below(120_000)).cast_signed() * if rng.below(3) == 0 { -1 } else { 1 };
+        world.executor.jump(by_ms);
+        world.sleep_ms(rng.below(1_500)).await;
+        world.executor.jump(-by_ms);
+    }
+}
+
+/// Checkpoints find no room for a while; edges wait, and nothing else does.
+async fn take_room(world: World, mut rng: Rng) {
+    for _ in 0..2 {
+        world.sleep_ms(rng.below(2_500)).await;
+        world.set_full(true);
+        world.sleep_ms(rng.below(2_500)).await;
+        world.set_full(false);
+    }
 }
 
 async fn pause_some(world: World, mut rng: Rng) {
@@ -26,7 +79,7 @@ async fn pause_some(world: World, mut rng: Rng) {
         let (choice, is_pipelined, pause_ms) = (rng.below(1 << 20), rng.below(3) > 0, rng.below(300));
         let clock = world.clone();
         let pausing = world.ask(move |open| async move {
-            let Some(id) = running(&open.partitions, service, choice).await else { return };
+            let Some(id) = running(&clock, &open.partitions, service, choice).await else { return };
             let pause = open.partitions.operate(id, Operation::Pause);
             let resume = open.partitions.operate(id, Operation::Resume);
             if is_pipelined {
@@ -44,9 +97,16 @@ async fn pause_some(world: World, mut rng: Rng) {
     }
 }
 
-async fn running(partitions: &Partitions, service: &str, choice: u64) -> Option<InvocationId> {
+async fn running(world: &World, partitions: &Partitions, service: &str, choice: u64) -> Option<InvocationId> {
     let filter = ListFilter { service: Some(service.to_owned()), limit: 100, ..ListFilter::default() };
     let found = partitions.list(filter).await.ok()?.invocations;
+    for invocation in &found {
+        // Nobody deletes a deployment here: an attempt was started before the catalog was known.
+        let is_gone = |error: &&AttemptError| error.message.contains("RT0011");
+        if let Some(error) = invocation.last_error.as_ref().filter(is_gone) {
+            world.finding(format!("{}: {} (rule M2)", invocation.id, error.message));
+        }
+    }
     let running: Vec<InvocationId> = found.iter().filter(|i| i.status != Status::Completed).map(|i| i.id).collect();
     running.get(choice as usize % running.len().max(1)).copied()
 }

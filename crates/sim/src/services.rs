@@ -6,19 +6,27 @@ use surefoot_model::catalog::{
 };
 use surefoot_model::{DeploymentId, TargetKind, Timestamp};
 
-/// The one deployment of a simulated world.
-pub(crate) fn deployment() -> Deployment {
+/// One revision of the deployments of a simulated world, at an address of its own. `without` is a service whose handlers it does
+/// not have, by mistake.
+pub(crate) fn deployment(revision: u32, without: Option<&str>) -> Deployment {
+    let id = DeploymentId(revision.into());
     let service = |name: &str, kind: ServiceKind, retention_ms: Option<u64>, handlers: &[(&str, TargetKind)]| Service {
         name: name.into(),
         kind,
-        revision: 1,
-        deployment: DeploymentId(1),
+        revision,
+        deployment: id,
         public: true,
-        handlers: handlers.iter().map(|(name, target)| ((*name).into(), handler(name, *target))).collect(),
+        handlers: handlers
+            .iter()
+            .filter(|_| without != Some(name))
+            .map(|(name, target)| ((*name).into(), handler(name, *target)))
+            .collect(),
         options: Options {
-            // Short, so that sleeping handlers suspend.
-            inactivity_timeout_ms: Some(300),
-            journal_retention_ms: retention_ms,
+            // Short, so that sleeping handlers suspend; what the probe asks has to go well without.
+            inactivity_timeout_ms: (name != "Probe").then_some(300),
+            abort_timeout_ms: Some(5_000),
+            // Each revision has another, so that whoever looks at the wrong one shows.
+            journal_retention_ms: retention_ms.or(Some(u64::from(revision) * 10_000_000)),
             ..Options::default()
         },
         documentation: None,
@@ -27,9 +35,10 @@ pub(crate) fn deployment() -> Deployment {
     // What is forgotten once it has ended would run again if it came again.
     let forgotten = Some(0);
     let object = [("add", TargetKind::ObjectExclusive), ("get", TargetKind::ObjectShared)];
+    let probe = ["nap", "retry", "chain"].map(|name| (name, TargetKind::Service));
     Deployment {
-        id: DeploymentId(1),
-        uri: "http://handlers/".to_owned(),
+        id,
+        uri: format!("http://handlers-{revision}/"),
         http: HttpVersion::Http2,
         mode: StreamMode::Bidirectional,
         additional_headers: BTreeMap::new(),
@@ -45,6 +54,7 @@ pub(crate) fn deployment() -> Deployment {
             service("Mirror", ServiceKind::VirtualObject, forgotten, &object),
             service("Relay", ServiceKind::Service, forgotten, &[("relay", TargetKind::Service)]),
             service("Echo", ServiceKind::Service, None, &[("echo", TargetKind::Service)]),
+            service("Probe", ServiceKind::Service, None, &probe),
         ],
     }
 }

@@ -18,6 +18,12 @@ pub(crate) struct Frame {
     pub(crate) payload: Bytes,
 }
 
+/// Whether a chunk is the frame that ends an attempt, and nothing else.
+pub(crate) fn is_end(chunk: &[u8]) -> bool {
+    let ty = chunk.first_chunk().map(|ty| u16::from_be_bytes(*ty));
+    matches!(ty, Some(SUSPENSION | ERROR | END))
+}
+
 /// Splits a byte stream into frames.
 #[derive(Default)]
 pub(crate) struct Frames(BytesMut);

@@ -1,8 +1,8 @@
 //! One scenario: clients call an object, topics are read, operators interfere, the node dies and comes back, and a reference
 //! model says what must be true.
 //!
-//! Owns: the world's parts, the lives of its node, and the last look at it. Does not own: what clients, topics and operators do
-//! and what must come of it (`clients`, `topics`, `operators`).
+//! Owns: the world's parts, the lives of its node, and when all that must has arrived. Does not own: what clients, topics and
+//! operators do and what must come of it (`clients`, `topics`, `operators`), or what is left at the end (`ending`).
 
 use crate::broker::Broker;
 use crate::executor::{Executor, Life, Ran, WORLD};
@@ -10,7 +10,7 @@ use crate::handler::Handlers;
 use crate::member::SimClient;
 use crate::services::deployment;
 use crate::transport::SimTransport;
-use crate::{clients, operators, topics};
+use crate::{clients, ending, operators, topics};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
@@ -25,8 +25,8 @@ use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_ingress::{Ingress, Request};
 use surefoot_kafka::Bounds;
 use surefoot_model::catalog::{CatalogEvent, KafkaCluster};
-use surefoot_model::{Outcome, Timestamp};
-use surefoot_partition::{MachineMutant, Partitions};
+use surefoot_model::{Outcome, PartitionId, Timestamp};
+use surefoot_partition::{MachineMutant, PartitionHealth, Partitions};
 use surefoot_server::config::Config;
 use surefoot_server::node::{self, Mutants, Node, Place, Seams};
 use surefoot_server::sources::KafkaSources;
@@ -46,12 +46,23 @@ pub struct Scenario {
     pub lives: u64,
     /// Chance per point of failure that a handler fails, in thousandths.
     pub fail_per_mille: u64,
+    /// Lives in the middle run a build that stumbles over one record, so that its partition stops; the last is repaired.
+    pub repairs: bool,
     pub mutants: Mutants,
 }
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { clients: 4, operations: 5, keys: 3, records: 40, lives: 6, fail_per_mille: 15, mutants: Mutants::default() }
+        Self {
+            clients: 4,
+            operations: 5,
+            keys: 3,
+            records: 40,
+            lives: 6,
+            fail_per_mille: 15,
+            repairs: false,
+            mutants: Mutants::default(),
+        }
     }
 }
 
@@ -81,6 +92,8 @@ const POLLS_MAX: u64 = 4_000;
 const POLLS_LIMIT: u64 = 3_000_000;
 /// How long everything that is under way may take to arrive once there is no more trouble.
 const ARRIVAL_MAX: Duration = Duration::from_secs(600);
+/// Where the node has its log.
+pub(crate) const PLACE: &str = "/log";
 
 /// One world; clones are the same.
 #[derive(Clone)]
@@ -88,8 +101,11 @@ pub(crate) struct World {
     pub(crate) scenario: Scenario,
     pub(crate) executor: Executor,
     pub(crate) broker: Broker,
+    pub(crate) disk: SimDisk,
+    pub(crate) engine: Arc<Mutex<MemEngine>>,
+    pub(crate) partitions: u16,
+    workers: usize,
     handlers: Handlers,
-    disk: SimDisk,
     model: Arc<Mutex<Model>>,
     door: Arc<Door>,
 }
@@ -100,6 +116,8 @@ pub(crate) struct Model {
     pub(crate) clients: clients::Model,
     pub(crate) topics: topics::Model,
     pub(crate) findings: Vec<String>,
+    /// The newest revision of the handlers whose registration was acknowledged.
+    pub(crate) registered: u32,
     /// Tasks of the world that have not done all they are to do.
     pub(crate) tasks_left: u64,
 }
@@ -113,6 +131,8 @@ struct Door {
     stop: Notify,
     /// Whether the last life has come to a clean stop.
     has_stopped: AtomicBool,
+    /// An operation of this life's disk fails, once.
+    has_bad_disk: AtomicBool,
 }
 
 /// A node that is up.
@@ -132,9 +152,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let mut engine = MemEngine::new();
     let world = World {
         scenario,
+        partitions: 1 + rng.below(4) as u16,
+        workers: 1 + rng.below(4) as usize,
+        engine: Arc::default(),
         broker: Broker::new(executor.clone(), seed ^ 0xb20c_0000),
         handlers: Handlers::new(seed ^ 0x4a4d, scenario.fail_per_mille),
         executor,
@@ -150,11 +172,22 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         let is_last = life == scenario.lives;
         if is_last {
             world.handlers.calm();
-        } else if rng.below(2) == 0 {
-            world.disk.crash_at(1 + rng.below(300));
+            world.door.has_bad_disk.store(false, Ordering::Relaxed);
+        } else {
+            let (fate, at) = (rng.below(6), 1 + rng.below(300));
+            match fate {
+                0..3 => world.disk.crash_at(at),
+                3 => world.disk.fail_at(at),
+                _ => {}
+            }
+            world.door.has_bad_disk.store(fate == 3, Ordering::Relaxed);
         }
-        let slow = ("checkpointer", if rng.below(3) == 0 { 200 } else { 1 });
-        world.start_life(life, seed, &engine, config(&mut rng), slow);
+        let slow = match rng.below(6) {
+            0 | 1 => ("checkpointer", 200),
+            2 => ("log-writer", 100),
+            _ => ("", 1),
+        };
+        world.start_life(life, seed, config(&mut rng), slow);
         let polls = if is_last { POLLS_LIMIT } else { rng.below(POLLS_MAX) };
         let ran = world.executor.run(polls, || {
             let model = world.model();
@@ -175,12 +208,13 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         world.disk.die();
         *lock(&world.door.open) = None;
         world.executor.kill(life);
+        let mut engine = lock(&world.engine);
         if rng.below(3) == 0 {
             world.disk.process_kill();
-            engine = engine.restart();
+            *engine = engine.restart();
         } else {
             world.disk.power_loss(&mut rng);
-            engine = engine.power_loss(rng.next_u64());
+            *engine = engine.power_loss(rng.next_u64());
         }
     }
     unreachable!("the last life returns")
@@ -203,8 +237,17 @@ fn config(rng: &mut Rng) -> Config {
         1 => config.memory_bytes = 1 << 10,
         _ => {}
     }
-    if rng.below(2) == 0 {
-        config.worker.invoker.attempts_max = 2;
+    match rng.below(6) {
+        0 => config.worker.invoker.attempts_max = 1,
+        1 | 2 => config.worker.invoker.attempts_max = 2,
+        _ => {}
+    }
+    if rng.below(4) == 0 {
+        config.worker.invoker.replay_bytes_max = 1 << 10;
+    }
+    if rng.below(3) == 0 {
+        config.retained_bytes_max = 4 << 10;
+        config.worker.cleanup_interval = Duration::from_secs(1);
     }
     // So little of everything that subscriptions and streams are held, or as much as always.
     if rng.below(2) == 0 {
@@ -265,20 +308,81 @@ impl World {
         answer.await.ok()
     }
 
-    fn start_life(&self, life: u64, seed: u64, engine: &MemEngine, config: Config, slow: (&'static str, u64)) {
+    /// Starts a task that belongs to no life, and gives a place for its answer.
+    pub(crate) fn begin<T, F>(&self, question: impl FnOnce(Open) -> F) -> Asked<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.executor.run(POLLS_LIMIT, || lock(&self.door.open).is_some());
+        let result = Asked::default();
+        let Some(open) = lock(&self.door.open).clone() else { return result };
+        let (slot, asking) = (result.clone(), question(open));
+        let keep = async move {
+            let answer = asking.await;
+            *lock(&slot.0) = Some(answer);
+        };
+        self.executor.spawn(WORLD, Box::pin(keep));
+        result
+    }
+
+    /// The answer, if it comes in time.
+    pub(crate) fn within<T>(&self, limit: Duration, asked: Asked<T>) -> Option<T> {
+        let deadline = self.executor.now() + limit;
+        self.executor.run(POLLS_LIMIT, || lock(&asked.0).is_some() || self.executor.now() > deadline);
+        lock(&asked.0).take()
+    }
+
+    /// The answer of the node, while the world goes on.
+    pub(crate) fn answer<T, F>(&self, what: &str, question: impl FnOnce(Open) -> F) -> Result<T, String>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let asked = self.begin(question);
+        self.within(ARRIVAL_MAX, asked).ok_or_else(|| format!("{what} never ended"))
+    }
+
+    /// Lets the world go on for a while.
+    pub(crate) fn run_for(&self, duration: Duration) {
+        let until = self.executor.now() + duration;
+        self.executor.run(POLLS_LIMIT, || self.executor.now() >= until);
+    }
+
+    /// Whether the engine finds no room for a commit.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        lock(&self.engine).set_full(is_full);
+    }
+
+    /// Handlers that run right now.
+    pub(crate) fn serving(&self) -> u64 {
+        self.handlers.serving()
+    }
+
+    /// Every partition, the catalog's among them.
+    pub(crate) fn all_partitions(&self) -> Vec<PartitionId> {
+        (0..self.partitions).map(PartitionId).chain([PartitionId::CATALOG]).collect()
+    }
+
+    fn start_life(&self, life: u64, seed: u64, config: Config, slow: (&'static str, u64)) {
         let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5, slow);
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
         let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed);
         let dead = self.disk.clone();
+        let mut mutants = self.scenario.mutants;
+        if self.stumbles(life) {
+            mutants.machine = MachineMutant::Stumbles;
+        }
         let seams = Seams {
-            engine: Arc::new(engine.clone()),
+            engine: Arc::new(lock(&self.engine).clone()),
             transport: Arc::new(SimTransport { executor: self.executor.clone(), handlers: self.handlers.clone() }),
             sources: Arc::new(SimClient(self.broker.clone())),
             fatal: Arc::new(move |_| dead.die()),
-            mutants: with_chores(self.scenario.mutants, seed),
+            workers: self.workers,
+            mutants: with_chores(mutants, seed),
         };
-        let place = Place { log: PathBuf::from("/log"), partitions: 4, node_id: 1 };
+        let place = Place { log: PathBuf::from(PLACE), partitions: self.partitions, node_id: 1 };
         let world = self.clone();
         self.executor.spawn(
             life,
@@ -287,10 +391,16 @@ impl World {
                     Ok(node) => world.live(life, &config, node, follows_stop).await,
                     // A machine that died on the way says so with errors of its disk.
                     Err(_) if world.disk.is_dead() => {}
+                    // It says so and ends, as production does.
+                    Err(_) if world.door.has_bad_disk.load(Ordering::Relaxed) => world.disk.die(),
                     Err(error) => world.finding(format!("start of life {life}: {error}")),
                 }
             }),
         );
+    }
+
+    fn stumbles(&self, life: u64) -> bool {
+        self.scenario.repairs && (2..self.scenario.lives).contains(&life)
     }
 
     /// Asks the node to stop, and waits until it has, or kills it while it does.
@@ -308,9 +418,14 @@ impl World {
         if follows_stop && node.recovered.records > 0 {
             self.finding(format!("{} records to apply after a clean stop", node.recovered.records));
         }
+        let registered = self.model().registered;
+        let is_known = |service: &surefoot_model::catalog::Service| service.revision >= registered;
+        if registered > 0 && !node.partitions.catalog().load().services.get("Probe").is_some_and(|service| is_known(service)) {
+            self.finding(format!("life {life} knows nothing of revision {registered}, which was acknowledged (rule M2)"));
+        }
         if node.partitions.catalog().load().deployments.is_empty() {
             let cluster = KafkaCluster { name: topics::CLUSTER.into(), properties: BTreeMap::new(), created_at: Timestamp(0) };
-            for event in [CatalogEvent::KafkaClusterStored(cluster), CatalogEvent::DeploymentRegistered(deployment())] {
+            for event in [CatalogEvent::KafkaClusterStored(cluster), CatalogEvent::DeploymentRegistered(deployment(1, None))] {
                 if node.partitions.change_catalog(event).await.is_err() {
                     return;
                 }
@@ -334,7 +449,8 @@ impl World {
         poll_fn(|cx| {
             while next_look.as_mut().poll(cx).is_ready() {
                 next_look = look();
-                for stopped in node.partitions.stopped() {
+                let expected = |stopped: &PartitionHealth| self.stumbles(life) && stopped.error.contains("this build stumbles");
+                for stopped in node.partitions.stopped().iter().filter(|stopped| !expected(stopped)) {
                     self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
                 }
                 let troubles = node.sources.troubles();
@@ -348,12 +464,13 @@ impl World {
             stop.as_mut().poll(cx)
         })
         .await;
+        let is_whole = node.partitions.stopped().is_empty();
         node.stop().await;
         // A log that fails ends the process (rule L4), here once this poll is over.
-        self.door.has_stopped.store(!self.disk.is_dead(), Ordering::Relaxed);
+        self.door.has_stopped.store(!self.disk.is_dead() && is_whole, Ordering::Relaxed);
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let mut findings = self.model().findings.clone();
         findings.extend(self.handlers.findings());
         findings.extend(self.broker.findings());
@@ -373,9 +490,11 @@ impl World {
             if self.executor.now() > deadline {
                 return Err(missing);
             }
-            let until = self.executor.now() + Duration::from_secs(5);
-            self.executor.run(POLLS_LIMIT, || self.executor.now() >= until);
+            self.run_for(Duration::from_secs(5));
         }
+        let engine = lock(&self.engine).clone();
+        ending::check(self, &engine)?;
+        self.check()?;
         let model = self.model();
         Ok(Report {
             hash: self.executor.hash(),
@@ -385,24 +504,20 @@ impl World {
             crashes,
         })
     }
+}
 
-    /// The answer of the node, while the world goes on.
-    pub(crate) fn answer<T, F>(&self, what: &str, question: impl FnOnce(Open) -> F) -> Result<T, String>
-    where
-        T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
-    {
-        self.executor.run(POLLS_LIMIT, || lock(&self.door.open).is_some());
-        let open = lock(&self.door.open).clone().ok_or("the node does not come up")?;
-        let result = Arc::new(Mutex::new(None));
-        let (slot, asking) = (result.clone(), question(open));
-        let keep = async move {
-            let answer = asking.await;
-            *lock(&slot) = Some(answer);
-        };
-        self.executor.spawn(WORLD, Box::pin(keep));
-        self.executor.run(POLLS_LIMIT, || lock(&result).is_some());
-        lock(&result).take().ok_or_else(|| format!("{what} never ended"))
+/// An answer that is to come.
+pub(crate) struct Asked<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Default for Asked<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Clone for Asked<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 

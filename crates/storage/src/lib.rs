@@ -19,6 +19,6 @@ pub use checkpoint::{Checkpoint, Checkpointed, Failure};
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;
 pub use engine::{Batch, Engine, RawEntry, View};
-pub use scan::{Known, Limit, Piece};
+pub use scan::{Known, Limit, Piece, Row};
 pub use store::{Error, Mutant, Reader, RetiredLayers, Store, Txn};
 pub use view::PartitionView;

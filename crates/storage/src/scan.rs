@@ -10,11 +10,12 @@ use crate::codec;
 use crate::engine::{RawEntry, View};
 use crate::keys;
 use crate::layer::{Layer, Merged, MergedSlot, Slot};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::vec;
-use surefoot_machine::{StateError, Table};
+use surefoot_machine::{Family, StateError, Table, TableSet, Visit};
 use surefoot_model::{PartitionId, encoding};
 
 /// Everything below the overlay.
@@ -84,6 +85,30 @@ impl<'a> Layers<'a> {
         None
     }
 
+    /// Every entry of every table, in the order of tables and keys.
+    pub(crate) fn rows(&self) -> Result<Vec<Row>, StateError> {
+        let mut all = AllRows { layers: *self, rows: Vec::new(), error: None };
+        TableSet::<Nothing>::default().visit(&mut all);
+        all.error.map_or(Ok(all.rows), Err)
+    }
+
+    fn all<T: Table>(&self) -> Result<BTreeMap<T::Key, T::Value>, StateError> {
+        let (from, to) = (keys::prefix(self.partition, T::TAG), keys::prefix(self.partition, T::TAG + 1));
+        let mut entries = BTreeMap::new();
+        for (key, value) in self.view.scan(&from, &to, usize::MAX, usize::MAX).map_err(|e| unreadable::<T>(&e))? {
+            let key = keys::read_entry::<T>(&key)?;
+            let value = decode::<T>(&key, &value)?;
+            entries.insert(key, value);
+        }
+        for MergedSlot { key, value, .. } in Merged::<T>::new(self.newest_first(), Bound::Unbounded, Bound::Unbounded) {
+            match value {
+                Some(value) => entries.insert(key.clone(), value.clone()),
+                None => entries.remove(key),
+            };
+        }
+        Ok(entries)
+    }
+
     /// At most `rows` entries with `from <= key < to`, in key order; no more after the one that makes them `bytes` or more.
     pub(crate) fn scan<T: Table>(
         &self,
@@ -132,6 +157,40 @@ impl<'a> Layers<'a> {
 fn within<'a, T: Table>(above: Above<'a, T>, from: &T::Key, to: Option<&T::Key>) -> Above<'a, T> {
     let above = &above[above.partition_point(|(key, _)| key < from)..];
     &above[..to.map_or(above.len(), |to| above.partition_point(|(key, _)| key < to))]
+}
+
+/// One entry of a table, as text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row {
+    pub table: &'static str,
+    pub key: String,
+    pub value: String,
+}
+
+/// Reads every table to its end.
+struct AllRows<'a> {
+    layers: Layers<'a>,
+    rows: Vec<Row>,
+    error: Option<StateError>,
+}
+
+struct Nothing;
+
+impl Family for Nothing {
+    type Of<T: Table> = ();
+}
+
+impl Visit<Nothing> for AllRows<'_> {
+    fn visit<T: Table>(&mut self, (): &mut ()) {
+        match self.layers.all::<T>() {
+            Ok(entries) => self.rows.extend(entries.into_iter().map(|(key, value)| Row {
+                table: T::NAME,
+                key: format!("{key:?}"),
+                value: format!("{value:?}"),
+            })),
+            Err(error) => self.error = Some(error),
+        }
+    }
 }
 
 /// How much of a scan to give at once.

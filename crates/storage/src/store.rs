@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, Checkpointed};
 use crate::engine::{Engine, RawEntry, View};
 use crate::keys;
 use crate::layer::{Layer, Overlay};
-use crate::scan::{Known, Layers, Limit, Piece, Typed};
+use crate::scan::{Known, Layers, Limit, Piece, Row, Typed};
 use crate::view::PartitionView;
 use std::io;
 use std::mem;
@@ -58,6 +58,8 @@ pub enum Mutant {
     LateEngineView,
     /// Against rule C4: a checkpoint leaves out layers that were sealed for a view.
     ForgetSealed,
+    /// Against rule M3: what a record wrote before it failed stays.
+    KeepHalf,
 }
 
 /// Layers that views may hold sealed at a time, besides frozen ones: each makes every read a little longer.
@@ -291,6 +293,9 @@ impl Txn<'_> {
 impl Drop for Txn<'_> {
     fn drop(&mut self) {
         // After a commit there is nothing left to discard.
+        if self.store.mutant == Mutant::KeepHalf {
+            self.store.overlay.publish(&mut self.store.active, &[]);
+        }
         self.store.overlay.discard();
     }
 }
@@ -361,6 +366,11 @@ impl<'a> Reader<'a> {
     /// memory: then the disk need not be asked.
     pub fn all_in_memory<T: Table>(&self, from: &T::Key, to: &T::Key, count: usize) -> Option<Vec<Typed<T>>> {
         self.layers.in_memory::<T>(&[], from, to, count)
+    }
+
+    /// Every entry of every table, as text: to compare one state with another. **Errors** as for [`Reader::get`].
+    pub fn rows(&self) -> Result<Vec<Row>, StateError> {
+        self.layers.rows()
     }
 
     /// The first entries with `from <= key < to`, in key order, as far as the limit lets them. **Errors** as for [`Reader::get`].

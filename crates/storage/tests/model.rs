@@ -29,8 +29,14 @@ fn a_seed_gives_the_same_history_twice() {
 
 #[test]
 fn every_mutant_is_noticed() {
-    let mutants =
-        [Mutant::VanishAcrossLayers, Mutant::SplitCheckpoint, Mutant::SkipFlush, Mutant::LateEngineView, Mutant::ForgetSealed];
+    let mutants = [
+        Mutant::VanishAcrossLayers,
+        Mutant::SplitCheckpoint,
+        Mutant::SkipFlush,
+        Mutant::LateEngineView,
+        Mutant::ForgetSealed,
+        Mutant::KeepHalf,
+    ];
     for mutant in mutants {
         // A broken invariant is as good as a wrong answer.
         let holds = |seed: &u64| matches!(catch_unwind(|| World::run(*seed, mutant, 300)), Ok(Ok(())));

@@ -1,0 +1,113 @@
+//! Seeds: fixed ones on every run, others by `SUREFOOT_SIM_SEEDS=first..end`. `first..` with `SUREFOOT_SIM_SECONDS=60` goes on for so
+//! long. A failing seed prints the command that repeats it. `SUREFOOT_SIM_MUTANTS=K7` tries those variants only whose name has this
+//! in it.
+
+mod mutants;
+
+use mutants::{MUTANTS, Mutated};
+use std::panic::catch_unwind;
+use std::time::{Duration, Instant};
+use surefoot_sim::{Report, Scenario, run};
+
+/// Seeds where nobody asks for others.
+const SEEDS: std::ops::Range<u64> = 0..100;
+/// Seeds within which each broken variant must be caught.
+const MUTANT_SEEDS: std::ops::Range<u64> = 0..2_000;
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// The seeds that are asked for; without an end, as many as there is time for.
+fn seeds() -> impl Iterator<Item = u64> {
+    let (first, end) = match variable("SUREFOOT_SIM_SEEDS") {
+        None => (SEEDS.start, SEEDS.end),
+        Some(text) => {
+            let (first, end) = text.split_once("..").expect("SUREFOOT_SIM_SEEDS is first..end, or first..");
+            let end = if end.is_empty() { u64::MAX } else { end.parse().expect("a number") };
+            (first.parse().expect("a number"), end)
+        }
+    };
+    let seconds = variable("SUREFOOT_SIM_SECONDS").map(|text| text.parse().expect("a number of seconds"));
+    assert!(end < u64::MAX || seconds.is_some(), "seeds without an end need SUREFOOT_SIM_SECONDS");
+    let (start, limit) = (Instant::now(), seconds.map_or(Duration::MAX, Duration::from_secs));
+    println!("seeds from {first}{}", if end == u64::MAX { String::new() } else { format!(" to before {end}") });
+    (first..end).take_while(move |_| start.elapsed() < limit)
+}
+
+/// Panics of a simulated node are findings like any other.
+fn outcome(seed: u64, scenario: Scenario) -> Result<Report, String> {
+    catch_unwind(|| run(seed, scenario)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
+
+#[test]
+fn seeds_hold() {
+    let (mut count, mut operations, mut records, mut attempts, mut crashes) = (0, 0, 0, 0, 0);
+    for seed in seeds() {
+        match outcome(seed, Scenario::default()) {
+            Ok(report) => {
+                count += 1;
+                operations += report.operations;
+                records += report.records;
+                attempts += report.attempts;
+                crashes += report.crashes;
+            }
+            Err(finding) => panic!(
+                "seed {seed}: {finding}\nrepeat with: SUREFOOT_SIM_SEEDS={seed}..{} cargo test -p surefoot-sim seeds_hold",
+                seed + 1
+            ),
+        }
+    }
+    println!("{count} seeds: {operations} operations, {records} Kafka records, {attempts} attempts, {crashes} crashes");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..20 {
+        assert_eq!(outcome(seed, Scenario::default()), outcome(seed, Scenario::default()), "seed {seed}");
+    }
+}
+
+/// What was under way at a clean stop was logged after the last checkpoint, for the next version to apply under its own rules.
+#[test]
+fn a_clean_stop_leaves_nothing_to_apply() {
+    for seed in [0, 21, 145, 174] {
+        outcome(seed, Scenario::default()).unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
+    }
+}
+
+/// A variant is caught by what its rule is about: a finding that says something else shows that something else is broken.
+#[test]
+fn every_mutant_is_caught() {
+    let wanted = variable("SUREFOOT_SIM_MUTANTS").unwrap_or_default();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for Mutated { name, mutants, signs } in MUTANTS.iter().filter(|mutated| mutated.name.contains(&wanted)) {
+        let scenario = Scenario { mutants: *mutants, ..Scenario::default() };
+        let mut others = Vec::new();
+        let found = MUTANT_SEEDS.into_iter().find_map(|seed| {
+            let finding = outcome(seed, scenario).err()?;
+            if signs.iter().any(|sign| finding.contains(sign)) {
+                return Some((seed, finding));
+            }
+            others.push(format!("seed {seed}: {finding}"));
+            None
+        });
+        let short = |text: &str| text.chars().take(160).collect::<String>();
+        match found {
+            Some((seed, finding)) => println!("{name}: seed {seed}: {}", short(&finding)),
+            None => missed.push(format!(
+                "{name}, which should show as {signs:?}; it showed as {:?}",
+                others.iter().take(3).map(|o| short(o)).collect::<Vec<_>>()
+            )),
+        }
+        if !others.is_empty() {
+            println!("    before that, {} other findings, the first: {}", others.len(), short(&others[0]));
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not caught within {MUTANT_SEEDS:?}:\n{}", missed.join("\n"));
+}

@@ -1,0 +1,94 @@
+//! The broken variants that whole nodes are run with, and the words of the finding that each must lead to.
+//!
+//! Does not own: variants whose rule shows in one room alone; they are caught there (`docs/rules.md` says where).
+
+use surefoot_kafka::Mutant as KafkaMutant;
+use surefoot_log::local::Mutant as LogMutant;
+use surefoot_partition::{MachineMutant, Mutant as PartitionMutant};
+use surefoot_sim::Mutants;
+use surefoot_storage::Mutant as StorageMutant;
+
+pub(crate) struct Mutated {
+    pub(crate) name: &'static str,
+    pub(crate) mutants: Mutants,
+    /// One of them is in the finding that counts.
+    pub(crate) signs: &'static [&'static str],
+}
+
+const NONE: Mutants = Mutants {
+    log: LogMutant::None,
+    storage: StorageMutant::None,
+    machine: MachineMutant::None,
+    partition: PartitionMutant::None,
+    kafka: KafkaMutant::None,
+};
+
+const fn log(name: &'static str, log: LogMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { log, ..NONE }, signs }
+}
+
+const fn storage(name: &'static str, storage: StorageMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { storage, ..NONE }, signs }
+}
+
+const fn machine(name: &'static str, machine: MachineMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { machine, ..NONE }, signs }
+}
+
+const fn partition(name: &'static str, partition: PartitionMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { partition, ..NONE }, signs }
+}
+
+const fn kafka(name: &'static str, kafka: KafkaMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { kafka, ..NONE }, signs }
+}
+
+pub(crate) const MUTANTS: &[Mutated] = &[
+    log("L6 skip the sync", LogMutant::SkipSync, &["acknowledged", "not each of", "log ends before"]),
+    log("L6 publish before the sync", LogMutant::PublishBeforeSync, &["acknowledged", "not each of", "log ends before"]),
+    log("L3 forget to sync the directory", LogMutant::SkipDirSync, &["acknowledged", "not each of", "log ends before"]),
+    log("L4 go on after a failed sync", LogMutant::IgnoreFailedSync, &["acknowledged", "not each of", "log ends before"]),
+    storage("C1 split the checkpoint", StorageMutant::SplitCheckpoint, &["stopped", "differs"]),
+    storage("C2 trim before the engine has flushed", StorageMutant::SkipFlush, &["its log begins at"]),
+    storage("C3 vanish across layers", StorageMutant::VanishAcrossLayers, &["ran again", "differs", "not quiet", "stopped"]),
+    storage("C4 forget what was sealed for a view", StorageMutant::ForgetSealed, &["stopped", "differs", "not quiet"]),
+    partition("C2 trim when the checkpoint begins", PartitionMutant::TrimAtFreeze, &["its log begins at"]),
+    partition("O1 forget the outbox at a restart", PartitionMutant::ForgetOutbox, &["never arrived", "never ended"]),
+    partition("T2 forget timers at a restart", PartitionMutant::ForgetTimers, &["never ended", "late (rule T2)"]),
+    partition("M1 go on at the newest deployment", PartitionMutant::IgnorePin, &["(rule M1)"]),
+    partition("M2 answer before it is durable", PartitionMutant::AnswerEarly, &["(rule M2)"]),
+    partition("M6 forget what ran at a restart", PartitionMutant::ForgetRunning, &["never ended"]),
+    partition("M7 stop without a checkpoint", PartitionMutant::StopBetween, &["records to apply after a clean stop"]),
+    machine("R1 evict results that have a name", MachineMutant::EvictNamed, &["twice"]),
+    machine("T1 due by the monotone time", MachineMutant::DueByRecordTime, &["(rule T1)"]),
+    partition("T2 sleep through a jump", PartitionMutant::SleepThrough, &["(rule T2)"]),
+    partition("T2 fire early", PartitionMutant::FireEarly, &["early (rule T2)"]),
+    machine(
+        "M4 count attempts anew",
+        MachineMutant::RestartAttempts,
+        &["batches of one attempt come in order", "the id that lived again"],
+    ),
+    machine("M4 take stale messages", MachineMutant::TakeStaleMessages, &["batches of one attempt come in order"]),
+    machine("M5 forget what was not delivered", MachineMutant::ForgetUndelivered, &["never ended"]),
+    partition("M5 show a notification twice", PartitionMutant::ShowTwice, &["came twice"]),
+    partition("M5 show less than there is", PartitionMutant::ShowLess, &["never ended"]),
+    partition("M9 forget chores at a restart", PartitionMutant::ForgetChores, &["not quiet", "differs", "never ended"]),
+    machine("O1 take messages again", MachineMutant::ForgetInbound, &["twice"]),
+    machine("K1 take Kafka records again", MachineMutant::ForgetStreams, &["twice"]),
+    kafka("K1 ignore the topic's id", KafkaMutant::IgnoreTopicId, &["never took"]),
+    kafka("K2 overtake", KafkaMutant::Overtake, &["out of order", "never took"]),
+    kafka("K3 route by assignment", KafkaMutant::RouteByAssignment, &["parked twice", "twice"]),
+    kafka("K4 resolve again", KafkaMutant::ResolveAgain, &["never took"]),
+    kafka("K4 read an added Kafka partition from its end", KafkaMutant::AddedAtEnd, &["never took"]),
+    kafka("K4 read a topic that was missing from its end", KafkaMutant::MissingAtEnd, &["never took"]),
+    kafka("K5 the position leads", KafkaMutant::PositionLeads, &["never took"]),
+    kafka("K5 commits lead", KafkaMutant::CommitLeads, &["the group was told"]),
+    machine("K6 park again", MachineMutant::ParkAgain, &["parked twice"]),
+    kafka("K7 fetch before the epoch is open", KafkaMutant::FetchBeforeOpen, &["never took"]),
+    machine("K7 take an epoch that is over", MachineMutant::TakeOldEpoch, &["twice"]),
+    kafka(
+        "K7 take what is revoked",
+        KafkaMutant::TakeRevoked,
+        &["offsets of a stream rise", "never took", "twice", "out of order"],
+    ),
+];
