@@ -136,8 +136,6 @@ pub enum Mutant {
     TakeRevoked,
     /// Against rule K4: a Kafka partition that is added later is read from its end.
     AddedAtEnd,
-    /// Against rule K4: a topic that was missing when its subscription was created is read from its end.
-    MissingAtEnd,
 }
 
 /// The running subscriptions of a node. Cheap to clone.

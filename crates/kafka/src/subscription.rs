@@ -293,7 +293,7 @@ impl Task {
     async fn resolve_without_topic(&self) -> Result<(), End> {
         let _edit = self.catalog_edit.lock().await;
         let subscription = self.subscription()?;
-        if !subscription.resolved && self.settings.mutant != Mutant::MissingAtEnd {
+        if !subscription.resolved {
             let resolved = Subscription { resolved: true, ..(*subscription).clone() };
             self.admission.change_catalog(CatalogEvent::SubscriptionStored(resolved, Vec::new())).await?;
         }

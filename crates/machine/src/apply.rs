@@ -52,8 +52,6 @@ pub enum Mutant {
     ForgetStreams,
     /// Against rule K6: the same, for those that are parked.
     ParkAgain,
-    /// Against rule K7: Kafka records of an epoch that is over are taken.
-    TakeOldEpoch,
     /// Against rule R1: the byte bound may remove results that somebody has a name for.
     EvictNamed,
     /// Against rule T1: a retry is due by the partition's monotone time, and not by the clock of whoever asked for it.

@@ -28,7 +28,7 @@ pub(crate) fn closed<S: State>(cx: &mut Context<S>, subscription: SubscriptionId
 /// Takes a Kafka record if its epoch is open and it has not been taken before.
 pub(crate) fn admit<S: State>(cx: &mut Context<S>, record: &SourceRecord) -> Result<bool, StateError> {
     match cx.state.get::<Sources>(&record.stream.subscription)? {
-        Some(row) if row.epoch == record.stream.epoch || cx.mutant == Mutant::TakeOldEpoch => {}
+        Some(row) if row.epoch == record.stream.epoch => {}
         _ => return Ok(false),
     }
     let is_taken = cx.state.get::<Streams>(&record.stream)?.is_some_and(|taken| record.offset <= taken);

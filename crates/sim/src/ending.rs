@@ -26,6 +26,8 @@ const PROBE_MAX: Duration = Duration::from_secs(10);
 const WAKE_MAX: Duration = Duration::from_secs(3);
 /// How far the clock jumps under a probe.
 const JUMP: Duration = Duration::from_secs(100);
+/// Calls that are completed just before tables are compared.
+const NAMED: usize = 4;
 /// Tables that are empty when nothing is left to do.
 const EMPTY_AT_REST: [&str; 9] = ["objects", "inbox", "timers", "running", "outbox", "open", "waiters", "chores", "chore_pages"];
 
@@ -132,7 +134,14 @@ fn tables(world: &World) -> Result<Tables, String> {
 
 fn is_what_recovery_makes(world: &World, engine: &MemEngine) -> Result<(), String> {
     const TRIES: usize = 50;
-    for _ in 0..TRIES {
+    for round in 0..TRIES {
+        // Some that no checkpoint has yet.
+        for number in 0..NAMED {
+            let name = format!("named-{round}-{number}");
+            let asked =
+                world.begin(move |open| async move { open.ingress.call(request("Echo", "echo", "", "x", Some(&name))).await });
+            answered(world, "an echo with a name", asked, PROBE_MAX)?;
+        }
         let live = tables(world)?;
         let (disk, engine) = (world.disk.fork(), copy(engine));
         // A checkpoint came in between where the engine is ahead.

@@ -131,6 +131,8 @@ struct Door {
     stop: Notify,
     /// Whether the last life has come to a clean stop.
     has_stopped: AtomicBool,
+    /// Whether all partitions ran to its end.
+    was_whole: AtomicBool,
     /// An operation of this life's disk fails, once.
     has_bad_disk: AtomicBool,
 }
@@ -368,7 +370,7 @@ impl World {
         let parts = Life::new(self.executor.clone(), life, seed ^ 0x1d5, slow);
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
-        let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed);
+        let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed) && self.door.was_whole.load(Ordering::Relaxed);
         let dead = self.disk.clone();
         let mut mutants = self.scenario.mutants;
         if self.stumbles(life) {
@@ -430,6 +432,10 @@ impl World {
                     return;
                 }
             }
+            // Nobody calls what is not there yet, even where that was answered too early.
+            while node.partitions.catalog().load().deployments.is_empty() {
+                self.sleep_ms(1).await;
+            }
         }
         topics::check_commits(&self, &node.partitions);
         let settings = surefoot_admin::Settings {
@@ -467,7 +473,8 @@ impl World {
         let is_whole = node.partitions.stopped().is_empty();
         node.stop().await;
         // A log that fails ends the process (rule L4), here once this poll is over.
-        self.door.has_stopped.store(!self.disk.is_dead() && is_whole, Ordering::Relaxed);
+        self.door.has_stopped.store(!self.disk.is_dead(), Ordering::Relaxed);
+        self.door.was_whole.store(is_whole, Ordering::Relaxed);
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {

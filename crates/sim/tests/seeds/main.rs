@@ -79,6 +79,26 @@ fn a_clean_stop_leaves_nothing_to_apply() {
     }
 }
 
+/// A build stops a partition over one record; the node starts again with that build, is called, and is repaired: everything that was
+/// acknowledged meanwhile is there, on all partitions (rules C5, O1, M8).
+#[test]
+fn a_partition_that_another_build_repairs_loses_nothing() {
+    for seed in seeds() {
+        let scenario = Scenario { repairs: true, ..Scenario::default() };
+        outcome(seed, scenario).unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
+    }
+}
+
+/// The documents list what is tried here.
+#[test]
+fn each_variant_is_in_the_documents() {
+    let page = include_str!("../../../../docs/simulation.md");
+    for Mutated { name, .. } in MUTANTS {
+        let (rule, what) = name.split_once(' ').expect("a name begins with its rule");
+        assert!(page.contains(&format!("| {rule} | {what} | simulation |")), "docs/simulation.md has no row for `{name}`");
+    }
+}
+
 /// A variant is caught by what its rule is about: a finding that says something else shows that something else is broken.
 #[test]
 fn every_mutant_is_caught() {
