@@ -214,7 +214,7 @@ impl Recovering {
     /// Starts workers and a new term. `connect` tells the log where a partition's entries go; `invoker` makes the invoker that
     /// reports to the given output; `fatal` ends the process where the engine has failed (rule C8).
     pub fn start(
-        self,
+        mut self,
         env: Env,
         log: Arc<dyn Log>,
         connect: impl Fn(PartitionId, Arc<dyn Sink>),

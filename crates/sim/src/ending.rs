@@ -60,7 +60,7 @@ fn quiet(world: &World) -> Result<(), String> {
 }
 
 /// What is still to do; empty if that is nothing.
-fn left(world: &World) -> Result<String, String> {
+pub(crate) fn left(world: &World) -> Result<String, String> {
     let mut left = String::new();
     for (partition, (_, rows)) in tables(world)? {
         let is_open = |row: &&Row| match row.table {

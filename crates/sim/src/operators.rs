@@ -66,6 +66,9 @@ async fn set_clock(world: World, mut rng: Rng) {
 async fn take_room(world: World, mut rng: Rng) {
     for _ in 0..2 {
         world.sleep_ms(rng.below(2_500)).await;
+        if world.model().is_calm {
+            return;
+        }
         world.set_full(true);
         world.sleep_ms(rng.below(2_500)).await;
         world.set_full(false);
@@ -95,6 +98,11 @@ async fn pause_some(world: World, mut rng: Rng) {
         let _ = pausing.await;
         while world.ask(resume_each).await.is_none() {}
     }
+    // What a partition that had stopped was not told then.
+    while !world.model().is_calm {
+        world.sleep_ms(100).await;
+    }
+    while world.ask(resume_each).await.is_none() {}
 }
 
 async fn running(world: &World, partitions: &Partitions, service: &str, choice: u64) -> Option<InvocationId> {

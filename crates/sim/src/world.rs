@@ -116,6 +116,8 @@ pub(crate) struct Model {
     pub(crate) clients: clients::Model,
     pub(crate) topics: topics::Model,
     pub(crate) findings: Vec<String>,
+    /// The last life: it has no trouble that it would not survive.
+    pub(crate) is_calm: bool,
     /// The newest revision of the handlers whose registration was acknowledged.
     pub(crate) registered: u32,
     /// Tasks of the world that have not done all they are to do.
@@ -133,6 +135,8 @@ struct Door {
     has_stopped: AtomicBool,
     /// Whether all partitions ran to its end.
     was_whole: AtomicBool,
+    /// The engine finds no room.
+    is_full: AtomicBool,
     /// An operation of this life's disk fails, once.
     has_bad_disk: AtomicBool,
 }
@@ -174,6 +178,8 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         let is_last = life == scenario.lives;
         if is_last {
             world.handlers.calm();
+            world.model().is_calm = true;
+            world.set_full(false);
             world.door.has_bad_disk.store(false, Ordering::Relaxed);
         } else {
             let (fate, at) = (rng.below(6), 1 + rng.below(300));
@@ -200,7 +206,10 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
             let left = world.model().tasks_left;
             return match ran {
                 Ran::Until if left == 0 => world.finish(life - 1),
-                _ => Err(format!("the work never ended: {ran:?}, {left} tasks left")),
+                _ => {
+                    let what = ending::left(&world).unwrap_or_else(|error| error);
+                    Err(format!("the work never ended: {ran:?}, {left} tasks left; {what}"))
+                }
             };
         }
         if ran == Ran::Polls && rng.below(4) == 0 {
@@ -353,6 +362,7 @@ impl World {
 
     /// Whether the engine finds no room for a commit.
     pub(crate) fn set_full(&self, is_full: bool) {
+        self.door.is_full.store(is_full, Ordering::Relaxed);
         lock(&self.engine).set_full(is_full);
     }
 
@@ -394,6 +404,7 @@ impl World {
                     // A machine that died on the way says so with errors of its disk.
                     Err(_) if world.disk.is_dead() => {}
                     // It says so and ends, as production does.
+                    Err(_) if world.door.is_full.load(Ordering::Relaxed) => world.disk.die(),
                     Err(_) if world.door.has_bad_disk.load(Ordering::Relaxed) => world.disk.die(),
                     Err(error) => world.finding(format!("start of life {life}: {error}")),
                 }
