@@ -174,7 +174,7 @@ fn copy(engine: &MemEngine) -> Arc<dyn Engine> {
 }
 
 fn recovering(world: &World, engine: &Arc<dyn Engine>) -> Result<Recovering, String> {
-    let mutants = world.scenario.mutants;
+    let mutants = world.mutants;
     let settings = Settings {
         cleanup_interval_ms: u64::MAX,
         retained_bytes_max: u64::MAX,
@@ -198,12 +198,13 @@ fn applied(world: &World, engine: &Arc<dyn Engine>) -> Result<BTreeMap<Partition
 /// What checkpoint and log say, up to where the live tables are.
 fn recover(world: &World, disk: &SimDisk, engine: &Arc<dyn Engine>, live: &Tables) -> Result<Tables, String> {
     let mut recovering = recovering(world, engine)?;
+    let covered = recovering.covered();
     let mut replay = |entry: surefoot_log::Entry| {
         let is_wanted = live.get(&entry.partition).is_some_and(|(applied, _)| entry.lsn <= *applied);
         if is_wanted { Ok(recovering.replay(&entry)?) } else { Ok(()) }
     };
     let options = Options::new(|message| unreachable!("nobody writes: {message}"));
-    local::open(Arc::new(disk.clone()), PLACE.as_ref(), options, &mut replay).map_err(|error| error.to_string())?;
+    local::open(Arc::new(disk.clone()), PLACE.as_ref(), options, &covered, &mut replay).map_err(|error| error.to_string())?;
     world.all_partitions().into_iter().map(|partition| Ok((partition, recovering.rows(partition)?))).collect()
 }
 

@@ -104,6 +104,8 @@ pub(crate) struct World {
     pub(crate) disk: SimDisk,
     pub(crate) engine: Arc<Mutex<MemEngine>>,
     pub(crate) partitions: u16,
+    /// What all lives of the node are broken by on purpose.
+    pub(crate) mutants: Mutants,
     workers: usize,
     handlers: Handlers,
     model: Arc<Mutex<Model>>,
@@ -158,8 +160,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
+    // A build that stumbles has the same rules as the one that repairs it.
+    let mutants = if scenario.repairs { scenario.mutants } else { with_chores(scenario.mutants, seed) };
     let world = World {
         scenario,
+        mutants,
         partitions: 1 + rng.below(4) as u16,
         workers: 1 + rng.below(4) as usize,
         engine: Arc::default(),
@@ -382,7 +387,7 @@ impl World {
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
         let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed) && self.door.was_whole.load(Ordering::Relaxed);
         let dead = self.disk.clone();
-        let mut mutants = self.scenario.mutants;
+        let mut mutants = self.mutants;
         if self.stumbles(life) {
             mutants.machine = MachineMutant::Stumbles;
         }
@@ -392,7 +397,7 @@ impl World {
             sources: Arc::new(SimClient(self.broker.clone())),
             fatal: Arc::new(move |_| dead.die()),
             workers: self.workers,
-            mutants: with_chores(mutants, seed),
+            mutants,
         };
         let place = Place { log: PathBuf::from(PLACE), partitions: self.partitions, node_id: 1 };
         let world = self.clone();
