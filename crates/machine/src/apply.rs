@@ -21,6 +21,8 @@ pub fn apply<S: State>(
 
 /// Rows that a record works on, reads not counted (rule M9). What would take more leaves a chore.
 pub const ROWS_MAX: u32 = 1_024;
+/// Bytes that count as a row where a step copies a large value (rule M9): a record copies 4 MiB, or one value of any size.
+pub const ROW_BYTES: u32 = 4 << 10;
 /// Rows of a chore's piece where nothing is done at once, for [`Mutant::TightRows`].
 const TIGHT_ROWS: u32 = 6;
 /// Rows that an item of an attempt writes at most: its command, what it opens, a message and its queue, a notification, a value and
@@ -86,7 +88,7 @@ pub fn apply_broken<S: State>(
         }
         _ => ROWS_MAX,
     };
-    let mut cx = Context { partition, state, at: record.at, meta, effects, rows, mutant };
+    let mut cx = Context { partition, state, at: record.at, meta, effects, rows, may_step: rows > 0, mutant };
     cx.meta.now = cx.meta.now.max(record.at);
     cx.meta.rules = cx.meta.rules.max(record.rules);
     match &record.event {
@@ -149,6 +151,8 @@ pub(crate) struct Context<'a, S> {
     pub(crate) effects: &'a mut Vec<Effect>,
     /// What this record may still do at once (rule M9).
     rows: u32,
+    /// It does its first step whatever that takes: else work whose every step is large would never end.
+    may_step: bool,
     pub(crate) mutant: Mutant,
 }
 
@@ -164,8 +168,15 @@ impl<S: State> Context<'_, S> {
 
     /// How many of `wanted` steps, each of which writes `rows`, this record does itself; they count as done.
     pub(crate) fn take_steps(&mut self, wanted: u32, rows: u32) -> u32 {
-        let steps = wanted.min(self.steps_left(rows));
-        self.rows -= steps * rows;
+        self.take_large_steps(wanted, rows, 0)
+    }
+
+    /// The same for steps each of which writes `rows` with `bytes` in them.
+    pub(crate) fn take_large_steps(&mut self, wanted: u32, rows: u32, bytes: u64) -> u32 {
+        let each = u32::try_from(bytes.div_ceil(u64::from(ROW_BYTES))).unwrap_or(u32::MAX).max(rows);
+        let steps = self.steps_left(each).max(u32::from(self.may_step)).min(wanted);
+        self.rows = self.rows.saturating_sub(steps.saturating_mul(each));
+        self.may_step &= steps == 0;
         steps
     }
 

@@ -1,4 +1,4 @@
-//! Work that takes more rows than one record may touch (rule M9).
+//! Work that takes more rows or bytes than one record may touch (rule M9).
 //!
 //! What others can see has changed at once: an invocation has completed, a key's values are of another generation, a subscription is
 //! closed. What is left over lies under numbers that nobody uses again, or is a result that reaches those who wait one after the
@@ -217,7 +217,7 @@ fn answer_waiters<S: State>(
     outcome: Outcome,
     after: Option<Caller>,
 ) -> Result<Option<Chore>, StateError> {
-    let steps = cx.take_steps(left, 3);
+    let steps = cx.take_large_steps(left, 3, outcome.bytes());
     let from = WaiterKey { callee, caller: after.unwrap_or(FIRST_CALLER) };
     let to = WaiterKey { callee: Incarnation(callee.0 + 1), caller: FIRST_CALLER };
     let mut after = after;

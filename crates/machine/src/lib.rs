@@ -21,7 +21,7 @@ mod tables;
 pub mod testing;
 mod timer;
 
-pub use apply::{Mutant, ROWS_MAX, apply, apply_broken};
+pub use apply::{Mutant, ROW_BYTES, ROWS_MAX, apply, apply_broken};
 pub use chore::Chore;
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{

@@ -9,14 +9,14 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use surefoot_machine::testing::MemState;
 use surefoot_machine::{
-    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, ROWS_MAX, Rows, Running,
-    RunningKey, State, StateError, StateNames, StateValues, States, Table, Timers, Waiters, apply_broken,
+    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, ROW_BYTES, ROWS_MAX,
+    Rows, Running, RunningKey, State, StateError, StateNames, StateValues, States, Table, Timers, Waiters, apply_broken,
 };
 use surefoot_model::{
     Action, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Entry, Epoch, Event,
     Incarnation, InvocationId, Item, Life, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record,
     Request, RequestId, Resolution, Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target, TargetKind,
-    TimerOwner, Timestamp, Verdict, entry_type,
+    TimerOwner, Timestamp, Verdict, encoding, entry_type,
 };
 
 const HERE: PartitionId = PartitionId(0);
@@ -26,6 +26,7 @@ const HERE: PartitionId = PartitionId(0);
 struct Counted {
     rows: MemState,
     written: usize,
+    written_bytes: usize,
     read: Cell<usize>,
 }
 
@@ -47,11 +48,13 @@ impl State for Counted {
 
     fn put<T: Table>(&mut self, key: T::Key, value: T::Value) {
         self.written += 1;
+        self.written_bytes += encoding::encode(&value).len();
         self.rows.put::<T>(key, value);
     }
 
     fn insert<T: Table>(&mut self, key: T::Key, value: T::Value) {
         self.written += 1;
+        self.written_bytes += encoding::encode(&value).len();
         self.rows.insert::<T>(key, value);
     }
 
@@ -80,6 +83,8 @@ struct World {
     request: u64,
     /// The most that one record has written and read.
     most: usize,
+    /// The most bytes that one record has written.
+    most_bytes: usize,
     chores: VecDeque<u64>,
 }
 
@@ -101,9 +106,10 @@ impl World {
     fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
         let record = Record::new(Timestamp(self.now), event);
-        let before = self.touched();
+        let (before, bytes_before) = (self.touched(), self.state.written_bytes);
         apply_broken(self.mutant, &mut self.state, HERE, self.epoch, &record, &mut effects).unwrap();
         self.most = self.most.max(self.touched() - before);
+        self.most_bytes = self.most_bytes.max(self.state.written_bytes - bytes_before);
         for effect in effects {
             self.note(effect);
         }
@@ -783,6 +789,10 @@ fn many_calls(mutant: Mutant, count: u32) -> World {
 
 /// So many invocations wait for one result.
 fn many_waiters(mutant: Mutant, count: u32) -> World {
+    many_waiters_of(mutant, count, "ok")
+}
+
+fn many_waiters_of(mutant: Mutant, count: u32, result: &str) -> World {
     let mut world = play_broken(mutant, "");
     for n in 0..count {
         let mut submission = world.submission("A", "Svc/go");
@@ -792,7 +802,7 @@ fn many_waiters(mutant: Mutant, count: u32) -> World {
         let message = Message::Submit(Box::new(submission));
         world.event(Event::MessageArrived { from: PartitionId(3), sequence: u64::from(n) + 1, message });
     }
-    world.line("end A ok");
+    world.line(&format!("end A {result}"));
     assert_eq!(world.status("A"), "gone", "it is over at once, whoever has still to be told");
     world.line("chores");
     assert_eq!(world.state.len::<Outbox>(), count as usize, "each is told once");
@@ -813,6 +823,20 @@ fn what_one_invocation_does_grows_linearly_and_no_record_does_much() {
         assert!(more <= few * 1.5, "{more} rows each, and {few} of a thousand");
         let broken = many(Mutant::AllAtOnce, 10_000);
         assert!(broken.most > ROWS_MAX as usize * (1 + READS_PER_WRITE), "the variant that does all at once is caught");
+    }
+}
+
+/// Rule M9: what a record copies is bounded in bytes, and one value moves whatever its size.
+#[test]
+fn a_large_result_reaches_all_who_wait_piece_by_piece() {
+    for (count, bytes) in [(40, 1 << 20), (6, 10 << 20)] {
+        let result = "r".repeat(bytes);
+        // Beside its copies: the handler's entry, and the one that the chore keeps.
+        let bound = (ROWS_MAX * ROW_BYTES) as usize + 3 * bytes;
+        let world = many_waiters_of(Mutant::None, count, &result);
+        assert!(world.most_bytes < bound, "{} bytes in one record", world.most_bytes);
+        let broken = many_waiters_of(Mutant::AllAtOnce, count, &result);
+        assert!(broken.most_bytes > bound, "the variant that does all at once is caught: {}", broken.most_bytes);
     }
 }
 
@@ -952,7 +976,7 @@ fn a_suspension_on_very_many_is_resumed_by_any_and_its_row_stays_small() {
     world.progress("A", vec![], Some(AttemptEnd::Suspended { awaiting, last_delivered: 4_000 }));
     assert_eq!(world.status("A"), "suspended");
     let row = world.state.rows.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
-    assert!(surefoot_model::encoding::encode(&row).len() < 1_000);
+    assert!(encoding::encode(&row).len() < 1_000);
     let message = result_for(&world, "A", 77);
     world.event(Event::MessageArrived { from: PartitionId(3), sequence: 1, message });
     assert_eq!(world.status("A"), "running");

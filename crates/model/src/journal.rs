@@ -55,6 +55,12 @@ impl Failure {
     pub fn killed() -> Self {
         Self::new(409, "killed")
     }
+
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> u64 {
+        let metadata: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (self.message.len() + metadata + self.stacktrace.as_ref().map_or(0, String::len)) as u64
+    }
 }
 
 /// How an invocation, a run or a call ended.
@@ -75,7 +81,7 @@ impl Outcome {
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Success(value) => value.len() as u64,
-            Self::Failure(failure) => failure.message.len() as u64 + failure.stacktrace.as_ref().map_or(0, |s| s.len() as u64),
+            Self::Failure(failure) => failure.bytes(),
         }
     }
 }
@@ -104,7 +110,7 @@ impl Entry {
             Self::Command { raw, .. } => raw.len() as u64,
             Self::Notification(notification) => match &notification.result {
                 Resolution::Value(value) => value.len() as u64,
-                Resolution::Failure(failure) => failure.message.len() as u64,
+                Resolution::Failure(failure) => failure.bytes(),
                 Resolution::StateKeys(keys) => keys.iter().map(|k| k.len() as u64).sum(),
                 Resolution::Void | Resolution::InvocationId(_) => 0,
             },
