@@ -105,7 +105,7 @@ impl ActingPartition {
         self.timers.on_event(&event);
         self.housekeeping.on_event(&event);
         if let Event::LeaderElected { process } = event {
-            self.elected(process, entry.epoch).map_err(|error| error.to_string())?;
+            self.elected(process, entry.epoch, queue).map_err(|error| error.to_string())?;
         }
         if self.leads {
             effects.drain(..).for_each(|effect| self.carry_out(effect, queue));
@@ -119,10 +119,10 @@ impl ActingPartition {
         Ok(())
     }
 
-    fn elected(&mut self, process: u64, epoch: Epoch) -> Result<(), StateError> {
+    fn elected(&mut self, process: u64, epoch: Epoch, queue: &mut StartQueue) -> Result<(), StateError> {
         if self.shared.requests.is_process(process) {
             self.shared.enter_epoch(self.id, epoch);
-            return self.begin_term();
+            return self.begin_term(queue);
         }
         if self.leads {
             tracing::info!(partition = %self.id, epoch = epoch.0, "another process leads this partition from here on");
@@ -134,12 +134,12 @@ impl ActingPartition {
     }
 
     /// This process's own term begins: everything that effects of earlier terms asked for is found again in the tables.
-    fn begin_term(&mut self) -> Result<(), StateError> {
+    fn begin_term(&mut self, queue: &mut StartQueue) -> Result<(), StateError> {
         self.leads = true;
         self.timers.begin_term();
         self.housekeeping.begin_term();
         self.chores.begin_term();
-        self.attempts.begin_term();
+        self.attempts.begin_term(queue);
         self.outbox.begin_term(&self.store.read())?;
         if self.id == PartitionId::CATALOG {
             self.catalog.begin_term(&mut self.store)?;

@@ -54,10 +54,12 @@ impl PartitionAttempts {
     }
 
     /// A term of this process begins: attempts of an earlier one are void (rule M6), and what runs is found in the tables.
-    pub(crate) fn begin_term(&mut self) {
+    pub(crate) fn begin_term(&mut self, queue: &mut StartQueue) {
         self.running.clear();
-        let classes = if self.mutant == Mutant::ForgetRunning { &[][..] } else { &AttemptClass::ALL[..] };
-        self.backlogs = classes.iter().map(|class| (*class, Attempt(0))).collect();
+        self.backlogs.clear();
+        if self.mutant != Mutant::ForgetRunning {
+            AttemptClass::ALL.into_iter().for_each(|class| self.leave_to_tables(class, Attempt(0), queue));
+        }
     }
 
     /// Aborts all, and starts none any more.
@@ -78,11 +80,16 @@ impl PartitionAttempts {
     pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, class: AttemptClass, queue: &mut StartQueue) {
         if self.backlogs.contains_key(&class) {
             // It is found in the tables.
-        } else if queue.is_full(class) {
-            self.backlogs.insert(class, attempt);
+        } else if queue.is_closed(class) {
+            self.leave_to_tables(class, attempt, queue);
         } else {
             queue.push(class, WaitingAttempt { partition: self.partition, id, attempt });
         }
+    }
+
+    fn leave_to_tables(&mut self, class: AttemptClass, from: Attempt, queue: &mut StartQueue) {
+        self.backlogs.insert(class, from);
+        queue.on_backlog(class);
     }
 
     /// Its stream is reset if it still runs.
@@ -312,7 +319,7 @@ mod tests {
     #[test]
     fn the_end_of_a_term_aborts_all() {
         let (store, mut attempts) = (running(2), attempts());
-        attempts.begin_term();
+        attempts.begin_term(&mut StartQueue::default());
         let mut starts = [1, 2].map(|n| start(&mut attempts, &store, waiting(n, Attempt(n as u64))).unwrap());
         attempts.end_term();
         assert!(starts.iter_mut().all(is_aborted) && AttemptClass::ALL.into_iter().all(|class| !attempts.has_backlog(class)));
@@ -323,7 +330,7 @@ mod tests {
     fn a_term_finds_everything_that_runs_in_the_tables_in_order() {
         let (mut store, mut attempts) = (running(600), attempts());
         write(&mut store, |txn| write_running_in(txn, id(601), Attempt(601), 1, AttemptClass::Needed));
-        attempts.begin_term();
+        attempts.begin_term(&mut StartQueue::default());
         let expected: Vec<_> = [601].into_iter().chain(1..=600).map(id).collect();
         assert_eq!(page_all(&mut attempts, &store), expected);
     }
@@ -331,7 +338,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_while_a_pass_is_under_way_is_met_by_it_once() {
         let (mut store, mut attempts, mut queue) = (running(300), attempts(), StartQueue::default());
-        attempts.begin_term();
+        attempts.begin_term(&mut queue);
         attempts.page_backlog(&store.read(), AttemptClass::Fresh, &mut queue).unwrap();
         write(&mut store, |txn| write_running(txn, id(0), Attempt(301), 1));
         attempts.on_start(id(0), Attempt(301), AttemptClass::Fresh, &mut queue);
@@ -344,7 +351,7 @@ mod tests {
     fn what_the_queue_does_not_hold_is_found_in_the_tables_and_nothing_else_is() {
         let (mut store, mut attempts, mut queue) = (empty_store(), attempts(), StartQueue::default());
         let mut asked = 0;
-        while !queue.is_full(AttemptClass::Fresh) {
+        while !queue.is_closed(AttemptClass::Fresh) {
             asked += 1;
             write(&mut store, |txn| write_running(txn, id(asked), Attempt(asked as u64), 1));
             attempts.on_start(id(asked), Attempt(asked as u64), AttemptClass::Fresh, &mut queue);
@@ -356,5 +363,41 @@ mod tests {
         }
         queue.take_all();
         assert_eq!(page_all(&mut attempts, &store), [asked + 1, asked + 2].map(id));
+    }
+
+    /// Its invocations stood still for as long as another partition's came faster than slots became free.
+    #[test]
+    fn a_backlog_has_its_turn_while_another_partition_goes_on_starting() {
+        let fresh = AttemptClass::Fresh;
+        let mut queue = StartQueue::default();
+        let (mut busy_store, mut busy) = (empty_store(), PartitionAttempts::new(PartitionId(1), Mutant::None));
+        let mut asked = 0;
+        let mut ask = |busy: &mut PartitionAttempts, store: &mut Store, queue: &mut StartQueue| {
+            asked += 1;
+            write(store, |txn| write_running(txn, id(asked), Attempt(asked as u64), 1));
+            busy.on_start(id(asked), Attempt(asked as u64), fresh, queue);
+        };
+        while !queue.is_closed(fresh) {
+            ask(&mut busy, &mut busy_store, &mut queue);
+        }
+        let queued = queue.len_of(fresh);
+        let (behind_store, mut behind) = (running(1), attempts());
+        behind.on_start(id(1), FIRST, fresh, &mut queue);
+        assert!(behind.has_backlog(fresh));
+        for _ in 0..queued {
+            assert_eq!(queue.pop().unwrap().partition, PartitionId(1));
+            ask(&mut busy, &mut busy_store, &mut queue);
+        }
+        assert!(queue.wants_page(fresh), "it drains while others push");
+        behind.page_backlog(&behind_store.read(), fresh, &mut queue).unwrap();
+        assert_eq!(queue.pop(), Some(waiting(1, FIRST)));
+        // What the other one has left meanwhile is found, and then all goes through the queue again.
+        while busy.has_backlog(fresh) {
+            busy.page_backlog(&busy_store.read(), fresh, &mut queue).unwrap();
+        }
+        assert_eq!(queue.take_all().len(), queued);
+        queue.on_no_backlog(fresh);
+        ask(&mut busy, &mut busy_store, &mut queue);
+        assert_eq!(queue.len_of(fresh), 1);
     }
 }

@@ -9,7 +9,7 @@ use crate::handle::Shared;
 use crate::owned::OwnedPartitions;
 use crate::replay::{Load, LoadsInFlight};
 use crate::views::Lent;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use surefoot_invoker::Invoker;
@@ -35,6 +35,9 @@ pub(crate) struct WaitingAttempt {
 pub(crate) struct StartQueue {
     needed: VecDeque<WaitingAttempt>,
     fresh: VecDeque<WaitingAttempt>,
+    /// Classes of which some partition has a backlog, or had one when this was last looked at. All partitions then leave what is new
+    /// to their tables: the queue drains to the backlogs' pages, and no partition's starts keep another's backlog waiting for ever.
+    backlogged: BTreeSet<AttemptClass>,
 }
 
 impl StartQueue {
@@ -45,13 +48,24 @@ impl StartQueue {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.needed.is_empty() && self.fresh.is_empty()
+    /// More of this class are left to the tables.
+    pub(crate) fn is_closed(&mut self, class: AttemptClass) -> bool {
+        self.backlogged.contains(&class) || self.of(class).len() >= WAITING_MAX
     }
 
-    /// More of this class are left to the tables.
-    pub(crate) fn is_full(&mut self, class: AttemptClass) -> bool {
-        self.of(class).len() >= WAITING_MAX
+    /// A partition has left attempts of this class to its tables.
+    pub(crate) fn on_backlog(&mut self, class: AttemptClass) {
+        self.backlogged.insert(class);
+    }
+
+    /// No partition has a backlog of this class any more.
+    pub(crate) fn on_no_backlog(&mut self, class: AttemptClass) {
+        self.backlogged.remove(&class);
+    }
+
+    /// A class is to be paged before anything of it can start.
+    pub(crate) fn wants_page(&mut self, class: AttemptClass) -> bool {
+        self.of(class).is_empty() && self.backlogged.contains(&class)
     }
 
     pub(crate) fn push(&mut self, class: AttemptClass, waiting: WaitingAttempt) {
@@ -63,12 +77,17 @@ impl StartQueue {
     }
 
     /// Takes what is in front.
-    fn pop(&mut self) -> Option<WaitingAttempt> {
+    pub(crate) fn pop(&mut self) -> Option<WaitingAttempt> {
         self.needed.pop_front().or_else(|| self.fresh.pop_front())
     }
 
     fn clear(&mut self) {
         AttemptClass::ALL.into_iter().for_each(|class| self.of(class).clear());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len_of(&mut self, class: AttemptClass) -> usize {
+        self.of(class).len()
     }
 
     #[cfg(test)]
@@ -122,7 +141,7 @@ impl AttemptStarter {
         let mut can_load = true;
         loop {
             for class in AttemptClass::ALL {
-                if self.queue.of(class).is_empty() {
+                if self.queue.wants_page(class) {
                     self.page_backlogs(class, partitions);
                 }
             }
@@ -157,12 +176,6 @@ impl AttemptStarter {
         }
     }
 
-    /// Whether there is more to queue at once.
-    pub(crate) fn is_behind(&self, partitions: &OwnedPartitions) -> bool {
-        let has_backlog = |class| partitions.iter().any(|partition| partition.attempts.has_backlog(class));
-        self.queue.is_empty() && AttemptClass::ALL.into_iter().any(has_backlog)
-    }
-
     /// Whether a slot was free; if not, the next one that becomes free wakes this worker.
     fn reserve_slot(&mut self) -> bool {
         if self.invoker.try_reserve() {
@@ -182,8 +195,11 @@ impl AttemptStarter {
             let queue = &mut self.queue;
             partitions.guard_at(at, |partition| partition.page_backlog(class, queue).map_err(|error| error.to_string()));
             if !self.queue.of(class).is_empty() {
-                return;
+                break;
             }
+        }
+        if !partitions.iter().any(|partition| partition.attempts.has_backlog(class)) {
+            self.queue.on_no_backlog(class);
         }
     }
 

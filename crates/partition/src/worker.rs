@@ -179,9 +179,6 @@ impl Worker {
         if self.shared.gate.set(self.number, self.partitions.memory_bytes()) {
             self.shared.slot_freed();
         }
-        if self.starter.is_behind(&self.partitions) {
-            return Duration::ZERO;
-        }
         let next_ms = self.partitions.next_due_ms().unwrap_or(u64::MAX);
         Duration::from_millis(next_ms.saturating_sub(time.monotonic_ms)).min(reread)
     }
