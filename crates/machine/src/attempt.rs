@@ -175,14 +175,17 @@ fn resolved<S: State>(
         Mutant::ForgetUndelivered => active.journal_len,
         _ => last_delivered.saturating_add(1).min(active.journal_len),
     };
-    let unseen = active.journal_len - from;
-    if cx.take_steps(unseen, 1) < unseen {
+    if cx.steps_left(1) < active.journal_len - from {
         return Ok(true);
     }
     for index in from..active.journal_len {
-        if let Some(Entry::Notification(notification)) = cx.state.get::<Journal>(&JournalKey { life: life.incarnation, index })?
+        let entry = cx.state.get::<Journal>(&JournalKey { life: life.incarnation, index })?;
+        if let Some(Entry::Notification(notification)) = &entry
             && awaiting.contains(&notification.id)
         {
+            return Ok(true);
+        }
+        if cx.take_large_steps(1, 1, entry.map_or(0, |entry| entry.bytes())) == 0 {
             return Ok(true);
         }
     }

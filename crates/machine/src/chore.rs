@@ -21,8 +21,6 @@ use surefoot_model::{
 
 /// Names of state on one page that a chore collects.
 const PAGE_NAMES: u32 = 1_000;
-/// Parked Kafka records that one step removes: each may be large, and is read.
-const PARKED_STEP: u32 = 64;
 
 /// What is left to do, and where it goes on.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -107,9 +105,11 @@ pub enum Chore {
     ForgetParked {
         #[n(0)]
         subscription: SubscriptionId,
-        /// Row numbers from here on.
+        /// Row numbers `next..end`: by those and unread, for what is parked may be large.
         #[n(1)]
         next: u64,
+        #[n(2)]
+        end: u64,
     },
 }
 
@@ -176,7 +176,14 @@ fn step<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<Option<Chore>, St
         Chore::AnswerWaiters { callee, left, outcome, after } => answer_waiters(cx, callee, left, outcome, after),
         Chore::ClearState { object, generation, left, after } => clear_state(cx, object, generation, left, after),
         Chore::ForgetStreams { subscription, before_epoch, after } => forget_streams(cx, subscription, before_epoch, after),
-        Chore::ForgetParked { subscription, next } => forget_parked(cx, subscription, next),
+        Chore::ForgetParked { subscription, next, end } => {
+            let wanted = u32::try_from(end - next).unwrap_or(u32::MAX);
+            let until = next + u64::from(cx.take_steps(wanted, 1));
+            for number in next..until {
+                cx.state.delete::<Parked>(&ParkedKey { subscription, number });
+            }
+            Ok((until < end).then_some(Chore::ForgetParked { subscription, next: until, end }))
+        }
         Chore::ListNames { .. } => unreachable!("it is put off, for its end is told to an invocation of its own"),
     }
 }
@@ -340,17 +347,4 @@ fn forget_streams<S: State>(
         cx.state.delete::<Streams>(&stream);
     }
     Ok((!is_last).then_some(Chore::ForgetStreams { subscription, before_epoch, after }))
-}
-
-fn forget_parked<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, next: u64) -> Result<Option<Chore>, StateError> {
-    let key = |number| ParkedKey { subscription, number };
-    let limit = cx.steps_left(1).min(PARKED_STEP) as usize;
-    let rows = cx.state.scan::<Parked>(&key(next), Some(&key(u64::MAX)), limit)?;
-    let is_last = rows.len() < limit;
-    cx.take_steps(rows.len() as u32, 1);
-    let next = rows.last().map_or(next, |(key, _)| key.number + 1);
-    for (key, _) in rows {
-        cx.state.delete::<Parked>(&key);
-    }
-    Ok((!is_last).then_some(Chore::ForgetParked { subscription, next }))
 }

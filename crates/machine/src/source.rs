@@ -18,9 +18,10 @@ pub(crate) fn opened<S: State>(cx: &mut Context<S>, subscription: SubscriptionId
 }
 
 pub(crate) fn closed<S: State>(cx: &mut Context<S>, subscription: SubscriptionId) -> Result<(), StateError> {
+    let row = cx.state.get::<Sources>(&subscription)?.unwrap_or_default();
     cx.state.delete::<Sources>(&subscription);
     chore::begin(cx, Chore::ForgetStreams { subscription, before_epoch: u32::MAX, after: None })?;
-    chore::begin(cx, Chore::ForgetParked { subscription, next: 0 })?;
+    chore::begin(cx, Chore::ForgetParked { subscription, next: 1, end: row.last_parked + 1 })?;
     cx.effect(Effect::CountParked { subscription, parked: 0 });
     Ok(())
 }

@@ -9,14 +9,15 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use surefoot_machine::testing::MemState;
 use surefoot_machine::{
-    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, ROW_BYTES, ROWS_MAX,
-    Rows, Running, RunningKey, State, StateError, StateNames, StateValues, States, Table, Timers, Waiters, apply_broken,
+    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, Parked, ROW_BYTES,
+    ROWS_MAX, Rows, Running, RunningKey, State, StateError, StateNames, StateValues, States, Streams, Table, Timers, Waiters,
+    apply_broken,
 };
 use surefoot_model::{
     Action, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Entry, Epoch, Event,
-    Incarnation, InvocationId, Item, Life, Message, NotificationId, Operation, Origin, Outcome, PartitionId, Pin, Record,
-    Request, RequestId, Resolution, Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target, TargetKind,
-    TimerOwner, Timestamp, Verdict, encoding, entry_type,
+    Incarnation, InvocationId, Item, Life, Message, NotificationId, Operation, Origin, Outcome, ParkedRecord, PartitionId, Pin,
+    Record, Request, RequestId, Resolution, Retention, SourceRecord, Stage, StreamId, Submission, SubscriptionId, Target,
+    TargetKind, TimerOwner, Timestamp, Verdict, encoding, entry_type,
 };
 
 const HERE: PartitionId = PartitionId(0);
@@ -28,6 +29,7 @@ struct Counted {
     written: usize,
     written_bytes: usize,
     read: Cell<usize>,
+    read_bytes: Cell<usize>,
 }
 
 impl Counted {
@@ -38,23 +40,30 @@ impl Counted {
     fn len<T: Table>(&self) -> usize {
         self.rows.len::<T>()
     }
+
+    fn count_read<'a, T: Table>(&self, values: impl IntoIterator<Item = &'a T::Value>) {
+        let bytes: usize = values.into_iter().map(encoded_bytes).sum();
+        self.read_bytes.set(self.read_bytes.get() + bytes);
+    }
 }
 
 impl State for Counted {
     fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, StateError> {
         self.read.set(self.read.get() + 1);
-        self.rows.get::<T>(key)
+        let value = self.rows.get::<T>(key)?;
+        self.count_read::<T>(value.as_ref());
+        Ok(value)
     }
 
     fn put<T: Table>(&mut self, key: T::Key, value: T::Value) {
         self.written += 1;
-        self.written_bytes += encoding::encode(&value).len();
+        self.written_bytes += encoded_bytes(&value);
         self.rows.put::<T>(key, value);
     }
 
     fn insert<T: Table>(&mut self, key: T::Key, value: T::Value) {
         self.written += 1;
-        self.written_bytes += encoding::encode(&value).len();
+        self.written_bytes += encoded_bytes(&value);
         self.rows.insert::<T>(key, value);
     }
 
@@ -66,8 +75,24 @@ impl State for Counted {
     fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Rows<T>, StateError> {
         let rows = self.rows.scan::<T>(from, to, limit)?;
         self.read.set(self.read.get() + rows.len());
+        self.count_read::<T>(rows.iter().map(|(_, value)| value));
         Ok(rows)
     }
+}
+
+/// Bytes of a value as it is stored, without the copy.
+fn encoded_bytes(value: &impl minicbor::Encode<()>) -> usize {
+    struct Length(usize);
+    impl minicbor::encode::Write for &mut Length {
+        type Error = std::convert::Infallible;
+        fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+            self.0 += bytes.len();
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    minicbor::encode(value, &mut length).unwrap();
+    length.0
 }
 
 /// One partition and the names of a script.
@@ -582,6 +607,52 @@ fn a_kafka_record_is_taken_once_and_only_in_its_epoch() {
         expect!["A: start, 1 known · A: complete 'ok' · 0 parked"],
     );
     assert!(world.state.is_empty::<surefoot_machine::Streams>());
+}
+
+/// Rule M9: what is parked may be large, and goes unread.
+#[test]
+fn what_was_parked_goes_with_its_subscription_and_is_not_read_again() {
+    let mut world = play("open 1");
+    let (count, bytes) = (3_000, 1_000);
+    for offset in 0..count {
+        world.event(Event::RecordParked(Box::new(ParkedRecord {
+            source: SourceRecord { stream: stream(1), offset },
+            topic: "topic".into(),
+            timestamp: None,
+            key: Default::default(),
+            has_key: false,
+            value: vec![b'v'; bytes].into(),
+            bytes: bytes as u64,
+            value_hash: [0; 32],
+            headers: Vec::new(),
+            reason: "too large".into(),
+        })));
+    }
+    (world.most, world.most_bytes) = (0, 0);
+    world.state.read_bytes.set(0);
+    world.line("close");
+    assert!(!world.state.is_empty::<Parked>(), "more than one record may do");
+    world.line("elect");
+    world.line("chores");
+    assert!(world.state.is_empty::<Parked>() && world.state.is_empty::<Streams>() && world.state.is_empty::<Chores>());
+    assert!(world.most <= ROWS_MAX as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
+    assert!(world.state.read_bytes.get() < 2 * bytes, "{} bytes read", world.state.read_bytes.get());
+}
+
+/// Rule M9: what a suspension looks at is bounded in bytes. What it has not looked at, the next attempt is shown.
+#[test]
+fn a_suspension_behind_large_results_reads_a_few_of_them_and_resumes() {
+    let mut world = play("call Svc/go as A; run A 1; run A 2; run A 3; run A 4; run A 5");
+    let result = "r".repeat(3 << 20);
+    for completion in 1..=4 {
+        world.line(&format!("propose A {completion} {result}"));
+    }
+    world.state.read_bytes.set(0);
+    world.line("suspend A on 5 seen 0");
+    assert!(world.state.read_bytes.get() < 3 * result.len(), "{} bytes read", world.state.read_bytes.get());
+    assert_eq!(world.out.last().unwrap(), "A: start, 10 known");
+    world.line("suspend A on 5 seen 9");
+    assert_eq!(world.status("A"), "suspended", "it has seen them, and waits for what it has not");
 }
 
 #[test]
