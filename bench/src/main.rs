@@ -25,7 +25,7 @@ use topic::{Kafka, MOST_RECORDS};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// all, or a list of echo-1, echo-16, echo-128, counter, kafka
+    /// all, or a list of echo-1, echo-16, echo-128, nested-200, nested-2000, sleepers-20000, sleepers-60000, wake-and-call, counter, kafka
     #[arg(long, default_value = "all")]
     scenario: String,
     /// Measure the peer too, in turn with Surefoot

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-const COLUMNS: [&str; 7] = [
+const COLUMNS: [&str; 8] = [
     "per second",
     "p50 ms",
     "p99 ms",
@@ -10,6 +10,7 @@ const COLUMNS: [&str; 7] = [
     "bytes written per invocation",
     "peak memory MiB",
     "resumed after kill ms",
+    "late ms",
 ];
 
 /// What one trial of a scenario gave; what a scenario does not measure is `None`.
@@ -22,6 +23,7 @@ pub(crate) struct Figures {
     pub(crate) written_per_invocation: Option<f64>,
     pub(crate) peak_mib: Option<f64>,
     pub(crate) resumed_ms: Option<f64>,
+    pub(crate) late_ms: Option<f64>,
 }
 
 type Columns = [Option<f64>; COLUMNS.len()];
@@ -36,6 +38,7 @@ impl Figures {
             self.written_per_invocation,
             self.peak_mib,
             self.resumed_ms,
+            self.late_ms,
         ]
     }
 }
@@ -109,9 +112,9 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| echo-1 | surefoot | 300 | - | - | - | - | - | - |",
-                "| echo-1 | peer | 30.0 | - | - | - | - | - | - |",
-                "| echo-1 | ratio | 10.0x | - | - | - | - | - | - |",
+                "| echo-1 | surefoot | 300 | - | - | - | - | - | - | - |",
+                "| echo-1 | peer | 30.0 | - | - | - | - | - | - | - |",
+                "| echo-1 | ratio | 10.0x | - | - | - | - | - | - | - |",
             ]
         );
     }

@@ -3,6 +3,7 @@
 //! Owns: one trial of a scenario against one server, and the check that every counted invocation was applied exactly once. Does
 //! not own: rounds and medians.
 
+use crate::endpoint::{AFTER_KILL, FULL, NAPS, WOKEN};
 use crate::load::{self, Call, Caller, Load};
 use crate::report::Figures;
 use crate::side::{Contestant, Side, Usage};
@@ -28,6 +29,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(300);
 const RESUME_LIMIT: Duration = Duration::from_secs(90);
 const RESUME_RECORDS: u64 = 100;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Connections over which sleepers are submitted.
+const SUBMITTERS: usize = 64;
+const WAKE_LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
@@ -40,6 +44,20 @@ pub(crate) enum Scenario {
     /// The same with 128 callers
     #[value(name = "echo-128")]
     Echo128,
+    /// A service that has another one answer, with 200 callers
+    #[value(name = "nested-200")]
+    Nested200,
+    /// The same with 2,000 callers
+    #[value(name = "nested-2000")]
+    Nested2000,
+    /// 20,000 invocations that sleep for 5 seconds
+    #[value(name = "sleepers-20000")]
+    Sleepers20000,
+    /// 60,000 invocations that sleep for 30 seconds
+    #[value(name = "sleepers-60000")]
+    Sleepers60000,
+    /// 5,000 invocations that sleep for 10 seconds and then call an object, and a kill in between
+    WakeAndCall,
     /// An object that counts in its state, 1,000 keys, 64 callers
     Counter,
     /// The same object fed from a topic that is full when it is subscribed, then a kill and new records
@@ -60,6 +78,11 @@ impl Scenario {
             Self::Echo1 => "echo-1",
             Self::Echo16 => "echo-16",
             Self::Echo128 => "echo-128",
+            Self::Nested200 => "nested-200",
+            Self::Nested2000 => "nested-2000",
+            Self::Sleepers20000 => "sleepers-20000",
+            Self::Sleepers60000 => "sleepers-60000",
+            Self::WakeAndCall => "wake-and-call",
             Self::Counter => "counter",
             Self::Kafka => "kafka",
         }
@@ -74,6 +97,11 @@ impl Scenario {
             Self::Echo1 => echo(&side, 1, extent).await,
             Self::Echo16 => echo(&side, 16, extent).await,
             Self::Echo128 => echo(&side, 128, extent).await,
+            Self::Nested200 => nested(&side, 200, extent).await,
+            Self::Nested2000 => nested(&side, 2_000, extent).await,
+            Self::Sleepers20000 => sleepers(&side, 20_000, Nap { ms: 5_000, body: "5000" }).await,
+            Self::Sleepers60000 => sleepers(&side, 60_000, Nap { ms: 30_000, body: "30000" }).await,
+            Self::WakeAndCall => wake_and_call(side, 5_000, Nap { ms: 10_000, body: "10000" }).await,
             Self::Counter => counter(&side, extent).await,
             Self::Kafka => topic(side, extent.records, kafka.context("open a broker first")?).await,
         }
@@ -83,6 +111,65 @@ impl Scenario {
 async fn echo(side: &Side, callers: usize, extent: Extent) -> Result<Figures> {
     let next = || Call { path: "/Echo/echo".to_owned(), body: "\"a short text to repeat\"" };
     Ok(calls(side, callers, extent, next).await?.0)
+}
+
+async fn nested(side: &Side, callers: usize, extent: Extent) -> Result<Figures> {
+    let next = || Call { path: "/Nested/relay".to_owned(), body: "\"a short text to repeat\"" };
+    Ok(calls(side, callers, extent, next).await?.0)
+}
+
+/// How long a sleeper sleeps, and the same as the body of its call.
+#[derive(Debug, Clone, Copy)]
+struct Nap {
+    ms: u64,
+    body: &'static str,
+}
+
+async fn sleepers(side: &Side, count: u64, nap: Nap) -> Result<Figures> {
+    let (before, start) = (side.usage()?, Instant::now());
+    submit(side.ingress(), count, || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
+    let due = Instant::now() + Duration::from_millis(nap.ms);
+    until_handled(side, NAPS, count, WAKE_LIMIT).await?;
+    let late_ms = Some(late_ms(due));
+    Ok(Figures { late_ms, ..used(before, side.usage()?, count, start.elapsed()) })
+}
+
+async fn wake_and_call(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
+    let start = Instant::now();
+    submit(side.ingress(), count, || Call { path: "/Sleeper/wake_and_call/send".to_owned(), body: nap.body }).await?;
+    let due = Instant::now() + Duration::from_millis(nap.ms);
+    sleep(Duration::from_millis(nap.ms / 2)).await;
+    side.kill()?;
+    let killed = Instant::now();
+    side.restart()?;
+    until_handled(&side, WOKEN, count, WAKE_LIMIT).await?;
+    let (late_ms, resumed_ms) = (Some(late_ms(due)), Some(killed.elapsed().as_secs_f64() * 1000.0));
+    let per_second = Some(count as f64 / start.elapsed().as_secs_f64());
+    Ok(Figures { per_second, resumed_ms, late_ms, ..Figures::default() })
+}
+
+/// Milliseconds since something was due.
+fn late_ms(due: Instant) -> f64 {
+    due.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Makes so many calls over a few connections.
+async fn submit(address: &str, count: u64, call: impl Fn() -> Call + Copy + Send + 'static) -> Result<()> {
+    let mut submitters = JoinSet::new();
+    for first in 0..SUBMITTERS {
+        let address = address.to_owned();
+        submitters.spawn(async move {
+            let mut caller = Caller::connect(&address).await?;
+            for _ in (first as u64..count).step_by(SUBMITTERS) {
+                caller.call(call()).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = submitters.join_next().await {
+        done.context("wait for a submitter")??;
+    }
+    Ok(())
 }
 
 async fn counter(side: &Side, extent: Extent) -> Result<Figures> {
@@ -121,7 +208,7 @@ async fn topic(mut side: Side, records: u64, kafka: &Kafka) -> Result<Figures> {
 
     let (before, start) = (side.usage()?, Instant::now());
     side.admin().subscribe(&NewSubscription::new("bench", &name, "Counter", "add").from_earliest()).await?;
-    until_handled(&side, 0, records, DRAIN_LIMIT).await?;
+    until_handled(&side, FULL, records, DRAIN_LIMIT).await?;
     let (after, window) = (side.usage()?, start.elapsed());
     expect_counted(&side, records).await?;
 
@@ -129,7 +216,7 @@ async fn topic(mut side: Side, records: u64, kafka: &Kafka) -> Result<Figures> {
     let killed = Instant::now();
     kafka.produce(&name, RESUME_RECORDS, "1", partition_and_key)?;
     side.restart()?;
-    until_handled(&side, 1, RESUME_RECORDS, RESUME_LIMIT).await?;
+    until_handled(&side, AFTER_KILL, RESUME_RECORDS, RESUME_LIMIT).await?;
     let resumed_ms = Some(killed.elapsed().as_secs_f64() * 1000.0);
     expect_counted(&side, records + RESUME_RECORDS).await?;
     Ok(Figures { resumed_ms, ..used(before, after, records, window) })
@@ -142,7 +229,7 @@ async fn until_handled(side: &Side, batch: usize, wanted: u64, limit: Duration) 
         if handled >= wanted {
             return Ok(());
         }
-        ensure!(start.elapsed() < limit, "{handled} of {wanted} Kafka records were handled in {limit:?}");
+        ensure!(start.elapsed() < limit, "{handled} of {wanted} were handled in {limit:?}");
         sleep(LOOK_EVERY).await;
     }
 }
