@@ -56,9 +56,9 @@ impl Failure {
         Self::new(409, "killed")
     }
 
-    /// Bytes of its texts.
+    /// Bytes of its texts, for bounds.
     pub fn bytes(&self) -> u64 {
-        let metadata: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
         (self.message.len() + metadata + self.stacktrace.as_ref().map_or(0, String::len)) as u64
     }
 }
@@ -108,12 +108,7 @@ impl Entry {
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Command { raw, .. } => raw.len() as u64,
-            Self::Notification(notification) => match &notification.result {
-                Resolution::Value(value) => value.len() as u64,
-                Resolution::Failure(failure) => failure.bytes(),
-                Resolution::StateKeys(keys) => keys.iter().map(|k| k.len() as u64).sum(),
-                Resolution::Void | Resolution::InvocationId(_) => 0,
-            },
+            Self::Notification(notification) => notification.bytes(),
         }
     }
 }
@@ -128,6 +123,18 @@ pub struct Notification {
     pub id: NotificationId,
     #[n(2)]
     pub result: Resolution,
+}
+
+impl Notification {
+    /// Payload bytes, for bounds.
+    pub fn bytes(&self) -> u64 {
+        match &self.result {
+            Resolution::Value(value) => value.len() as u64,
+            Resolution::Failure(failure) => failure.bytes(),
+            Resolution::StateKeys(keys) => keys.iter().map(|k| k.len() as u64).sum(),
+            Resolution::Void | Resolution::InvocationId(_) => 0,
+        }
+    }
 }
 
 /// What a notification answers, and what a suspended invocation waits for.

@@ -9,7 +9,21 @@ use crate::message_type;
 use crate::messages::{self, EagerResult, OutputResult, RunResult};
 use bytes::Bytes;
 use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use surefoot_model::{Action, Failure, NotificationId, Outcome, Text, Timestamp, entry_type};
+
+/// Bytes of a suspension: each awaited id takes a few, and many times as many once it is read.
+const SUSPENSION_BYTES_MAX: usize = 4 << 20;
+/// Ids that a suspension names.
+const AWAITED_MAX: usize = 500_000;
+/// Headers of a call, and pieces of a failure's metadata. An empty one takes two bytes, and many times as many once it is read.
+const PAIRS_MAX: usize = 1_000;
+// Tags of these fields, as `messages` has them.
+const CALL_HEADERS: u32 = 4;
+const ONE_WAY_CALL_HEADERS: u32 = 5;
+const OUTPUT_FAILURE: u32 = 15;
+const RUN_FAILURE: u32 = 15;
+const FAILURE_METADATA: u32 = 3;
 
 /// One message of a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,11 +154,14 @@ pub fn state_key_bytes(raw: &Bytes) -> usize {
 
 fn command(ty: u16, raw: &Bytes) -> Result<Command, Violation> {
     let action = match ty {
-        entry_type::OUTPUT => match parse::<messages::Output>(ty, raw)?.result {
-            Some(OutputResult::Value(value)) => Action::Succeed { value: span(raw, &value.content) },
-            Some(OutputResult::Failure(failure)) => Action::Fail(failure_of(failure)),
-            None => return Err(illegal(ty, "without a result")),
-        },
+        entry_type::OUTPUT => {
+            bounded(ty, raw, &[OUTPUT_FAILURE, FAILURE_METADATA])?;
+            match parse::<messages::Output>(ty, raw)?.result {
+                Some(OutputResult::Value(value)) => Action::Succeed { value: span(raw, &value.content) },
+                Some(OutputResult::Failure(failure)) => Action::Fail(failure_of(failure)),
+                None => return Err(illegal(ty, "without a result")),
+            }
+        }
         entry_type::GET_LAZY_STATE => {
             let message = parse::<messages::GetLazyState>(ty, raw)?;
             Action::GetState { key: state_key(ty, &message.key)?, completion: completion(ty, message.result_completion_id)? }
@@ -199,6 +216,7 @@ fn command(ty: u16, raw: &Bytes) -> Result<Command, Violation> {
 
 fn call(raw: &Bytes) -> Result<Command, Violation> {
     let ty = entry_type::CALL;
+    bounded(ty, raw, &[CALL_HEADERS])?;
     let message = parse::<messages::Call>(ty, raw)?;
     unscoped(ty, &message.scope, &message.limit_key)?;
     Ok(Command::Call(Box::new(Call {
@@ -216,6 +234,7 @@ fn call(raw: &Bytes) -> Result<Command, Violation> {
 
 fn one_way_call(raw: &Bytes) -> Result<Command, Violation> {
     let ty = entry_type::ONE_WAY_CALL;
+    bounded(ty, raw, &[ONE_WAY_CALL_HEADERS])?;
     let message = parse::<messages::OneWayCall>(ty, raw)?;
     unscoped(ty, &message.scope, &message.limit_key)?;
     Ok(Command::Call(Box::new(Call {
@@ -233,6 +252,7 @@ fn one_way_call(raw: &Bytes) -> Result<Command, Violation> {
 
 fn run_proposed(raw: Bytes) -> Result<Message, Violation> {
     let ty = message_type::PROPOSE_RUN_COMPLETION;
+    bounded(ty, &raw, &[RUN_FAILURE, FAILURE_METADATA])?;
     let message = parse::<messages::ProposeRunCompletion>(ty, &raw)?;
     let completion = completion(ty, message.result_completion_id)?;
     let outcome = match message.result {
@@ -245,8 +265,15 @@ fn run_proposed(raw: Bytes) -> Result<Message, Violation> {
 
 fn suspension(raw: Bytes) -> Result<Message, Violation> {
     let ty = message_type::SUSPENSION;
+    if raw.len() > SUSPENSION_BYTES_MAX {
+        return Err(illegal(ty, &format!("of {} bytes, and {SUSPENSION_BYTES_MAX} are let through", raw.len())));
+    }
     let message = parse::<messages::Suspension>(ty, &raw)?;
-    let mut awaiting = Vec::new();
+    let ids = message.waiting_completions.len() + message.waiting_signals.len() + message.waiting_named_signals.len();
+    if ids > AWAITED_MAX {
+        return Err(illegal(ty, &format!("that waits for {ids} things, and {AWAITED_MAX} are let through")));
+    }
+    let mut awaiting = Vec::with_capacity(ids);
     for id in message.waiting_completions {
         awaiting.push(NotificationId::Completion(completion(ty, id)?));
     }
@@ -281,6 +308,36 @@ fn error(raw: Bytes) -> Result<Message, Violation> {
 
 fn parse<M: prost::Message + Default>(ty: u16, raw: &Bytes) -> Result<M, Violation> {
     M::decode(raw.clone()).map_err(|e| illegal(ty, &format!("that does not decode: {e}")))
+}
+
+/// Refuses a message in which the field at the end of `path`, one tag per level of nesting, occurs too often.
+fn bounded(ty: u16, raw: &Bytes, path: &[u32]) -> Result<(), Violation> {
+    let found = occurrences(raw, path).map_err(|e| illegal(ty, &format!("that does not decode: {e}")))?;
+    if found > PAIRS_MAX {
+        let what = format!("with {found} headers or pieces of metadata, and {PAIRS_MAX} are let through");
+        return Err(illegal(ty, &what));
+    }
+    Ok(())
+}
+
+fn occurrences(mut raw: &[u8], path: &[u32]) -> Result<usize, prost::DecodeError> {
+    let Some((tag, inner)) = path.split_first() else { return Ok(1) };
+    let mut found = 0;
+    while !raw.is_empty() {
+        let (field, wire_type) = decode_key(&mut raw)?;
+        if field != *tag || wire_type != WireType::LengthDelimited {
+            skip_field(wire_type, field, &mut raw, DecodeContext::default())?;
+            continue;
+        }
+        let len = usize::try_from(decode_varint(&mut raw)?).unwrap_or(usize::MAX);
+        let Some((content, rest)) = raw.split_at_checked(len) else {
+            // What is cut off is for the decoder to refuse.
+            return Ok(found);
+        };
+        found += occurrences(content, inner)?;
+        raw = rest;
+    }
+    Ok(found)
 }
 
 fn illegal(ty: u16, what: &str) -> Violation {

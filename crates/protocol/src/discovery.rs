@@ -285,6 +285,9 @@ struct OptionsJson {
 
 impl OptionsJson {
     fn into_options(self, at: &str) -> Result<Options, Error> {
+        if let Some(factor) = self.retry_policy_exponentiation_factor.filter(|factor| !factor.is_finite() || *factor <= 0.0) {
+            return Err(Error::Invalid(format!("'{at}' has retryPolicyExponentiationFactor {factor}, which is to be above 0")));
+        }
         Ok(Options {
             inactivity_timeout_ms: self.inactivity_timeout,
             abort_timeout_ms: self.abort_timeout,
@@ -374,6 +377,21 @@ mod tests {
         ));
         let private = r#"{"name":"S","ty":"SERVICE","ingressPrivate":true,"handlers":[{"name":"h","ingressPrivate":false}]}"#;
         assert!(matches!(parse_one(private), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn a_retry_factor_that_makes_no_sense_is_refused() {
+        let parse = |factor: &str| {
+            let options = format!(r#""retryPolicyExponentiationFactor":{factor}"#);
+            let service = parse_one(&format!(r#"{{"name":"S","ty":"SERVICE",{options},"handlers":[]}}"#));
+            let handler = parse_one(&format!(r#"{{"name":"S","ty":"SERVICE","handlers":[{{"name":"h",{options}}}]}}"#));
+            assert_eq!(service.is_ok(), handler.is_ok());
+            handler
+        };
+        assert!(parse("0.5").is_ok() && parse("2").is_ok());
+        for factor in ["0", "-1", "-0.0"] {
+            assert!(matches!(parse(factor), Err(Error::Invalid(_))), "{factor}");
+        }
     }
 
     #[test]

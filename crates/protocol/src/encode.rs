@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 use surefoot_model::{Entry, Failure, InvocationId, Notification, NotificationId, Resolution, Text};
 
-/// A command of at least this size is passed on by reference instead of being copied.
+/// A command or a value of at least this size is passed on by reference instead of being copied.
 const BY_REFERENCE_BYTES: usize = 8 * 1024;
 
 /// First version that knows random seeds and metadata of failures.
@@ -86,6 +86,11 @@ impl Outgoing {
     }
 
     pub fn notification(&mut self, notification: &Notification, version: u8) {
+        if let (NotificationId::Completion(id), Resolution::Value(content)) = (&notification.id, &notification.result)
+            && content.len() >= BY_REFERENCE_BYTES
+        {
+            return self.large_value(notification.ty, *id, content);
+        }
         self.message(notification.ty, |buf| {
             match &notification.id {
                 NotificationId::Completion(id) => put_number(buf, 1, (*id).into()),
@@ -107,6 +112,19 @@ impl Outgoing {
                 }
             }
         });
+    }
+
+    /// A completion whose value is passed on by reference.
+    fn large_value(&mut self, ty: u16, id: u32, content: &Bytes) {
+        let value_len = field_len(1, content.len());
+        let len = number_len(1, id.into()) + field_len(5, value_len);
+        self.largest = self.largest.max(len);
+        frame::put_header(&mut self.tail, ty, len);
+        put_number(&mut self.tail, 1, id.into());
+        put_length(&mut self.tail, 5, value_len);
+        put_length(&mut self.tail, 1, content.len());
+        self.chunks.push(self.tail.split().freeze());
+        self.chunks.push(content.clone());
     }
 
     /// Everything written so far, to be sent in this order.

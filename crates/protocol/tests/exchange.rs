@@ -113,6 +113,59 @@ fn failure_metadata_is_left_out_at_v5() {
 }
 
 #[test]
+fn a_value_has_the_same_bytes_whether_it_is_copied_or_passed_on_by_reference() {
+    for len in [8 * 1024 - 1, 8 * 1024, 100_000] {
+        let content = Bytes::from(vec![7; len]);
+        let mut out = Outgoing::default();
+        let Entry::Notification(value) = notification(entry_type::CALL_COMPLETION, 300, Resolution::Value(content.clone()))
+        else {
+            unreachable!("it is one")
+        };
+        out.notification(&value, 6);
+        let largest = out.largest_message_bytes();
+        let chunks: Vec<Bytes> = out.take().collect();
+        assert_eq!(chunks.iter().any(|chunk| chunk.as_ptr() == content.as_ptr()), len >= 8 * 1024, "{len} bytes");
+        let mut frames = FrameDecoder::new(1 << 20);
+        frames.push(chunks.concat().into());
+        let frame = frames.next_frame().unwrap().unwrap();
+        assert_eq!((frame.ty, frame.payload.len()), (entry_type::CALL_COMPLETION, largest));
+        // Completion id 300, then the value within a value.
+        assert_eq!(frame.payload[..3], hex("08 ac 02"));
+        assert!(frame.payload.ends_with(&content));
+    }
+}
+
+#[test]
+fn small_frames_that_would_grow_when_they_are_read_are_refused() {
+    let refused = |ty: u16, payload: Vec<u8>| match decode(Frame { ty, payload: payload.into() }) {
+        Err(Violation::Illegal(message)) => message,
+        other => panic!("refused: {other:?}"),
+    };
+    // 33 million ids of one byte, and the same a little smaller than a frame may be.
+    let ids = |n: usize| {
+        let mut payload = vec![0x0a];
+        prost::encoding::encode_varint(n as u64, &mut payload);
+        payload.resize(payload.len() + n, 1);
+        payload
+    };
+    assert!(refused(0x0001, ids(33_000_000)).contains("bytes"));
+    assert!(refused(0x0001, ids(600_000)).contains("600000 things"));
+    // Metadata of a failed run, and headers of a call: two bytes each.
+    let pairs = |tag: u8, n: usize| [tag << 3 | 2, 0].repeat(n);
+    let inside = |tag: u8, inner: Vec<u8>| {
+        let mut payload = vec![tag << 3 | 2];
+        prost::encoding::encode_varint(inner.len() as u64, &mut payload);
+        [payload, inner].concat()
+    };
+    let with_id = |payload: Vec<u8>| [hex("08 01"), payload].concat();
+    assert!(refused(0x0005, with_id(inside(15, pairs(3, 1_001)))).contains("1001 headers or pieces of metadata"));
+    assert!(decode(Frame { ty: 0x0005, payload: with_id(inside(15, pairs(3, 1_000))).into() }).is_ok());
+    assert!(refused(entry_type::OUTPUT, inside(15, pairs(3, 1_001))).contains("1001"));
+    assert!(refused(entry_type::CALL, pairs(4, 1_001)).contains("1001"));
+    assert!(refused(entry_type::ONE_WAY_CALL, pairs(5, 1_001)).contains("1001"));
+}
+
+#[test]
 fn the_id_of_a_callee_is_told_as_text() {
     let told = notification(entry_type::CALL_INVOCATION_ID, 1, Resolution::InvocationId(id()));
     let mut expected = hex("800e00000000002b 0801 820126");
