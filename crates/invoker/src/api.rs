@@ -1,10 +1,11 @@
 //! What goes into the invoker and what comes out.
 
+use crate::feed::Notifications;
 use bytes::Bytes;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{Attempt, AttemptProgress, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Bounds and defaults of attempts.
 #[derive(Clone, Debug)]
@@ -19,12 +20,26 @@ pub struct Settings {
     pub report_bytes_max: usize,
     /// The largest message in either direction. What the server puts around a payload does not count.
     pub message_bytes_max: usize,
+    /// Entries of a journal, and payload bytes of them, at which its invocation is paused.
+    pub journal_entries_max: u32,
+    pub journal_bytes_max: u64,
     /// State sent with the start of an attempt; what is beyond is fetched by the handler.
     pub eager_state_bytes_max: usize,
     /// Number of partitions, to route calls.
     pub partitions: u16,
     /// Sent on every request to a deployment (`x-restate-cluster-name` by default).
     pub additional_headers: Vec<(String, String)>,
+    /// What the simulator breaks on purpose.
+    pub mutant: Mutant,
+}
+
+/// Deliberately broken variants of the invoker, which simulation must catch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    #[default]
+    None,
+    /// Asks no attempt that waits to suspend (rule O5).
+    NeverAsk,
 }
 
 /// One attempt to advance an invocation.
@@ -50,9 +65,8 @@ pub struct AttemptStart {
     pub last_entry_at: Timestamp,
     /// Attempts that the retry policy has counted so far.
     pub attempts_counted: u32,
-    /// Notifications beyond `replay`, each with its journal index, in order. Closed to abort the attempt: nothing of it counts
-    /// any more.
-    pub live: mpsc::UnboundedReceiver<Live>,
+    /// Notifications beyond `replay`, each with its journal index, in order; see [`crate::Invoker::feed`].
+    pub live: Notifications,
 }
 
 /// State of the key at the start of the attempt.

@@ -4,29 +4,41 @@
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
 use crate::api::{AttemptStart, EagerState, Live, Room};
-use crate::invoker::{Invoker, ReplayBytes, Slot};
+use crate::completions::Completions;
+use crate::feed::Told;
+use crate::invoker::{Held, Invoker, ReplayBytes, Unanswered};
+use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
 use crate::submission::{self, KEY_BYTES_MAX, New};
-use crate::transport::{Exchange, ExchangeEvent, OpenRequest};
+use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
 use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, UNIX_EPOCH};
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
 use surefoot_model::{
-    Action, AttemptEnd, AttemptError, AttemptProgress, Entry, Item, Origin, Outcome, Pin, Timestamp, Verdict, entry_type,
+    Action, AttemptEnd, AttemptError, AttemptProgress, DeploymentId, Entry, Item, NotificationId, Origin, Outcome, Pin, Text,
+    Timestamp, Verdict, entry_type,
 };
 use surefoot_protocol::{self as protocol, Behavior, Call, Command, FrameDecoder, Message, Outgoing, Start};
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
+/// A handler that only waits is idle once nothing was said for this long: then it may be asked to suspend.
+const IDLE: Duration = Duration::from_millis(50);
+/// Values of state that a handler may have asked for and not been sent. Reading stops at the bound: each may be as large as a
+/// message, and takes a place in the journal.
+const VALUES_AWAITED_MAX: u32 = 16;
+/// What a piece of a failure's metadata takes beside its texts.
+const PAIR_BYTES: usize = size_of::<(String, String)>();
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
+/// And so much of it.
+const DRAIN_BYTES: usize = 1 << 20;
 /// Items that are reported in one event.
 const ITEMS_MAX: usize = AttemptProgress::ITEMS_MAX;
 /// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
@@ -60,11 +72,9 @@ const URI_COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b')');
 
 /// Runs an attempt to its end and reports what it brings.
-pub(crate) async fn run(invoker: Arc<Invoker>, start: AttemptStart, slot: Slot, replay: ReplayBytes) {
-    let left = attempt(&invoker, start, replay).await;
-    // From here on the slot serves another: a peer that is slow to end its response holds up nobody.
-    drop(slot);
-    if let Some(exchange) = left
+pub(crate) async fn run(invoker: Arc<Invoker>, start: AttemptStart, chosen: Result<Chosen, Failure>, held: Held) {
+    // Its place is free once this returns: a peer that is slow to end its response holds up nobody.
+    if let Some(exchange) = attempt(&invoker, start, chosen, held).await
         && let Some(leave) = invoker.try_drain()
     {
         drain(exchange, &invoker.env.clock).await;
@@ -73,38 +83,34 @@ pub(crate) async fn run(invoker: Arc<Invoker>, start: AttemptStart, slot: Slot, 
 }
 
 /// Gives the stream back where the rest of the response is to be read.
-async fn attempt(invoker: &Arc<Invoker>, start: AttemptStart, replay: ReplayBytes) -> Option<Box<dyn Exchange>> {
-    let catalog = invoker.catalog.load();
-    let chosen = choose(&catalog, &start);
-    let options = invoker.options(&catalog, &start.target, chosen.as_ref().ok().map(|(deployment, _)| deployment));
+async fn attempt(
+    invoker: &Arc<Invoker>,
+    start: AttemptStart,
+    chosen: Result<Chosen, Failure>,
+    held: Held,
+) -> Option<Box<dyn Exchange>> {
+    let options = invoker.options(&invoker.catalog.load(), &start.target, chosen.as_ref().ok().map(|chosen| &chosen.deployment));
     let pin = match &chosen {
-        Ok((deployment, version)) => Pin { deployment: deployment.id, protocol: *version },
+        Ok(Chosen { deployment, version }) => Pin { deployment: deployment.id, protocol: *version },
         // Nothing is pinned: there is nothing to pin to.
-        Err(_) => start.pin.unwrap_or(Pin { deployment: surefoot_model::DeploymentId(0), protocol: protocol::MAX_VERSION }),
+        Err(_) => start.pin.unwrap_or(Pin { deployment: DeploymentId(0), protocol: protocol::MAX_VERSION }),
     };
-    let mut attempt = Attempt::new(invoker, start, options, pin, replay);
-    let (deployment, version) = match chosen {
-        Ok(chosen) => chosen,
+    let mut attempt = Attempt::new(invoker, start, options, pin, held);
+    let opened = match chosen {
+        Ok(chosen) => attempt.open(chosen).await,
+        Err(failure) => Some(Err(failure)),
+    };
+    match opened? {
+        Ok(stream) => attempt.exchange(stream).await,
         Err(failure) => {
             attempt.fail(failure).await;
-            return None;
-        }
-    };
-    let is_bidirectional = deployment.mode == StreamMode::Bidirectional
-        && deployment.http == HttpVersion::Http2
-        && attempt.options.inactivity_timeout_ms > 0;
-    let opening = invoker.transport.open(open_request(&attempt, deployment, version));
-    match attempt.until_aborted(opening).await? {
-        Ok(exchange) => attempt.exchange(Stream { exchange, version, is_bidirectional, is_open: true }).await,
-        Err(error) => {
-            attempt.fail(Failure::of_peer(500, format!("{error} (RT0010)"))).await;
             None
         }
     }
 }
 
 /// Why an attempt failed, as far as the attempt itself knows.
-struct Failure {
+pub(crate) struct Failure {
     code: u32,
     message: String,
     stacktrace: Option<String>,
@@ -112,11 +118,13 @@ struct Failure {
     wish: Wish,
     /// False for trouble on this side, which raises no counter that handlers see.
     by_handler: bool,
+    /// The rest of the response is read, within bounds, before the stream is let go of.
+    is_read_on: bool,
 }
 
 impl Failure {
     fn of_peer(code: u32, message: String) -> Self {
-        Self { code, message, stacktrace: None, command: None, wish: Wish::default(), by_handler: true }
+        Self { code, message, stacktrace: None, command: None, wish: Wish::default(), by_handler: true, is_read_on: true }
     }
 
     fn of_server(message: String) -> Self {
@@ -140,9 +148,15 @@ impl Failure {
     }
 }
 
+/// Where an attempt runs, and what is spoken there.
+pub(crate) struct Chosen {
+    pub(crate) deployment: Arc<Deployment>,
+    version: u8,
+}
+
 /// The deployment and protocol version: the pinned ones, or the newest.
-fn choose(catalog: &Catalog, start: &AttemptStart) -> Result<(Arc<Deployment>, u8), Failure> {
-    match start.pin {
+pub(crate) fn choose(catalog: &Catalog, service: &Text, pin: Option<Pin>) -> Result<Chosen, Failure> {
+    match pin {
         Some(pin) => {
             let deployment = catalog.deployments.get(&pin.deployment).ok_or_else(|| {
                 Failure::of_server(format!(
@@ -156,10 +170,9 @@ fn choose(catalog: &Catalog, start: &AttemptStart) -> Result<(Arc<Deployment>, u
                     pin.deployment, pin.protocol
                 )));
             }
-            Ok((deployment.clone(), pin.protocol))
+            Ok(Chosen { deployment: deployment.clone(), version: pin.protocol })
         }
         None => {
-            let service = &start.target.service;
             let deployment = catalog.deployment_of(service).ok_or_else(|| {
                 Failure::of_server(format!("no deployment serves '{service}': register one that does (RT0011)"))
             })?;
@@ -169,7 +182,7 @@ fn choose(catalog: &Catalog, start: &AttemptStart) -> Result<(Arc<Deployment>, u
                     deployment.id
                 ))
             })?;
-            Ok((deployment.clone(), version))
+            Ok(Chosen { deployment: deployment.clone(), version })
         }
     }
 }
@@ -245,12 +258,13 @@ struct Attempt<'a> {
     options: ResolvedOptions,
     pin: Pin,
     began: Duration,
-    /// Until the handler has the replay.
-    replay: Option<ReplayBytes>,
+    held: Held,
     /// Commands reported so far, those of the replay included.
     commands: u32,
-    /// Completion ids that commands have taken.
-    completions: BTreeSet<u32>,
+    completions: Completions,
+    journal: JournalSize,
+    /// Nothing is read: see [`VALUES_AWAITED_MAX`].
+    is_paused: bool,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
     item_bytes: usize,
@@ -258,10 +272,17 @@ struct Attempt<'a> {
     has_output: bool,
     /// Journal index of the last entry that the handler was sent.
     last_delivered: u32,
-    /// Notifications that came while something else was waited for.
-    early: Vec<Live>,
     /// Its end has been reported.
     has_ended: bool,
+}
+
+/// What is in the invocation's journal, or will be, as far as the attempt knows.
+#[derive(Clone, Copy, Default)]
+struct JournalSize {
+    entries: u32,
+    bytes: u64,
+    /// Values of state that were asked for, and have not come.
+    values_awaited: u32,
 }
 
 /// How an exchange goes on.
@@ -274,21 +295,22 @@ enum Next {
 }
 
 impl<'a> Attempt<'a> {
-    fn new(invoker: &'a Arc<Invoker>, start: AttemptStart, options: ResolvedOptions, pin: Pin, replay: ReplayBytes) -> Self {
+    fn new(invoker: &'a Arc<Invoker>, start: AttemptStart, options: ResolvedOptions, pin: Pin, held: Held) -> Self {
         Self {
             invoker,
             id_text: start.id.to_string(),
             options,
             pin,
             began: invoker.env.clock.monotonic(),
-            replay: Some(replay),
+            held,
             commands: start.commands,
-            completions: BTreeSet::new(),
+            completions: Completions::default(),
+            journal: JournalSize::default(),
+            is_paused: false,
             items: Vec::new(),
             item_bytes: 0,
             has_output: false,
             last_delivered: (start.replay.len() as u32).saturating_sub(1),
-            early: Vec::new(),
             has_ended: false,
             start,
         }
@@ -298,17 +320,39 @@ impl<'a> Attempt<'a> {
         Timestamp(self.invoker.env.clock.now_ms())
     }
 
-    /// Waits for `future`, or nothing once the attempt is aborted. Notifications that come meanwhile are kept.
+    /// Waits for `future`, or nothing once the attempt is aborted. Notifications wait meanwhile.
     async fn until_aborted<T>(&mut self, mut future: surefoot_env::BoxFuture<T>) -> Option<T> {
-        loop {
-            tokio::select! {
-                biased;
-                // Receiving is whole or has not happened.
-                live = self.start.live.recv() => self.early.push(live?),
-                // Polled by reference: nothing is lost when the other arm wins.
-                done = &mut future => return Some(done),
-            }
+        tokio::select! {
+            biased;
+            // Nothing is taken by looking.
+            () = poll_fn(|cx| self.start.live.poll_over(cx)) => None,
+            // Over when the other arm wins.
+            done = &mut future => Some(done),
         }
+    }
+
+    /// A stream to the deployment. None: aborted meanwhile.
+    async fn open(&mut self, chosen: Chosen) -> Option<Result<Stream, Failure>> {
+        let Chosen { deployment, version } = chosen;
+        let unreachable = |why: String| Failure::of_peer(500, format!("{why} (RT0010)"));
+        if let Some(Err(error)) = self.held.unanswered.as_mut().map(Unanswered::connect) {
+            return Some(Err(unreachable(format!("{error}, a moment ago"))));
+        }
+        let is_bidirectional = deployment.mode == StreamMode::Bidirectional
+            && deployment.http == HttpVersion::Http2
+            && self.options.inactivity_timeout_ms > 0;
+        let opening = self.invoker.transport.open(open_request(self, deployment, version));
+        let opened = self.until_aborted(opening).await?;
+        if let Some(unanswered) = &mut self.held.unanswered {
+            unanswered.connected(match &opened {
+                Err(error @ TransportError::Connect { .. }) => Tried::Failed(error.to_string()),
+                Ok(_) | Err(_) => Tried::Connected,
+            });
+        }
+        Some(match opened {
+            Ok(exchange) => Ok(Stream { exchange, version, is_bidirectional, is_open: true }),
+            Err(error) => Err(unreachable(error.to_string())),
+        })
     }
 
     /// Sends and receives until the attempt's end is reported. Gives the exchange back where the rest is to be read; dropping it
@@ -319,78 +363,118 @@ impl<'a> Attempt<'a> {
             Ok(Next::More | Next::Aborted) => None,
             Err(failure) => {
                 stream.half_close();
+                // A handler that breaks the rules is cut off gently all the same: peers refuse new streams if many are reset.
+                let is_read_on = failure.is_read_on;
                 self.fail(failure).await;
-                None
+                is_read_on.then_some(stream.exchange)
             }
         }
     }
 
     async fn converse(&mut self, stream: &mut Stream) -> Result<Next, Failure> {
         self.send_start(stream)?;
-        if stream.is_bidirectional {
-            self.deliver_early(stream)?;
-        } else {
+        let mut patience = Patience::new(&self.options, self.invoker.env.clock.clone());
+        if !stream.is_bidirectional {
             stream.half_close();
+            patience.closed(patience.abort);
         }
-        let clock = self.invoker.env.clock.clone();
-        let (inactivity, abort) =
-            (Duration::from_millis(self.options.inactivity_timeout_ms), Duration::from_millis(self.options.abort_timeout_ms));
-        let mut last_activity = clock.monotonic();
-        let mut alarm = clock.sleep(if stream.is_open { inactivity } else { abort });
+        let mut alarm = patience.alarm(self.only_waits(stream));
         let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
         let mut has_head = false;
         loop {
+            if self.is_paused && self.journal.values_awaited < VALUES_AWAITED_MAX {
+                self.is_paused = false;
+                match self.chunks(stream, &mut decoder, None).await? {
+                    Next::More => continue,
+                    next @ (Next::Over | Next::Aborted) => return Ok(next),
+                }
+            }
+            let unsent = stream.exchange.unsent_bytes();
+            if unsent == 0 {
+                self.held.replay = None;
+            }
+            if self.is_paused && unsent > UNSENT_BYTES_MAX && stream.is_open {
+                // It asks for more and takes nothing: in its next attempt it has what it missed.
+                stream.half_close();
+                patience.closed(patience.inactivity.saturating_add(patience.abort));
+            }
+            // What a handler does not take waits in its feed, which is bounded; what it will not be sent is taken off at once.
+            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open;
+            if patience.due(self.only_waits(stream)) < alarm.due {
+                alarm = patience.alarm(self.only_waits(stream));
+            }
             tokio::select! {
                 biased;
-                // Receiving is whole or has not happened.
-                live = self.start.live.recv() => {
-                    let Some(live) = live else { return Ok(Next::Aborted) };
-                    if stream.is_open {
-                        self.deliver(stream, &live)?;
-                        last_activity = clock.monotonic();
+                // Taking is whole or has not happened.
+                told = poll_fn(|cx| self.start.live.poll_told(cx, takes_live)) => match told {
+                    None => return Ok(Next::Aborted),
+                    Some(Told::Live(live)) => {
+                        let values = u32::from(live.notification.ty == entry_type::GET_LAZY_STATE_COMPLETION);
+                        self.journal.arrived(live.notification.bytes(), values);
+                        if stream.is_open {
+                            self.deliver(stream, &live)?;
+                            patience.active();
+                            self.held.place.resume();
+                        }
                     }
-                }
+                    Some(told) => {
+                        if let Told::Behind(dropped) = told {
+                            self.journal.arrived(dropped.bytes, dropped.values);
+                        }
+                        if stream.is_open {
+                            // What it still has to do it does first, and has as long for it as if nobody had asked.
+                            stream.half_close();
+                            patience.closed(patience.inactivity.saturating_add(patience.abort));
+                        }
+                    }
+                },
                 // The exchange keeps what it has read until it is asked again.
-                event = poll_fn(|cx| stream.exchange.poll_event(cx)) => {
+                event = poll_fn(|cx| stream.exchange.poll_event(cx)), if !self.is_paused => {
                     match event {
                         ExchangeEvent::Head(status, headers) => {
                             has_head = true;
+                            self.held.unanswered = None;
                             self.invoker.metrics.responded(stream.is_bidirectional, status);
                             check_head(status, &headers, stream.version, self.now())?;
                         }
                         ExchangeEvent::Chunk(chunk) if has_head => {
-                            // A handler writes nothing before it has read all it is to know.
-                            self.replay = None;
-                            match self.chunks(stream, &mut decoder, chunk).await? {
-                                Next::More => self.deliver_early(stream)?,
+                            match self.chunks(stream, &mut decoder, Some(chunk)).await? {
+                                Next::More => {}
                                 next @ (Next::Over | Next::Aborted) => return Ok(next),
                             }
                         }
                         ExchangeEvent::Chunk(_) | ExchangeEvent::Writable => {}
                         ExchangeEvent::End => return Err(ended_early()),
-                        ExchangeEvent::Error(error) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
+                        ExchangeEvent::Error(error) => return Err(broken(&error)),
                     }
-                    last_activity = clock.monotonic();
+                    patience.active();
+                    self.held.place.resume();
                 }
                 // Polled by reference: it keeps its due time.
-                () = &mut alarm => {
-                    let limit = if stream.is_open { inactivity } else { abort };
-                    let idle = clock.monotonic().saturating_sub(last_activity);
-                    if idle < limit {
-                        alarm = clock.sleep(limit - idle);
-                    } else if stream.is_open {
+                () = &mut alarm.sleep => {
+                    if patience.is_over() {
+                        if !stream.is_open {
+                            let waited = patience.closed.unwrap_or_default().as_millis();
+                            let message = format!("the handler did not suspend within {waited} ms of being asked to (RT0001)");
+                            return Err(Failure { is_read_on: false, ..Failure::of_peer(500, message) });
+                        }
                         // A polite request to suspend.
                         stream.half_close();
-                        last_activity = clock.monotonic();
-                        alarm = clock.sleep(abort);
-                    } else {
-                        let waited = abort.as_millis();
-                        let message = format!("the handler did not suspend within {waited} ms of being asked to (RT0001)");
-                        return Err(Failure::of_peer(500, message));
+                        patience.closed(patience.abort);
+                        patience.active();
+                    } else if self.only_waits(stream) && patience.is_idle() {
+                        let bytes = usize::try_from(self.journal.bytes).unwrap_or(usize::MAX);
+                        self.held.place.idle(self.start.live.line(), patience.last_activity, bytes);
                     }
+                    alarm = patience.alarm(self.only_waits(stream));
                 }
             }
         }
+    }
+
+    /// Whether the handler does nothing but wait, and its place does not know yet.
+    fn only_waits(&self, stream: &Stream) -> bool {
+        stream.is_open && !self.held.place.is_idle() && self.completions.only_waits()
     }
 
     /// Sends `Start` and the whole replay at once, without waiting for the response to begin. The handler's copy is the only one
@@ -400,7 +484,7 @@ impl<'a> Attempt<'a> {
         let replay = std::mem::take(&mut self.start.replay);
         let state = std::mem::take(&mut self.start.state);
         let values = values_that_fit(&state, self.invoker.settings.message_bytes_max);
-        let bytes = self.replay.as_ref().map_or(0, ReplayBytes::bytes).min(REPLAY_ALLOCATION_BYTES);
+        let bytes = self.held.replay.as_ref().map_or(0, ReplayBytes::bytes).min(REPLAY_ALLOCATION_BYTES);
         let start = &self.start;
         let mut out = Outgoing::with_capacity(256 + bytes);
         out.start(
@@ -419,11 +503,11 @@ impl<'a> Attempt<'a> {
         );
         for entry in &replay {
             out.entry(entry, stream.version);
-            if let Entry::Command { ty, raw } = entry {
-                self.has_output |= *ty == entry_type::OUTPUT;
-                self.completions.extend(protocol::completion_ids(*ty, raw));
-            }
+            self.has_output |= matches!(entry, Entry::Command { ty: entry_type::OUTPUT, .. });
+            self.completions.replayed(entry);
+            self.journal.add(1, entry.bytes());
         }
+        self.journal.add(self.completions.open(), 0);
         stream.send(self.invoker, out)
     }
 
@@ -431,41 +515,37 @@ impl<'a> Attempt<'a> {
         let mut out = Outgoing::with_capacity(64);
         out.notification(&live.notification, stream.version);
         stream.send(self.invoker, out)?;
+        self.completions.delivered(&live.notification.id);
         self.last_delivered = live.index;
         Ok(())
     }
 
-    /// Delivers what came while something else was waited for. Where nothing can be sent any more it waits in the journal.
-    fn deliver_early(&mut self, stream: &mut Stream) -> Result<(), Failure> {
-        for live in std::mem::take(&mut self.early) {
-            if stream.is_open {
-                self.deliver(stream, &live)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a chunk and everything that is there behind it, and reports it: as one event, or as several where it is much.
-    async fn chunks(&mut self, stream: &mut Stream, decoder: &mut FrameDecoder, first: Bytes) -> Result<Next, Failure> {
-        let mut chunk = Some(first);
+    /// Takes a chunk, or what was left of one, and everything that is there behind it, and reports it: as one event, or as several
+    /// where it is much. Pauses while too many values of state are on their way.
+    async fn chunks(&mut self, stream: &mut Stream, decoder: &mut FrameDecoder, first: Option<Bytes>) -> Result<Next, Failure> {
+        let mut chunk = first;
         loop {
             if let Some(chunk) = chunk.take() {
                 self.invoker.metrics.received_bytes.increment(chunk.len() as u64);
                 decoder.push(chunk);
-                while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
-                    if let Some(end) = self.message(frame)? {
-                        // Peers go on reading the request until it ends.
-                        stream.half_close();
-                        return Ok(match end {
-                            End::Event(end) => self.report(Some(end)).await,
-                            End::Failed(failure) => self.fail(failure).await,
-                        });
-                    }
-                    if (self.item_bytes >= EVENT_BYTES || self.items.len() >= ITEMS_MAX)
-                        && let Next::Aborted = self.report(None).await
-                    {
-                        return Ok(Next::Aborted);
-                    }
+            }
+            while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
+                if let Some(end) = self.message(frame)? {
+                    // Peers go on reading the request until it ends.
+                    stream.half_close();
+                    return Ok(match end {
+                        End::Event(end) => self.report(Some(end)).await,
+                        End::Failed(failure) => self.fail(failure).await,
+                    });
+                }
+                if self.journal.values_awaited >= VALUES_AWAITED_MAX {
+                    self.is_paused = true;
+                    return Ok(self.report(None).await);
+                }
+                if (self.item_bytes >= EVENT_BYTES || self.items.len() >= ITEMS_MAX)
+                    && let Next::Aborted = self.report(None).await
+                {
+                    return Ok(Next::Aborted);
                 }
             }
             if self.items.len() < ITEMS_MAX {
@@ -480,7 +560,7 @@ impl<'a> Attempt<'a> {
                     }
                     Some(ExchangeEvent::Head(..) | ExchangeEvent::Writable) | None => {}
                     Some(ExchangeEvent::End) => return Err(ended_early()),
-                    Some(ExchangeEvent::Error(error)) => return Err(Failure::of_peer(500, format!("{error} (RT0010)"))),
+                    Some(ExchangeEvent::Error(error)) => return Err(broken(&error)),
                 }
             }
             return Ok(if self.items.is_empty() { Next::More } else { self.report(None).await });
@@ -499,7 +579,11 @@ impl<'a> Attempt<'a> {
                     }
                     Command::Call(call) => self.resolve(ty, &raw, &call)?,
                 };
-                self.take_completions(ty, &raw, &action)?;
+                self.check_journal(ty, &raw)?;
+                if let Err(id) = self.completions.command(&action) {
+                    return Err(self.precondition(ty, &raw, format!("completion id {id} is used by two commands (RT0012)")));
+                }
+                self.journal.command(&action, raw.len());
                 self.has_output |= ty == entry_type::OUTPUT;
                 let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
                 self.item_bytes += FIXED_BYTES + raw.len() + input_bytes;
@@ -509,13 +593,22 @@ impl<'a> Attempt<'a> {
             Message::RunProposed { completion, outcome } => {
                 let bytes = match &outcome {
                     Outcome::Success(value) => value.len(),
-                    Outcome::Failure(failure) => failure.message.len(),
+                    Outcome::Failure(failure) => {
+                        failure.message.len() + PAIR_BYTES * failure.metadata.len() + metadata_bytes(failure)
+                    }
                 };
                 self.item_bytes += FIXED_BYTES + bytes;
+                self.completions.proposed(completion);
                 self.items.push(Item::RunProposed { completion, outcome });
                 Ok(None)
             }
-            Message::Suspended { awaiting } => {
+            Message::Suspended { mut awaiting } => {
+                awaiting.sort_unstable();
+                awaiting.dedup();
+                if let Err(why) = self.completions.can_wake(&awaiting) {
+                    return Err(Failure::of_peer(500, why.to_string()));
+                }
+                self.item_bytes += awaiting.iter().map(awaited_bytes).sum::<usize>();
                 Ok(Some(End::Event(AttemptEnd::Suspended { awaiting, last_delivered: self.last_delivered })))
             }
             Message::Ended if self.has_output => Ok(Some(End::Event(AttemptEnd::Completed))),
@@ -527,6 +620,7 @@ impl<'a> Attempt<'a> {
                 command: error.command,
                 wish: Wish { behavior: error.behavior, delay: error.next_retry_delay_ms.map_or(Delay::Policy, Delay::Handler) },
                 by_handler: true,
+                is_read_on: true,
             }))),
         }
     }
@@ -555,23 +649,24 @@ impl<'a> Attempt<'a> {
         Err(self.precondition(ty, raw, format!("{} has no state that it may use so (RT0017)", self.start.target)))
     }
 
-    /// Notes the completion ids that a command takes. One that is taken already would be completed twice.
-    fn take_completions(&mut self, ty: u16, raw: &Bytes, action: &Action) -> Result<(), Failure> {
-        let ids = match action {
-            Action::GetState { completion, .. }
-            | Action::GetStateKeys { completion }
-            | Action::Sleep { completion, .. }
-            | Action::Run { completion } => [Some(*completion), None],
-            Action::Call { id_completion, result, .. } => [Some(*id_completion), *result],
-            _ => return Ok(()),
+    /// Whether the journal may grow. One that grows without end would be replayed whole at each attempt.
+    fn check_journal(&self, ty: u16, raw: &Bytes) -> Result<(), Failure> {
+        let JournalSize { entries, bytes, .. } = self.journal;
+        let (entries_max, bytes_max) = (self.invoker.settings.journal_entries_max, self.invoker.settings.journal_bytes_max);
+        let (what, limit) = if ty == entry_type::OUTPUT {
+            return Ok(()); // nothing follows it
+        } else if entries >= entries_max {
+            (format!("{entries} entries"), "worker.invoker.journal-entries-limit")
+        } else if bytes.saturating_add(raw.len() as u64) > bytes_max {
+            (format!("{bytes} bytes"), "worker.invoker.journal-size-limit")
+        } else {
+            return Ok(());
         };
-        for id in ids.into_iter().flatten() {
-            if !self.completions.insert(id) {
-                let message = format!("completion id {id} is used by two commands (RT0012)");
-                return Err(self.precondition(ty, raw, message));
-            }
-        }
-        Ok(())
+        let message = format!(
+            "the journal has {what} and may not grow: let the handler do less in one invocation, and kill this one; or raise \
+             {limit}, start again, and resume it (SF3001)"
+        );
+        Err(Failure { wish: Wish { behavior: Behavior::Pause, ..Wish::default() }, ..self.precondition(ty, raw, message) })
     }
 
     fn precondition(&self, ty: u16, raw: &Bytes, message: String) -> Failure {
@@ -646,6 +741,9 @@ impl<'a> Attempt<'a> {
 
     /// Room for the items and so many bytes more. None: aborted while waiting for it.
     async fn room(&mut self, more: usize) -> Option<Room> {
+        if !self.invoker.output.has_memory() {
+            self.until_aborted(self.invoker.output.memory()).await?;
+        }
         let permits = self.invoker.report_permits(FIXED_BYTES + self.item_bytes + more);
         let reports = self.invoker.reports.clone();
         let permit = match reports.clone().try_acquire_many_owned(permits) {
@@ -679,31 +777,44 @@ impl<'a> Attempt<'a> {
     /// The end that a failure is, said in the log where somebody should know.
     fn failed(&self, failure: Failure) -> AttemptEnd {
         let now = self.now();
-        let verdict = retry::verdict(&self.options.retry, self.start.attempts_counted, failure.wish, now);
+        let chance = self.invoker.env.ids.random_u64();
+        let verdict = retry::verdict(&self.options.retry, self.start.attempts_counted, failure.wish, now, chance);
         // Neither count sees all failures: the policy's leaves out those with a delay of the handler's, the other those of ours.
         let attempt = self.start.attempts_counted.max(self.start.retries_since_entry).saturating_add(1);
         if (attempt >= WARN_FROM_ATTEMPT || !matches!(verdict, Verdict::Retry { .. }))
             && let Some(left_out) = self.invoker.may_warn()
         {
-            let (invocation, target, error) = (&self.id_text, &self.start.target, &failure.message);
+            // A key is the caller's, and must not write lines of its own.
+            let target = self.start.target.to_string().escape_debug().to_string();
+            let (invocation, error) = (&self.id_text, &failure.message);
             let left_out = (left_out > 0).then_some(left_out);
             match &verdict {
                 Verdict::Retry { at, .. } => {
                     let next_ms = at.0.saturating_sub(now.0);
                     tracing::warn!(
-                        invocation, %target, attempt, error, next_attempt_in_ms = next_ms, left_out, "invocation keeps failing"
+                        invocation,
+                        target,
+                        attempt,
+                        error,
+                        next_attempt_in_ms = next_ms,
+                        left_out,
+                        "invocation keeps failing"
                     );
                 }
                 Verdict::Pause => tracing::warn!(
-                    invocation, %target, attempt, error, left_out,
+                    invocation,
+                    target,
+                    attempt,
+                    error,
+                    left_out,
                     "invocation paused; it waits for an operator to resume or kill it"
                 ),
                 Verdict::Fail => {
-                    tracing::warn!(invocation, %target, attempt, error, left_out, "invocation failed for good");
+                    tracing::warn!(invocation, target, attempt, error, left_out, "invocation failed for good");
                 }
             }
         }
-        let Failure { code, message, stacktrace, command, by_handler, wish: _ } = failure;
+        let Failure { code, message, stacktrace, command, by_handler, .. } = failure;
         let error = AttemptError { code, message, at: now, stacktrace, command };
         AttemptEnd::Failed { error, verdict, by_handler }
     }
@@ -728,13 +839,108 @@ impl Drop for Attempt<'_> {
     }
 }
 
+impl JournalSize {
+    fn add(&mut self, entries: u32, bytes: u64) {
+        self.entries = self.entries.saturating_add(entries);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Notifications whose entries were counted with their commands.
+    fn arrived(&mut self, bytes: u64, values: u32) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.values_awaited = self.values_awaited.saturating_sub(values);
+    }
+
+    /// A command, and what will answer it: each completion becomes an entry, too.
+    fn command(&mut self, action: &Action, bytes: usize) {
+        let answers = match action {
+            Action::GetState { .. } => {
+                self.values_awaited += 1;
+                1
+            }
+            Action::GetStateKeys { .. } | Action::Sleep { .. } | Action::Run { .. } => 1,
+            Action::Call { result, .. } => 1 + u32::from(result.is_some()),
+            _ => 0,
+        };
+        self.add(1 + answers, bytes as u64);
+    }
+}
+
+/// How long a handler may be silent.
+struct Patience {
+    clock: Arc<dyn surefoot_env::Clock>,
+    inactivity: Duration,
+    abort: Duration,
+    last_activity: Duration,
+    /// From its last word on, once it has been asked to suspend.
+    closed: Option<Duration>,
+}
+
+struct Alarm {
+    due: Duration,
+    sleep: surefoot_env::BoxFuture,
+}
+
+impl Patience {
+    fn new(options: &ResolvedOptions, clock: Arc<dyn surefoot_env::Clock>) -> Self {
+        let ms = Duration::from_millis;
+        let (inactivity, abort) = (ms(options.inactivity_timeout_ms), ms(options.abort_timeout_ms));
+        Self { inactivity, abort, last_activity: clock.monotonic(), closed: None, clock }
+    }
+
+    fn active(&mut self) {
+        self.last_activity = self.clock.monotonic();
+    }
+
+    fn closed(&mut self, limit: Duration) {
+        self.closed = Some(limit);
+    }
+
+    /// When something is to be done about its silence, if it lasts.
+    fn due(&self, only_waits: bool) -> Duration {
+        let limit = self.closed.unwrap_or(self.inactivity);
+        self.last_activity.saturating_add(if only_waits { limit.min(IDLE) } else { limit })
+    }
+
+    fn alarm(&self, only_waits: bool) -> Alarm {
+        let due = self.due(only_waits);
+        Alarm { due, sleep: self.clock.sleep(due.saturating_sub(self.clock.monotonic())) }
+    }
+
+    fn silence(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.last_activity)
+    }
+
+    fn is_over(&self) -> bool {
+        self.silence() >= self.closed.unwrap_or(self.inactivity)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.silence() >= IDLE
+    }
+}
+
 enum End {
     Event(AttemptEnd),
     Failed(Failure),
 }
 
 fn ended_early() -> Failure {
-    Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned())
+    Failure { is_read_on: false, ..Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned()) }
+}
+
+fn broken(error: &TransportError) -> Failure {
+    Failure { is_read_on: false, ..Failure::of_peer(500, format!("{error} (RT0010)")) }
+}
+
+fn metadata_bytes(failure: &surefoot_model::Failure) -> usize {
+    failure.metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+/// What an awaited id takes in an event and in the invocation's row.
+fn awaited_bytes(id: &NotificationId) -> usize {
+    let name = if let NotificationId::NamedSignal(name) = id { name.len() } else { 0 };
+    size_of::<NotificationId>() + name
 }
 
 /// How many values, from the first on, one message of so many bytes holds.
@@ -789,15 +995,20 @@ fn retry_after_ms(value: &str, now: Timestamp) -> Option<u64> {
     Some(u64::try_from(due.as_millis()).unwrap_or(u64::MAX).saturating_sub(now.0))
 }
 
-/// Reads what is left of a response whose last message has come.
+/// Reads what is left of a response whose last message has come, up to [`DRAIN_BYTES`].
 async fn drain(mut exchange: Box<dyn Exchange>, clock: &Arc<dyn surefoot_env::Clock>) {
     let mut over = clock.sleep(DRAIN);
+    let mut room = DRAIN_BYTES;
     loop {
         tokio::select! {
             biased;
             // The exchange keeps what it has read until it is asked again.
             event = poll_fn(|cx| exchange.poll_event(cx)) => match event {
-                ExchangeEvent::Head(..) | ExchangeEvent::Chunk(_) | ExchangeEvent::Writable => {}
+                ExchangeEvent::Head(..) | ExchangeEvent::Writable => {}
+                ExchangeEvent::Chunk(chunk) => match room.checked_sub(chunk.len()) {
+                    Some(left) => room = left,
+                    None => return,
+                },
                 ExchangeEvent::End | ExchangeEvent::Error(_) => return,
             },
             // Polled by reference: it keeps its due time.

@@ -1,21 +1,25 @@
 //! The room's front: slots, bytes in flight, and the tasks that take them.
 
-use crate::api::{AttemptStart, Output, Settings};
-use crate::attempt;
+use crate::api::{AttemptStart, Mutant, Output, Settings};
+use crate::attempt::{self, Chosen};
+use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
+use crate::places::{Idle, Places};
+use crate::reach::{Reach, Tried};
 use crate::transport::Transport;
 use ::http::{HeaderName, HeaderValue};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
-use surefoot_model::{CatalogCell, Pin, Target};
+use surefoot_model::{CatalogCell, DeploymentId, Entry, Pin, Target};
 use tokio::sync::Semaphore;
 
 /// WARN lines about failing invocations per second of this node.
 const WARNINGS_PER_SECOND: u32 = 10;
 /// What an entry of a replay takes beside its payload.
-const ENTRY_BYTES: u64 = 32;
+const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
 
 /// Runs attempts, as many at a time as the settings allow.
 pub struct Invoker {
@@ -29,7 +33,9 @@ pub struct Invoker {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// Bytes that may be reported before they are durable.
     pub(crate) reports: Arc<Semaphore>,
-    slots: AtomicUsize,
+    places: Arc<Places>,
+    pub(crate) reach: Reach,
+    feeds: Feeds,
     replay_bytes: AtomicUsize,
     /// Responses that are read to their end after their attempt is over.
     drains: AtomicUsize,
@@ -56,6 +62,7 @@ impl Invoker {
         let header = |(name, value): &(String, String)| Some((name.try_into().ok()?, value.try_into().ok()?));
         Arc::new(Self {
             metrics: Metrics::new(settings.attempts_max),
+            places: Arc::new(Places::new(settings.attempts_max, settings.mutant == Mutant::NeverAsk)),
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(report_permits(&settings, usize::MAX) as usize)),
             env,
@@ -63,20 +70,21 @@ impl Invoker {
             catalog,
             transport,
             output,
-            slots: AtomicUsize::new(0),
+            reach: Reach::default(),
+            feeds: Feeds::default(),
             replay_bytes: AtomicUsize::new(0),
             drains: AtomicUsize::new(0),
             warnings: Mutex::default(),
         })
     }
 
-    /// Takes a slot if one is free and replays in flight are below their bound. It is for one [`Self::start`], or
+    /// Takes a place if there is memory, one is free, replays in flight are below their bound. It is for one [`Self::start`], or
     /// [`Self::release`] where nothing is to start after all.
     pub fn try_reserve(&self) -> bool {
-        if self.replay_bytes.load(Ordering::Relaxed) >= self.settings.replay_bytes_max {
+        if self.replay_bytes.load(Ordering::Relaxed) >= self.settings.replay_bytes_max || !self.output.has_memory() {
             return false;
         }
-        let is_taken = take(&self.slots, self.settings.attempts_max);
+        let is_taken = self.places.try_take();
         if is_taken {
             self.metrics.slots_acquired.increment(1);
         }
@@ -85,16 +93,39 @@ impl Invoker {
 
     /// Gives a slot back unused.
     pub fn release(&self) {
-        self.slots.fetch_sub(1, Ordering::Relaxed);
+        self.places.leave(None);
         self.metrics.slots_released.increment(1);
     }
 
     /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
     pub fn start(self: &Arc<Self>, start: AttemptStart) {
         self.metrics.started.increment(1);
-        let slot = Slot { invoker: self.clone() };
-        let replay = ReplayBytes::new(self.clone(), &start);
-        self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, slot, replay)));
+        let place = AttemptPlace { invoker: self.clone(), idle: None };
+        let replay = Some(ReplayBytes::new(self.clone(), &start));
+        let chosen = attempt::choose(&self.catalog.load(), &start.target.service, start.pin);
+        let unanswered = chosen.as_ref().ok().map(|chosen| Unanswered::new(self.clone(), chosen));
+        self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, Held { replay, unanswered, place })));
+    }
+
+    /// What a running attempt is told comes through this: the partition's end, and the one for [`AttemptStart`].
+    pub fn feed(&self) -> (Notifier, Notifications) {
+        self.feeds.feed()
+    }
+
+    /// So many starts of a worker wait for a place, and none of them was refused for its deployment alone. Attempts that only wait
+    /// are asked to make room (rule O5).
+    pub fn want(&self, worker: usize, starts: usize) {
+        self.places.want(worker, starts, !self.output.has_memory(), self.env.clock.monotonic());
+    }
+
+    /// Whether the deployment that an attempt would run on may take another one: one that does not answer holds only its share. Once
+    /// it may, [`Output::has_room`] says so.
+    pub fn admits(&self, target: &Target, pin: Option<Pin>) -> bool {
+        let deployment = match pin {
+            Some(pin) => Some(pin.deployment),
+            None => self.catalog.load().deployment_of(&target.service).map(|deployment| deployment.id),
+        };
+        deployment.is_none_or(|deployment| self.reach.admits(deployment, self.places.max(), self.places.free()))
     }
 
     /// Bytes of state that the start of an attempt carries; 0 where the target has no state, or asked for it lazily.
@@ -158,15 +189,84 @@ fn take(count: &AtomicUsize, max: usize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
 }
 
-/// The slot of a running attempt, given back when dropped: at the attempt's end, or when its task dies.
-pub(crate) struct Slot {
+/// The place of a running attempt, given back when dropped: at the attempt's end, or when its task dies.
+pub(crate) struct AttemptPlace {
     invoker: Arc<Invoker>,
+    /// While the attempt only waits; and from when it was asked to suspend.
+    idle: Option<Idle>,
 }
 
-impl Drop for Slot {
+impl AttemptPlace {
+    /// The attempt only waits, and has since then: it may be asked to suspend.
+    pub(crate) fn idle(&mut self, line: &Arc<Line>, since: Duration, journal_bytes: usize) {
+        self.idle = Some(self.invoker.places.idle(line.clone(), since, journal_bytes, self.invoker.env.clock.monotonic()));
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle.is_some()
+    }
+
+    /// The handler was told something, or has said something.
+    pub(crate) fn resume(&mut self) {
+        if let Some(idle) = self.idle.take() {
+            self.idle = self.invoker.places.resume(idle);
+        }
+    }
+}
+
+impl Drop for AttemptPlace {
     fn drop(&mut self) {
-        self.invoker.release();
+        self.invoker.places.leave(self.idle.take());
+        self.invoker.metrics.slots_released.increment(1);
         self.invoker.output.ended();
+    }
+}
+
+/// What an attempt holds from its start on.
+pub(crate) struct Held {
+    /// Until the replay has left for the handler.
+    pub(crate) replay: Option<ReplayBytes>,
+    /// Until the response has begun.
+    pub(crate) unanswered: Option<Unanswered>,
+    /// Given back last: the next one finds everything free.
+    pub(crate) place: AttemptPlace,
+}
+
+/// An attempt in its deployment's count of those that have no answer; dropped with the answer, or without one.
+pub(crate) struct Unanswered {
+    invoker: Arc<Invoker>,
+    deployment: DeploymentId,
+    is_connecting: bool,
+}
+
+impl Unanswered {
+    fn new(invoker: Arc<Invoker>, chosen: &Chosen) -> Self {
+        let deployment = chosen.deployment.id;
+        invoker.reach.begin(deployment);
+        Self { invoker, deployment, is_connecting: false }
+    }
+
+    /// Leave to connect; what came of it is told by [`Self::connected`], or by dropping this. **Errors**: it could not be connected to a moment ago.
+    pub(crate) fn connect(&mut self) -> Result<(), String> {
+        self.invoker.reach.try_connect(self.deployment, self.invoker.env.clock.monotonic())?;
+        self.is_connecting = true;
+        Ok(())
+    }
+
+    pub(crate) fn connected(&mut self, result: Tried) {
+        self.is_connecting = false;
+        self.invoker.reach.connected(self.deployment, result, self.invoker.env.clock.monotonic());
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if self.is_connecting {
+            self.connected(Tried::GivenUp);
+        }
+        if self.invoker.reach.answered(self.deployment) {
+            self.invoker.output.has_room();
+        }
     }
 }
 

@@ -6,13 +6,18 @@
 
 mod api;
 mod attempt;
+mod completions;
+mod feed;
 mod invoker;
 mod metrics;
+mod places;
+mod reach;
 mod retry;
 pub mod submission;
 pub mod transport;
 
-pub use api::{AttemptStart, EagerState, Live, Output, Room, Settings};
+pub use api::{AttemptStart, EagerState, Live, Mutant, Output, Room, Settings};
+pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::Invoker;
 pub use retry::{Delay, Wish, verdict};
 pub use transport::{

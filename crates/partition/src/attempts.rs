@@ -8,14 +8,13 @@ use crate::replay::{ON_WORKER, Replay};
 use crate::settings::Mutant;
 use crate::starting::{StartQueue, WaitingAttempt};
 use std::collections::BTreeMap;
-use surefoot_invoker::{AttemptStart, EagerState, Live as LiveNotification};
+use surefoot_invoker::{AttemptStart, EagerState, Live as LiveNotification, Notifications, Notifier};
 use surefoot_machine::{Invocations, Meta, Running, RunningKey, StateError};
 use surefoot_model::{
     Active, Attempt, AttemptClass, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage,
     Target,
 };
 use surefoot_storage::Reader;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Running invocations read at a time from the tables.
 const BACKLOG_PAGE: usize = 256;
@@ -33,7 +32,7 @@ pub(crate) struct PartitionAttempts {
 struct RunningAttempt {
     attempt: Attempt,
     /// Dropped to abort it.
-    notifications: UnboundedSender<LiveNotification>,
+    notifications: Notifier,
 }
 
 /// An attempt as it stands in the tables at one instant.
@@ -45,7 +44,7 @@ pub(crate) struct PreparedAttempt {
     pub(crate) journal_len: u32,
     pub(crate) journal_bytes: u64,
     /// For [`PartitionAttempts::started`].
-    pub(crate) notifications: UnboundedSender<LiveNotification>,
+    pub(crate) notifications: Notifier,
 }
 
 impl PartitionAttempts {
@@ -102,8 +101,7 @@ impl PartitionAttempts {
     /// An attempt that still waits for its slot finds the notification in the journal.
     pub(crate) fn on_notification(&self, id: InvocationId, attempt: Attempt, index: u32, notification: Notification) {
         if let Some(running) = self.running.get(&id).filter(|running| running.attempt == attempt) {
-            // An attempt that has just ended needs it no more.
-            let _ = running.notifications.send(LiveNotification { index, notification });
+            running.notifications.notify(LiveNotification { index, notification });
         }
     }
 
@@ -134,12 +132,13 @@ impl PartitionAttempts {
     }
 
     /// Reads what an attempt starts with, all of one instant (rule M5): what comes into the journal from now on it gets live.
-    /// Nothing where it was killed, paused or voided while it waited, or runs already. `eager_state_bytes` says how much of a
+    /// `feed` is how it hears of that. Nothing where it was killed, paused or voided while it waited, or runs already. `eager_state_bytes` says how much of a
     /// key's state is sent along.
     pub(crate) fn prepare(
         &self,
         reader: &Reader<'_>,
         waiting: WaitingAttempt,
+        (notifications, live): (Notifier, Notifications),
         eager_state_bytes: impl FnOnce(&Target, Option<Pin>) -> usize,
     ) -> Result<Option<PreparedAttempt>, StateError> {
         let WaitingAttempt { partition, id, attempt } = waiting;
@@ -151,7 +150,6 @@ impl PartitionAttempts {
         let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
         let mut replay = Replay::new(invocation.life(id), active.journal_len, object);
         let (journal_len, journal_bytes) = (active.journal_len, active.journal_bytes);
-        let (notifications, live) = unbounded_channel();
         let mut start = AttemptStart {
             partition,
             id,
@@ -179,7 +177,7 @@ impl PartitionAttempts {
     }
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.
-    pub(crate) fn started(&mut self, id: InvocationId, attempt: Attempt, notifications: UnboundedSender<LiveNotification>) {
+    pub(crate) fn started(&mut self, id: InvocationId, attempt: Attempt, notifications: Notifier) {
         self.running.insert(id, RunningAttempt { attempt, notifications });
     }
 
@@ -200,12 +198,12 @@ fn current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<Op
 }
 
 /// Breaks what an attempt is shown, for the variants that do.
-fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &UnboundedSender<LiveNotification>) {
+fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &Notifier) {
     if mutant == Mutant::ShowTwice
         && let Some(Entry::Notification(notification)) = replay.last().cloned()
     {
         let index = replay.len() as u32 - 1;
-        live.send(LiveNotification { index, notification }).expect("the receiver is at hand");
+        live.notify(LiveNotification { index, notification });
     }
     while mutant == Mutant::ShowLess && matches!(replay.last(), Some(Entry::Notification(_))) {
         replay.pop();
@@ -216,6 +214,8 @@ fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &UnboundedSender<LiveN
 mod tests {
     use super::*;
     use crate::testing::{HERE, command, empty_store, id, invocation, write, write_running, write_running_in};
+    use std::task::{Context, Poll, Waker};
+    use surefoot_invoker::{Feeds, Told};
     use surefoot_machine::State;
     use surefoot_model::{AttemptEnd, AttemptProgress, DeploymentId, NotificationId, Resolution, entry_type};
     use surefoot_storage::Store;
@@ -239,7 +239,8 @@ mod tests {
 
     /// Prepares an attempt and lets it run; what it is shown.
     fn start(attempts: &mut PartitionAttempts, store: &Store, waiting: WaitingAttempt) -> Option<AttemptStart> {
-        let PreparedAttempt { start, unread, notifications, .. } = attempts.prepare(&store.read(), waiting, |_, _| 0).unwrap()?;
+        let PreparedAttempt { start, unread, notifications, .. } =
+            attempts.prepare(&store.read(), waiting, Feeds::default().feed(), |_, _| 0).unwrap()?;
         assert!(unread.is_none());
         attempts.started(waiting.id, waiting.attempt, notifications);
         Some(start)
@@ -250,8 +251,12 @@ mod tests {
         Event::AttemptProgressed(Box::new(AttemptProgress { id, attempt, first_command: 1, pin, items: Vec::new(), end }))
     }
 
+    fn told(start: &mut AttemptStart) -> Poll<Option<Told>> {
+        start.live.poll_told(&mut Context::from_waker(Waker::noop()), true)
+    }
+
     fn is_aborted(start: &mut AttemptStart) -> bool {
-        matches!(start.live.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Disconnected))
+        matches!(told(start), Poll::Ready(None))
     }
 
     /// Pages until there is no backlog; what was queued.
@@ -275,16 +280,16 @@ mod tests {
         let notification =
             Notification { ty: entry_type::SLEEP_COMPLETION, id: NotificationId::Completion(1), result: Resolution::Void };
         attempts.on_notification(id(1), Attempt(9), 3, notification.clone());
-        assert!(start.live.try_recv().is_err(), "another attempt's");
+        assert!(told(&mut start).is_pending(), "another attempt's");
         attempts.on_notification(id(1), FIRST, 3, notification);
-        assert_eq!(start.live.try_recv().unwrap().index, 3);
+        assert!(matches!(told(&mut start), Poll::Ready(Some(Told::Live(live))) if live.index == 3));
     }
 
     #[test]
     fn a_long_journal_is_left_to_a_view() {
         let (mut store, attempts) = (empty_store(), attempts());
         write(&mut store, |txn| write_running(txn, id(1), FIRST, 5_000));
-        let prepared = attempts.prepare(&store.read(), waiting(1, FIRST), |_, _| 0).unwrap().unwrap();
+        let prepared = attempts.prepare(&store.read(), waiting(1, FIRST), Feeds::default().feed(), |_, _| 0).unwrap().unwrap();
         assert!(prepared.unread.is_some() && prepared.start.replay.is_empty());
     }
 

@@ -21,6 +21,9 @@ const WAITING_MAX: usize = 4_096;
 /// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
 const POSTPONED_MAX: usize = 256;
 
+/// One start of so many is of what is fresh, whatever else waits: a flood of what is needed must not keep it out for ever.
+const FRESH_TURN: u32 = 4;
+
 /// An attempt that was asked for and has no slot yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitingAttempt {
@@ -38,6 +41,8 @@ pub(crate) struct StartQueue {
     /// Classes of which some partition has a backlog, or had one when this was last looked at. All partitions then leave what is new
     /// to their tables: the queue drains to the backlogs' pages, and no partition's starts keep another's backlog waiting for ever.
     backlogged: BTreeSet<AttemptClass>,
+    /// Counts what was taken.
+    turn: u32,
 }
 
 impl StartQueue {
@@ -72,13 +77,23 @@ impl StartQueue {
         self.of(class).push_back(waiting);
     }
 
+    fn len(&self) -> usize {
+        self.needed.len() + self.fresh.len()
+    }
+
+    fn is_turn_of_fresh(&self) -> bool {
+        self.needed.is_empty() || self.turn % FRESH_TURN == FRESH_TURN - 1 && !self.fresh.is_empty()
+    }
+
     fn front(&self) -> Option<&WaitingAttempt> {
-        self.needed.front().or_else(|| self.fresh.front())
+        if self.is_turn_of_fresh() { self.fresh.front() } else { self.needed.front() }
     }
 
     /// Takes what is in front.
     pub(crate) fn pop(&mut self) -> Option<WaitingAttempt> {
-        self.needed.pop_front().or_else(|| self.fresh.pop_front())
+        let taken = if self.is_turn_of_fresh() { self.fresh.pop_front() } else { self.needed.pop_front() };
+        self.turn = self.turn.wrapping_add(1);
+        taken
     }
 
     fn clear(&mut self) {
@@ -107,6 +122,8 @@ pub(crate) struct AttemptStarter {
     /// Whose backlog is looked at next.
     backlog_turn: usize,
     loads: Arc<LoadsInFlight>,
+    /// Starts that the invoker knows to wait.
+    wanted: usize,
 }
 
 enum Started {
@@ -127,6 +144,7 @@ impl AttemptStarter {
             postponed: VecDeque::new(),
             backlog_turn: 0,
             loads: Arc::default(),
+            wanted: 0,
         }
     }
 
@@ -136,8 +154,17 @@ impl AttemptStarter {
         self.postponed.clear();
     }
 
-    /// Starts what waits while slots are free.
+    /// Starts what waits while slots are free, and has those that only wait make room for the rest (rule O5).
     pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) {
+        self.start_waiting(partitions);
+        let wanted = self.queue.len() + self.postponed.len();
+        if wanted > 0 || self.wanted > 0 {
+            self.invoker.want(self.worker, wanted);
+            self.wanted = wanted;
+        }
+    }
+
+    fn start_waiting(&mut self, partitions: &mut OwnedPartitions) {
         let mut can_load = true;
         loop {
             for class in AttemptClass::ALL {
@@ -208,7 +235,7 @@ impl AttemptStarter {
             return Ok(Started::No);
         }
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
-        let prepared = partition.attempts.prepare(&partition.store.read(), waiting, eager_state_bytes)?;
+        let prepared = partition.attempts.prepare(&partition.store.read(), waiting, self.invoker.feed(), eager_state_bytes)?;
         let Some(prepared) = prepared else { return Ok(Started::No) };
         let PreparedAttempt { start, unread, journal_len, journal_bytes, notifications } = prepared;
         match unread {
@@ -224,5 +251,28 @@ impl AttemptStarter {
         }
         partition.attempts.started(waiting.id, waiting.attempt, notifications);
         Ok(Started::Yes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HERE, id};
+
+    #[test]
+    fn what_is_needed_starts_before_what_is_fresh_which_keeps_a_share() {
+        let mut queue = StartQueue::default();
+        let waiting = |n: u128| WaitingAttempt { partition: HERE, id: id(n), attempt: Attempt(1) };
+        for n in 0..6 {
+            queue.push(AttemptClass::Fresh, waiting(100 + n));
+            queue.push(AttemptClass::Needed, waiting(n));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| {
+            let next = queue.front().copied();
+            assert_eq!(queue.pop(), next);
+            next.map(|waiting| waiting.id)
+        })
+        .collect();
+        assert_eq!(order, [0, 1, 2, 100, 3, 4, 5, 101, 102, 103, 104, 105].map(id));
     }
 }

@@ -303,9 +303,12 @@ impl TestNode {
                 replay_bytes_max: 1 << 20,
                 report_bytes_max: 1 << 20,
                 message_bytes_max: 1 << 20,
+                journal_entries_max: u32::MAX,
+                journal_bytes_max: u64::MAX,
                 eager_state_bytes_max: 1 << 20,
                 partitions: COUNT,
                 additional_headers: Vec::new(),
+                mutant: surefoot_invoker::Mutant::None,
             };
             Invoker::new(invoker_env, settings, catalog, Arc::new(SilentHandlers), output)
         };

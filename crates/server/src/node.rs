@@ -37,6 +37,7 @@ pub struct Mutants {
     pub machine: surefoot_partition::MachineMutant,
     pub partition: surefoot_partition::Mutant,
     pub kafka: surefoot_kafka::Mutant,
+    pub invoker: surefoot_invoker::Mutant,
 }
 
 /// What a node's data directory says: where its log is, how many partitions it was made with, and its name among others.
@@ -107,7 +108,9 @@ impl Node {
             env.clone(),
             Arc::new(log.clone()),
             |partition, sink| log.connect(partition, sink),
-            |catalog, output| Invoker::new(env.clone(), invoker_settings(config, place.partitions), catalog, transport, output),
+            |catalog, output| {
+                Invoker::new(env.clone(), invoker_settings(config, place.partitions, mutants), catalog, transport, output)
+            },
             vec![catalog_changed.clone()],
             seams.fatal.clone(),
         )?;
@@ -137,17 +140,20 @@ impl Node {
     }
 }
 
-fn invoker_settings(config: &Config, partitions: u16) -> surefoot_invoker::Settings {
+fn invoker_settings(config: &Config, partitions: u16, mutants: Mutants) -> surefoot_invoker::Settings {
     let invoker = &config.worker.invoker;
     surefoot_invoker::Settings {
         defaults: config.defaults(),
-        attempts_max: bounded(invoker.attempts_max),
+        attempts_max: bounded(config.attempts_max()),
         replay_bytes_max: bounded(invoker.replay_bytes_max),
         report_bytes_max: REPORT_BYTES_MAX,
         message_bytes_max: bounded(invoker.message_bytes_max),
+        journal_entries_max: u32::try_from(invoker.journal_entries_max).unwrap_or(u32::MAX),
+        journal_bytes_max: invoker.journal_bytes_max,
         eager_state_bytes_max: bounded(invoker.eager_state_bytes_max),
         partitions,
         additional_headers: request_headers(config),
+        mutant: mutants.invoker,
     }
 }
 

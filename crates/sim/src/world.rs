@@ -254,8 +254,8 @@ fn config(rng: &mut Rng) -> Config {
         _ => {}
     }
     match rng.below(6) {
-        0 => config.worker.invoker.attempts_max = 1,
-        1 | 2 => config.worker.invoker.attempts_max = 2,
+        0 => config.worker.invoker.attempts_max = Some(1),
+        1 | 2 => config.worker.invoker.attempts_max = Some(2),
         _ => {}
     }
     if rng.below(4) == 0 {

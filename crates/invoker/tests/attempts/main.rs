@@ -8,7 +8,7 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
-use surefoot_invoker::{EagerState, ExchangeEvent, Settings, TransportError, submission::KEY_BYTES_MAX};
+use surefoot_invoker::{EagerState, ExchangeEvent, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX};
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, Resolution, Target, TargetKind, Timestamp, entry_type};
 use wire::Says;
@@ -137,7 +137,6 @@ fn an_output_of_an_earlier_attempt_counts_and_none_is_a_violation() {
         expect![[r#"
             > half-close
             = failed: the handler ended without an output (RT0012); again in 500 ms
-            > reset
             = slot free"#]],
     );
 }
@@ -163,12 +162,12 @@ fn live_notifications_move_what_a_suspension_has_seen() {
 fn notifications_that_come_while_the_stream_opens_follow_the_replay() {
     let mut world = World::new();
     let mut live = None;
+    let (notifier, notifications) = world.invoker.feed();
     world.start(|start| {
-        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        start.live = receiver;
+        start.live = notifications;
         let notification = completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void);
-        sender.send(surefoot_invoker::Live { index: 1, notification }).unwrap();
-        live = Some(sender);
+        notifier.notify(surefoot_invoker::Live { index: 1, notification });
+        live = Some(notifier);
     });
     check(
         &world,
@@ -198,17 +197,18 @@ fn an_aborted_attempt_resets_its_stream_and_reports_nothing() {
 #[test]
 fn a_request_response_deployment_gets_its_request_whole() {
     let mut world = World::with(settings(), StreamMode::RequestResponse);
-    world.start(|_| ());
+    world.start(|start| start.replay.push(command(entry_type::SLEEP, wire::completable(1))));
     world.notify(1, completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void));
     world.head();
     world.writes(&[wire::suspends(&[1])]);
     check(
         &world,
         expect![[r#"
-            > Start, 1 known, 0 values, retry 0
+            > Start, 2 known, 0 values, retry 0
             > Input
+            > 0x040c
             > half-close
-            = suspended on #1 after entry 0
+            = suspended on #1 after entry 1
             = slot free"#]],
     );
 }
@@ -236,6 +236,145 @@ fn silence_asks_for_a_suspension_and_more_of_it_aborts() {
             = failed: the handler did not suspend within 600000 ms of being asked to (RT0001); again in 500 ms
             > reset
             = slot free"#]],
+    );
+}
+
+// Places.
+
+const MS: Duration = Duration::from_millis(1);
+
+/// An attempt that sleeps, has said nothing for a while, and has the only place that is taken.
+fn asleep() -> World {
+    let mut world = begun();
+    world.writes(&[wire::sleep(9, 1)]);
+    world.pass(50 * MS);
+    check(&world, expect!["= from 1: Sleep"]);
+    world
+}
+
+#[test]
+fn an_attempt_that_only_waits_is_asked_to_suspend_while_others_want_its_place() {
+    let mut world = asleep();
+    // Two may run.
+    world.want(1);
+    check(&world, expect![""]);
+    world.want(2);
+    check(&world, expect!["> half-close"]);
+    // It is told nothing more, and misses nothing: the suspension says what it has seen.
+    world.notify(2, completion(entry_type::SLEEP_COMPLETION, 1, Resolution::Void));
+    world.writes(&[wire::suspends_on(&[1], &[1])]);
+    check(&world, expect!["= suspended on #1 signal 1 after entry 0\n= slot free"]);
+}
+
+#[test]
+fn an_attempt_that_begins_to_wait_is_asked_after_a_moment_of_silence() {
+    let mut world = begun();
+    world.want(9);
+    world.writes(&[wire::sleep(9, 1)]);
+    world.pass(49 * MS);
+    check(&world, expect!["= from 1: Sleep"]);
+    world.writes(&[wire::sleep(9, 2)]);
+    world.pass(49 * MS);
+    check(&world, expect!["= from 2: Sleep"]);
+    world.pass(MS);
+    check(&world, expect!["> half-close"]);
+}
+
+/// Tens of thousands may wait at a time.
+#[test]
+fn the_task_of_an_attempt_is_small() {
+    let world = asleep();
+    assert!(world.task_bytes < 4_000, "{} bytes", world.task_bytes);
+}
+
+#[test]
+fn an_attempt_with_work_of_its_own_is_not_asked() {
+    let mut world = begun();
+    world.want(9);
+    // A step is under way, then its result is.
+    world.writes(&[wire::sleep(9, 1), wire::run(2)]);
+    world.pass(SECOND);
+    world.writes(&[wire::proposes(2, b"x")]);
+    world.pass(SECOND);
+    check(&world, expect!["= from 1: Sleep Run\n= from 3: proposed #2"]);
+    world.notify(3, completion(entry_type::RUN_COMPLETION, 2, Resolution::Value("x".into())));
+    world.pass(49 * MS);
+    check(&world, expect!["> 0x8011 #2"]);
+    world.pass(MS);
+    check(&world, expect!["> half-close"]);
+    // Nothing that it waits for: whatever it does, it is at work.
+    let mut world = begun();
+    world.want(9);
+    world.writes(&[wire::set_state(b"a", b"1")]);
+    world.pass(SECOND);
+    check(&world, expect!["= from 1: SetState"]);
+}
+
+#[test]
+fn an_attempt_that_has_work_again_is_not_asked_any_more() {
+    let mut world = asleep();
+    world.writes(&[wire::run(2)]);
+    world.want(9);
+    world.pass(SECOND);
+    check(&world, expect!["= from 2: Run"]);
+}
+
+#[test]
+fn an_open_call_of_an_earlier_attempt_counts_as_waiting() {
+    let mut world = World::new();
+    world.start(|start| {
+        start.replay.push(command(entry_type::CALL, wire::call("Object", "k", "run", (1, 2)).slice(8..)));
+        start.replay.push(Entry::Notification(completion(entry_type::CALL_INVOCATION_ID, 1, Resolution::Void)));
+        start.commands = 2;
+    });
+    world.head();
+    world.story();
+    world.want(9);
+    world.pass(50 * MS);
+    check(&world, expect!["> half-close"]);
+}
+
+/// A step that begins after the request to suspend had been stopped when the shorter time was over.
+#[test]
+fn who_is_asked_for_its_place_may_work_as_long_as_if_nobody_had_asked() {
+    let mut world = asleep();
+    world.want(9);
+    world.pass(SECOND);
+    check(&world, expect!["> half-close"]);
+    world.writes(&[wire::run(2)]);
+    world.story();
+    world.pass(659 * SECOND);
+    check(&world, expect![""]);
+    world.pass(SECOND);
+    check(
+        &world,
+        expect![[r#"
+            = failed: the handler did not suspend within 660000 ms of being asked to (RT0001); again in 500 ms
+            > reset
+            = slot free"#]],
+    );
+}
+
+// Suspensions that nothing ends.
+
+#[test]
+fn a_suspension_that_would_never_end_fails_the_attempt() {
+    let says = "the handler suspended on nothing but its own steps, which nobody else can finish (SF3002)";
+    assert_eq!(refused(&[wire::run(1), wire::suspends_on(&[1], &[1])]), says);
+    let says =
+        "the handler waits for an awakeable or a signal, which this server does not support yet; it would wait for ever (SF3003)";
+    assert_eq!(refused(&[wire::suspends_on(&[], &[1, 17])]), says);
+    let says = "the handler suspended on completion 2, which none of its commands has (RT0012)";
+    assert_eq!(refused(&[wire::sleep(9, 1), wire::suspends(&[1, 2])]), says);
+    // The result of a step that was proposed does come.
+    let mut world = begun();
+    world.writes(&[wire::run(1), wire::proposes(1, b"x"), wire::suspends(&[1, 1])]);
+    check(
+        &world,
+        expect![[r#"
+        > half-close
+        = from 1: Run proposed #1 suspended on #1 after entry 0
+        = slot free"#]],
     );
 }
 
@@ -276,10 +415,12 @@ fn responses_that_are_none_fail_the_attempt_and_say_why() {
 #[test]
 fn retry_after_in_seconds_or_as_a_date_replaces_the_delay_and_counts() {
     let delay = |value| after_head(429, &[("retry-after", value)]).rsplit_once("; ").unwrap().1.to_owned();
-    assert_eq!(delay("7"), "again in 7000 ms");
-    assert_eq!(delay("0"), "again in 0 ms");
-    assert_eq!(delay("Tue, 14 Nov 2023 22:13:50 GMT"), "again in 30000 ms");
-    assert_eq!(delay("Tue, 14 Nov 2023 22:13:10 GMT"), "again in 0 ms");
+    // Never earlier, and a little later at random.
+    assert_eq!(delay("7"), "again in 7700 ms");
+    assert_eq!(delay("0"), "again in 20 ms");
+    assert_eq!(delay("Tue, 14 Nov 2023 22:13:50 GMT"), "again in 33000 ms");
+    assert_eq!(delay("Tue, 14 Nov 2023 22:13:10 GMT"), "again in 20 ms");
+    assert_eq!(delay("31536000"), "again in 3600000 ms");
     assert_eq!(delay("soon"), "again in 500 ms");
 }
 
@@ -301,6 +442,31 @@ fn streams_that_break_or_end_early_are_tried_again() {
             = failed: the handler's response ended before the invocation did; again in 500 ms
             = slot free"#]],
     );
+}
+
+#[test]
+fn a_deployment_that_cannot_be_reached_is_not_tried_by_everybody() {
+    let mut world = World::new();
+    let refusal = || TransportError::Connect { address: "http://handlers/".into(), message: "refused".into() };
+    for _ in 0..3 {
+        world.refuse(refusal());
+        world.start(|_| ());
+    }
+    world.story();
+    world.start(|_| ());
+    check(
+        &world,
+        expect![[r#"
+            = failed: cannot connect to http://handlers/: refused, a moment ago (RT0010); again in 500 ms
+            = slot free"#]],
+    );
+    assert_eq!(world.requests(), 3);
+    world.pass(100 * MS);
+    world.start(|_| ());
+    assert_eq!(world.requests(), 4);
+    world.abort();
+    world.start(|_| ());
+    assert_eq!(world.requests(), 5);
 }
 
 #[test]
@@ -396,6 +562,50 @@ fn a_call_that_cannot_be_says_what_would_help() {
 // Sizes.
 
 #[test]
+fn a_journal_that_grows_without_end_is_paused_and_may_still_end() {
+    let told = |settings: Settings, frames: &[Bytes]| {
+        let mut world = World::with(settings, StreamMode::Bidirectional);
+        world.start(|_| ());
+        world.head();
+        world.story();
+        world.writes(frames);
+        world.story()
+    };
+    let by_entries = Settings { journal_entries_max: 5, ..settings() };
+    expect![[r#"
+        = from 1: Sleep Sleep failed: the journal has 5 entries and may not grow: let the handler do less in one invocation, and kill this one; or raise worker.invoker.journal-entries-limit, start again, and resume it (SF3001); pause
+        = slot free"#]]
+    .assert_eq(told(by_entries.clone(), &[wire::sleep(9, 1), wire::sleep(9, 2), wire::run(3)]).trim_start_matches("> half-close\n"));
+    let by_bytes = Settings { journal_bytes_max: 1_000, ..settings() };
+    let says = told(by_bytes, &[wire::set_state(b"a", &[0; 900]), wire::set_state(b"a", &[0; 90])]);
+    assert!(says.contains("from 1: SetState failed: the journal has") && says.contains("journal-size-limit"), "{says}");
+    let ends = told(by_entries, &[wire::sleep(9, 1), wire::sleep(9, 2), wire::output(b""), wire::end()]);
+    assert!(ends.contains("from 1: Sleep Sleep Output completed"), "{ends}");
+}
+
+#[test]
+fn values_of_state_are_asked_for_no_faster_than_they_come() {
+    let mut world = begun();
+    let frames: Vec<Bytes> = (1..=40).map(|id| wire::lazy_state(b"a", id)).collect();
+    world.writes(&frames);
+    world.writes(&[wire::output(b""), wire::end()]);
+    assert_eq!(world.report().items.len(), 16);
+    assert_eq!(world.unread(), 1);
+    let value = |id| completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Value("v".into()));
+    for id in 1..=10 {
+        world.notify(16 + id, value(id));
+        world.sync();
+    }
+    let asked: usize = (0..world.reports()).map(|at| world.report_at(at).items.len()).sum();
+    assert_eq!(asked, 26);
+    for id in 11..=40 {
+        world.notify(16 + id, value(id));
+        world.sync();
+    }
+    assert_eq!(world.report().end, Some(AttemptEnd::Completed));
+}
+
+#[test]
 fn a_message_beyond_the_limit_is_refused_from_its_header() {
     let header = wire::header(entry_type::OUTPUT, (4 << 20) + 1);
     let says = "a message of type 0x0401 has 4194305 bytes; the limit is 4194304 (RT0003)";
@@ -412,7 +622,6 @@ fn a_message_beyond_the_limit_is_not_sent() {
         expect![[r#"
             > half-close
             = failed (ours): a message of 5242881 bytes to the handler is larger than the limit of 4194304 (RT0003); again in 500 ms
-            > reset
             = room for replays
             = slot free"#]],
     );
@@ -423,7 +632,6 @@ fn a_message_beyond_the_limit_is_not_sent() {
         expect![[r#"
             > half-close
             = failed (ours): a message of 5242893 bytes to the handler is larger than the limit of 4194304 (RT0003); again in 500 ms
-            > reset
             = slot free"#]],
     );
 }
@@ -441,16 +649,19 @@ fn state_beyond_the_limit_is_cut_and_marked_partial() {
 #[test]
 fn a_replay_takes_its_room_before_it_runs_and_gives_it_back_once_it_is_read() {
     let mut world = World::new();
+    world.clog(UNSENT_BYTES_MAX + 1);
     let large = |start: &mut surefoot_invoker::AttemptStart| {
         start.replay = vec![command(entry_type::INPUT, wire::input(&[0; 1_000]))];
     };
     world.start(large);
     assert!(!world.invoker.try_reserve(), "one replay has all the room");
     world.head();
-    assert!(!world.invoker.try_reserve(), "a head may come before anything is read");
     world.story();
     world.writes(&[wire::run(1)]);
-    check(&world, expect!["= room for replays\n= from 1: Run"]);
+    assert!(!world.invoker.try_reserve(), "it may answer before it has read");
+    check(&world, expect!["= from 1: Run"]);
+    world.unsent(0);
+    check(&world, expect!["= room for replays"]);
     assert!(world.invoker.try_reserve(), "the handler has the replay");
     assert!(!world.invoker.try_reserve(), "two slots are taken");
     world.invoker.release();
@@ -472,6 +683,7 @@ fn a_replay_takes_its_room_before_it_runs_and_gives_it_back_once_it_is_read() {
 #[test]
 fn a_panic_frees_slot_and_room_and_fails_the_attempt() {
     let mut world = World::new();
+    world.clog(1);
     world.start(|start| start.replay = vec![command(entry_type::INPUT, wire::input(&[0; 1_000]))]);
     world.story();
     world.trap();
@@ -488,7 +700,8 @@ fn a_panic_frees_slot_and_room_and_fails_the_attempt() {
 
 #[test]
 fn an_event_is_reported_before_it_grows_beyond_its_bound() {
-    let mut world = World::with(Settings { report_bytes_max: 1 << 30, ..settings() }, StreamMode::Bidirectional);
+    let mut world =
+        World::with(Settings { report_bytes_max: 1 << 30, journal_bytes_max: 1 << 30, ..settings() }, StreamMode::Bidirectional);
     world.start(|_| ());
     world.head();
     world.story();
@@ -534,6 +747,60 @@ fn an_attempt_that_waits_for_the_log_can_be_aborted() {
     check(&world, expect!["> reset\n= slot free"]);
     world.sync();
     assert_eq!(world.reports(), 1);
+}
+
+#[test]
+fn a_handler_that_does_not_read_is_sent_nothing_more() {
+    let mut world = begun();
+    world.writes(&[wire::call("Object", "k", "run", (1, 2)), wire::sleep(9, 3)]);
+    world.story();
+    world.unsent(UNSENT_BYTES_MAX + 1);
+    world.notify(3, completion(entry_type::CALL_INVOCATION_ID, 1, Resolution::Void));
+    check(&world, expect![""]);
+    world.unsent(UNSENT_BYTES_MAX);
+    check(&world, expect!["> 0x800e #1"]);
+    world.unsent(UNSENT_BYTES_MAX + 1);
+    world.notify(4, completion(entry_type::CALL_COMPLETION, 2, Resolution::Value("v".into())));
+    check(&world, expect![""]);
+    // It can be aborted all the same.
+    world.abort();
+    check(&world, expect!["> reset\n= slot free"]);
+}
+
+#[test]
+fn a_handler_that_falls_far_behind_suspends_and_has_the_rest_in_its_replay() {
+    let mut world = begun();
+    let calls: Vec<Bytes> = (0..70).map(|n| wire::call("Object", "k", "run", (2 * n + 1, 2 * n + 2))).collect();
+    world.writes(&calls);
+    world.sync();
+    world.story();
+    world.unsent(UNSENT_BYTES_MAX + 1);
+    let large = Bytes::from(vec![0; 1 << 20]);
+    for n in 0..70 {
+        world.notify(71 + n, completion(entry_type::CALL_COMPLETION, 2 * n + 2, Resolution::Value(large.clone())));
+    }
+    check(&world, expect![""]);
+    world.unsent(0);
+    let story = world.story();
+    let sent = story.lines().filter(|line| line.starts_with("> 0x800d")).count();
+    assert!((20..40).contains(&sent) && story.ends_with("> half-close"), "{story}");
+    world.writes(&[wire::suspends(&[140])]);
+    assert!(
+        matches!(world.report().end, Some(AttemptEnd::Suspended { last_delivered, .. }) if last_delivered == 70 + sent as u32)
+    );
+}
+
+#[test]
+fn a_handler_that_asks_for_values_and_reads_none_is_asked_to_suspend() {
+    let mut world = begun();
+    let frames: Vec<Bytes> = (1..=20).map(|id| wire::lazy_state(b"a", id)).collect();
+    world.unsent(UNSENT_BYTES_MAX + 1);
+    world.writes(&frames);
+    assert!(world.story().ends_with("> half-close"));
+    assert_eq!(world.report().items.len(), 16);
+    (1..=20).for_each(|id| world.notify(16 + id, completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Void)));
+    world.writes(&[wire::suspends(&[1])]);
+    assert!(matches!(world.report().end, Some(AttemptEnd::Suspended { last_delivered: 0, .. })));
 }
 
 #[test]

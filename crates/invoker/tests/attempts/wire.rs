@@ -92,7 +92,13 @@ pub(crate) fn proposes(id: u32, content: &[u8]) -> Bytes {
 }
 
 pub(crate) fn suspends(ids: &[u32]) -> Bytes {
-    frame(0x0001, ids.iter().fold(Vec::new(), |message, id| number(message, 1, (*id).into())))
+    suspends_on(ids, &[])
+}
+
+/// A suspension on completions and signals.
+pub(crate) fn suspends_on(ids: &[u32], signals: &[u32]) -> Bytes {
+    let message = ids.iter().fold(Vec::new(), |message, id| number(message, 1, (*id).into()));
+    frame(0x0001, signals.iter().fold(message, |message, signal| number(message, 2, (*signal).into())))
 }
 
 /// What a handler says of its failure.

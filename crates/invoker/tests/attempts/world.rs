@@ -14,8 +14,8 @@ use std::time::Duration;
 use surefoot_env::sim::SimDisk;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, OpenRequest, Output,
-    Room, Settings, Transport, TransportError,
+    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
+    OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
 use surefoot_model::catalog::{
     Catalog, Defaults, Deployment, Handler, HttpVersion, InputRule, Options, OutputRule, Service, ServiceKind, StreamMode,
@@ -24,7 +24,6 @@ use surefoot_model::{
     Attempt, AttemptEnd, AttemptProgress, CatalogCell, DeploymentId, Entry, InvocationId, Item, Notification, NotificationId,
     PartitionId, Resolution, Target, TargetKind, Timestamp, Verdict, entry_type,
 };
-use tokio::sync::mpsc;
 
 /// Unix time at which every test begins: 2023-11-14, 22:13:20.
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -37,6 +36,8 @@ pub(crate) type Events = Arc<Mutex<Wire>>;
 pub(crate) struct Wire {
     events: VecDeque<ExchangeEvent>,
     waker: Option<Waker>,
+    /// Bytes that the peer does not take.
+    unsent: usize,
     /// The server's task dies when it next reads.
     is_trap: bool,
 }
@@ -51,6 +52,8 @@ struct Seen {
     wires: Vec<Events>,
     /// What the next opening meets.
     refusal: Option<TransportError>,
+    /// What does not leave of each request at first.
+    unsent: usize,
 }
 
 type Shared = Arc<Mutex<Seen>>;
@@ -62,8 +65,10 @@ pub(crate) struct World {
     seen: Shared,
     pub(crate) invoker: Arc<Invoker>,
     /// The partition's end of the newest attempt; dropped to abort it.
-    live: Option<mpsc::UnboundedSender<Live>>,
+    live: Option<Notifier>,
     attempts: u64,
+    /// What the largest task takes.
+    pub(crate) task_bytes: usize,
 }
 
 pub(crate) fn settings() -> Settings {
@@ -73,9 +78,12 @@ pub(crate) fn settings() -> Settings {
         replay_bytes_max: 1_000,
         report_bytes_max: 4_000,
         message_bytes_max: 4 << 20,
+        journal_entries_max: 1_000,
+        journal_bytes_max: 1 << 20,
         eager_state_bytes_max: 1 << 20,
         partitions: 4,
         additional_headers: vec![("x-cluster".to_owned(), "c".to_owned())],
+        mutant: Mutant::None,
     }
 }
 
@@ -92,14 +100,14 @@ impl World {
         catalog.publish(Arc::new(registered(mode)));
         let output = Arc::new(Partition(seen.clone()));
         let invoker = Invoker::new(env, settings, catalog, Arc::new(Network(seen.clone())), output);
-        Self { time, queue, tasks: Vec::new(), seen, invoker, live: None, attempts: 0 }
+        Self { time, queue, tasks: Vec::new(), seen, invoker, live: None, attempts: 0, task_bytes: 0 }
     }
 
     /// Starts an attempt on `Object/k/run` with nothing but its input, as `change` has it.
     pub(crate) fn start(&mut self, change: impl FnOnce(&mut AttemptStart)) {
         assert!(self.invoker.try_reserve(), "a slot is free");
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.live = Some(sender);
+        let (notifier, notifications) = self.invoker.feed();
+        self.live = Some(notifier);
         self.attempts += 1;
         let mut start = AttemptStart {
             partition: PartitionId(0),
@@ -115,7 +123,7 @@ impl World {
             retries_since_entry: 0,
             last_entry_at: Timestamp(EPOCH_MS),
             attempts_counted: 0,
-            live: receiver,
+            live: notifications,
         };
         change(&mut start);
         self.invoker.start(start);
@@ -126,6 +134,8 @@ impl World {
     pub(crate) fn run(&mut self) {
         loop {
             let new = self.queue.0.lock().unwrap().drain(..).collect::<Vec<_>>();
+            let largest = new.iter().map(|task| size_of_val(&**task)).max().unwrap_or_default();
+            self.task_bytes = self.task_bytes.max(largest);
             self.tasks.extend(new.into_iter().map(|task| (Arc::new(Flag(AtomicBool::new(true))), task)));
             let mut has_run = false;
             let mut at = 0;
@@ -192,18 +202,35 @@ impl World {
         self.head();
     }
 
+    /// From now on so much of the request does not leave.
+    pub(crate) fn unsent(&mut self, bytes: usize) {
+        self.wire().lock().unwrap().unsent = bytes;
+        // Told where it has become less, and as well where not: then it is looked at.
+        self.event(ExchangeEvent::Writable);
+    }
+
     /// Chunks that the server has not read.
     pub(crate) fn unread(&self) -> usize {
         self.wire().lock().unwrap().events.len()
+    }
+
+    /// So much does not leave of requests that begin from now on.
+    pub(crate) fn clog(&self, bytes: usize) {
+        self.seen.lock().unwrap().unsent = bytes;
     }
 
     pub(crate) fn refuse(&self, error: TransportError) {
         self.seen.lock().unwrap().refusal = Some(error);
     }
 
+    /// Streams that were asked for.
+    pub(crate) fn requests(&self) -> usize {
+        self.seen.lock().unwrap().requests.len()
+    }
+
     /// A notification is durable, as entry `index`.
     pub(crate) fn notify(&mut self, index: u32, notification: Notification) {
-        self.live.as_ref().expect("an attempt runs").send(Live { index, notification }).expect("the attempt listens");
+        self.live.as_ref().expect("an attempt runs").notify(Live { index, notification });
         self.run();
     }
 
@@ -228,6 +255,16 @@ impl World {
     /// The newest report.
     pub(crate) fn report(&self) -> AttemptProgress {
         self.seen.lock().unwrap().reports.last().expect("something was reported").clone()
+    }
+
+    pub(crate) fn report_at(&self, at: usize) -> AttemptProgress {
+        self.seen.lock().unwrap().reports[at].clone()
+    }
+
+    /// So many starts wait for a place.
+    pub(crate) fn want(&mut self, starts: usize) {
+        self.invoker.want(0, starts);
+        self.run();
     }
 
     pub(crate) fn reports(&self) -> usize {
@@ -382,7 +419,7 @@ impl Transport for Network {
         let opened = match seen.refusal.take() {
             Some(error) => Err(error),
             None => {
-                let wire = Events::default();
+                let wire = Arc::new(Mutex::new(Wire { unsent: seen.unsent, ..Wire::default() }));
                 seen.wires.push(wire.clone());
                 let sent = BytesMut::new();
                 Ok(Box::new(Connection { seen: self.0.clone(), wire, sent, has_ended: false }) as Box<dyn Exchange>)
@@ -414,7 +451,7 @@ impl Exchange for Connection {
     }
 
     fn unsent_bytes(&self) -> usize {
-        0
+        self.wire.lock().unwrap().unsent
     }
 
     fn half_close(&mut self) {
@@ -533,6 +570,7 @@ struct Numbers(AtomicU64);
 
 impl Ids for Numbers {
     fn random_u64(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        // In the middle: delays come out as the policy has them.
+        u64::MAX / 2 + self.0.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -78,7 +78,10 @@ pub struct Worker {
 pub struct Invoker {
     pub inactivity_timeout: Duration,
     pub abort_timeout: Duration,
-    pub attempts_max: u64,
+    /// Absent: what [`Config::attempts_max`] chooses.
+    pub attempts_max: Option<u64>,
+    pub journal_entries_max: u64,
+    pub journal_bytes_max: u64,
     pub message_bytes_max: u64,
     pub eager_state_bytes_max: u64,
     pub replay_bytes_max: u64,
@@ -111,6 +114,15 @@ pub enum LogFormat {
     Compact,
     Json,
 }
+
+/// Attempts that run at a time, where an operator does not say and memory allows.
+const ATTEMPTS_MAX: u64 = 24_000;
+/// So many run however little memory there is.
+const ATTEMPTS_MIN: u64 = 100;
+/// Share of the memory setting for attempts that wait.
+const ATTEMPTS_SHARE: u64 = 2;
+/// What an attempt takes while it waits: its task has less than 4,000 bytes, the rest is its stream.
+const WAITING_ATTEMPT_BYTES: u64 = 6 << 10;
 
 impl Default for Config {
     fn default() -> Self {
@@ -149,7 +161,9 @@ impl Default for Config {
                 invoker: Invoker {
                     inactivity_timeout: ms(defaults.inactivity_timeout_ms),
                     abort_timeout: ms(defaults.abort_timeout_ms),
-                    attempts_max: 1_000,
+                    attempts_max: None,
+                    journal_entries_max: 500_000,
+                    journal_bytes_max: 256 * MIB,
                     message_bytes_max: 32 * MIB,
                     eager_state_bytes_max: 32 * MIB,
                     replay_bytes_max: 64 * MIB,
@@ -170,6 +184,12 @@ impl Config {
     /// Bytes of the largest call or Kafka record that is let in: no larger than what handlers can be sent.
     pub fn request_bytes_max(&self) -> u64 {
         self.ingress.request_bytes_max.min(self.worker.invoker.message_bytes_max)
+    }
+
+    /// Attempts that run at a time.
+    pub fn attempts_max(&self) -> u64 {
+        let fit = self.memory_bytes / ATTEMPTS_SHARE / WAITING_ATTEMPT_BYTES;
+        self.worker.invoker.attempts_max.unwrap_or(fit.clamp(ATTEMPTS_MIN, ATTEMPTS_MAX))
     }
 
     /// What holds where neither a handler nor its service sets an option.

@@ -43,6 +43,8 @@ pub enum Kind {
     Count(fn(&mut Config) -> &mut u64),
     /// A whole number from 1, or none.
     Limit(fn(&mut Config) -> &mut Option<u64>),
+    /// A whole number from 1, or none: the node chooses.
+    Automatic(fn(&mut Config) -> &mut Option<u64>),
     /// A number from 1.0.
     Factor(fn(&mut Config) -> &mut f64),
     Text(fn(&mut Config) -> &mut String),
@@ -206,8 +208,19 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "worker.invoker.concurrent-invocations-limit",
-        kind: Kind::Count(|c| &mut c.worker.invoker.attempts_max),
-        meaning: "Attempts that run at a time. Further ones queue; what sleeps or waits holds no place.",
+        kind: Kind::Automatic(|c| &mut c.worker.invoker.attempts_max),
+        meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if half of `memory-size` does not hold so many that wait. \
+                  Further ones queue, and while they do, attempts that only sleep or wait for calls are asked to suspend.",
+    },
+    Setting {
+        key: "worker.invoker.journal-entries-limit",
+        kind: Kind::Count(|c| &mut c.worker.invoker.journal_entries_max),
+        meaning: "Entries of a journal at which its invocation is paused (SF3001). A call takes three, a sleep or a step two.",
+    },
+    Setting {
+        key: "worker.invoker.journal-size-limit",
+        kind: Kind::Size { field: |c| &mut c.worker.invoker.journal_bytes_max, min: 1 },
+        meaning: "Bytes in a journal at which its invocation is paused (SF3001). Each attempt replays the journal whole.",
     },
     Setting {
         key: "worker.invoker.message-size-limit",
@@ -237,6 +250,7 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 const UNLIMITED: &str = "unlimited";
+const AUTOMATIC: &str = "automatic";
 
 impl Setting {
     /// Reads a value into its field. **Errors**: what was expected instead.
@@ -249,6 +263,7 @@ impl Setting {
             Kind::Partitions(field) => store(field(config), text.parse().ok().filter(|n| (1..=PARTITIONS_MAX).contains(n))),
             Kind::Count(field) => store(field(config), count(text)),
             Kind::Limit(field) => store(field(config), if is_unlimited(text) { Some(None) } else { count(text).map(Some) }),
+            Kind::Automatic(field) => store(field(config), if text == AUTOMATIC { Some(None) } else { count(text).map(Some) }),
             Kind::Factor(field) => store(field(config), text.parse().ok().filter(|f: &f64| *f >= 1.0 && f.is_finite())),
             Kind::MessageSize(field) => store(field(config), size(text).filter(|bytes| (1..=MESSAGE_BYTES_MAX).contains(bytes))),
             Kind::Text(field) => store(field(config), Some(text.to_owned())),
@@ -271,6 +286,7 @@ impl Setting {
             Kind::Partitions(field) => field(config).to_string(),
             Kind::Count(field) => field(config).to_string(),
             Kind::Limit(field) => field(config).map_or(UNLIMITED.to_owned(), |n| n.to_string()),
+            Kind::Automatic(field) => field(config).map_or(AUTOMATIC.to_owned(), |n| n.to_string()),
             Kind::Factor(field) => format!("{:?}", field(config)),
             Kind::MessageSize(field) => show_size(*field(config)),
             Kind::Text(field) => field(config).clone(),
@@ -286,6 +302,7 @@ impl Setting {
         match self.kind {
             Kind::Partitions(_) | Kind::Count(_) | Kind::Factor(_) | Kind::Switch(_) => true,
             Kind::Limit(_) => self.show(config) != UNLIMITED,
+            Kind::Automatic(_) => self.show(config) != AUTOMATIC,
             _ => false,
         }
     }
@@ -299,6 +316,7 @@ impl Setting {
             Kind::Size { .. } => "size",
             Kind::Partitions(_) | Kind::Count(_) => "number",
             Kind::Limit(_) => "number or `unlimited`",
+            Kind::Automatic(_) => "number or `automatic`",
             Kind::Factor(_) => "factor",
             Kind::MessageSize(_) => "size",
             Kind::Text(_) => "text",
@@ -320,6 +338,7 @@ impl Setting {
             Kind::Partitions(_) => format!("a number from 1 to {PARTITIONS_MAX}"),
             Kind::Count(_) => "a number from 1".to_owned(),
             Kind::Limit(_) => format!("a number from 1, or {UNLIMITED}"),
+            Kind::Automatic(_) => format!("a number from 1, or {AUTOMATIC}"),
             Kind::Factor(_) => "a number from 1.0".to_owned(),
             Kind::MessageSize(_) => format!("a size up to {}, such as 32MiB", show_size(MESSAGE_BYTES_MAX)),
             Kind::Text(_) => "a text".to_owned(),

@@ -1,0 +1,226 @@
+//! Places: how many attempts run at a time, and who gives one up (rule O5).
+//!
+//! Owns: the count, the attempts that only wait, and which of them are asked to suspend while others want to start: as many as
+//! starts wait, the longest idle first, and of those the ones with the shortest journals, since a replay has its price. Does not
+//! own: in which order attempts start (`partition`), or how one suspends (`attempt`).
+
+use crate::feed::Line;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// An attempt that was asked to suspend counts as one that will for so long; then another one is asked, too.
+const ASKED_COUNTS: Duration = Duration::from_secs(5);
+/// Attempts whose idle times differ by less are equal but for their journals.
+const SIMILAR: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Places {
+    max: usize,
+    taken: AtomicUsize,
+    /// Starts that wait for a place, of all workers.
+    wanted: AtomicUsize,
+    waits: Mutex<Waits>,
+    /// Nobody is ever asked: the broken variant of rule O5.
+    never_asks: bool,
+}
+
+#[derive(Debug, Default)]
+struct Waits {
+    /// Starts that wait, by worker.
+    wanted: BTreeMap<usize, usize>,
+    idle: BTreeMap<Rank, Arc<Line>>,
+    /// Attempts that were asked and have not ended, unless that was too long ago.
+    asked: BTreeSet<u64>,
+    /// The same in the order of asking, those that have ended included.
+    asked_at: VecDeque<(Duration, u64)>,
+    next: u64,
+}
+
+/// Who is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// In units of [`SIMILAR`].
+    idle_since: u64,
+    journal_bytes: usize,
+    number: u64,
+}
+
+impl Places {
+    pub(crate) fn new(max: usize, never_asks: bool) -> Self {
+        let (taken, wanted) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { max, taken, wanted, waits: Mutex::default(), never_asks }
+    }
+
+    /// Takes a place if one is free.
+    pub(crate) fn try_take(&self) -> bool {
+        let taken = &self.taken;
+        let is_taken = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < self.max).then_some(taken + 1));
+        if is_taken.is_ok() {
+            // The start that took it waits no more.
+            let _ = self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |wanted| wanted.checked_sub(1));
+        }
+        is_taken.is_ok()
+    }
+
+    /// Gives a place back, with what is known of the attempt that had it.
+    pub(crate) fn leave(&self, idle: Option<Idle>) {
+        let Some(Idle(rank)) = idle else {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
+        // At once: nobody is asked in between for the place that is free.
+        let mut waits = self.lock();
+        waits.idle.remove(&rank);
+        waits.asked.remove(&rank.number);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.max.saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// So many starts of a worker wait. Where places do not help (`is_short`: memory is what lacks), free ones do not count.
+    pub(crate) fn want(&self, worker: usize, starts: usize, is_short: bool, now: Duration) {
+        let mut waits = self.lock();
+        waits.wanted.insert(worker, starts);
+        self.wanted.store(waits.wanted.values().sum(), Ordering::Relaxed);
+        self.ask(&mut waits, is_short, now);
+    }
+
+    /// An attempt only waits: it may be asked through `line` to suspend.
+    pub(crate) fn idle(&self, line: Arc<Line>, since: Duration, journal_bytes: usize, now: Duration) -> Idle {
+        let mut waits = self.lock();
+        let number = waits.next;
+        waits.next += 1;
+        let idle_since = since.as_millis() as u64 / SIMILAR.as_millis() as u64;
+        let rank = Rank { idle_since, journal_bytes, number };
+        waits.idle.insert(rank, line);
+        if self.wanted.load(Ordering::Relaxed) > 0 {
+            self.ask(&mut waits, false, now);
+        }
+        Idle(rank)
+    }
+
+    /// The attempt has work again: it is asked no more. One that has been asked already counts on.
+    pub(crate) fn resume(&self, idle: Idle) -> Option<Idle> {
+        let was_asked = self.lock().idle.remove(&idle.0).is_none();
+        was_asked.then_some(idle)
+    }
+
+    fn ask(&self, waits: &mut Waits, is_short: bool, now: Duration) {
+        while let Some((at, number)) = waits.asked_at.front().copied()
+            && at + ASKED_COUNTS <= now
+        {
+            waits.asked_at.pop_front();
+            waits.asked.remove(&number);
+        }
+        let free = if is_short { 0 } else { self.free() };
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        while !self.never_asks && wanted > free + waits.asked.len() {
+            let Some((rank, line)) = waits.idle.pop_first() else { return };
+            waits.asked.insert(rank.number);
+            waits.asked_at.push_back((now, rank.number));
+            line.ask();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An attempt among those that may be asked, or have been; given back with [`Places::resume`] or [`Places::leave`].
+#[derive(Debug)]
+pub(crate) struct Idle(Rank);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::{Feeds, Notifications, Told};
+    use std::task::{Context, Poll, Waker};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// An attempt that only waits.
+    struct Sleeper {
+        feed: Notifications,
+        idle: Option<Idle>,
+        _partition: crate::Notifier,
+    }
+
+    impl Sleeper {
+        fn new(places: &Places, since: Duration, journal_bytes: usize) -> Self {
+            assert!(places.try_take());
+            let (partition, feed) = Feeds::default().feed();
+            let idle = Some(places.idle(feed.line().clone(), since, journal_bytes, since));
+            Self { feed, idle, _partition: partition }
+        }
+
+        fn is_asked(&mut self) -> bool {
+            matches!(self.feed.poll_told(&mut Context::from_waker(Waker::noop()), true), Poll::Ready(Some(Told::Asked)))
+        }
+
+        fn end(&mut self, places: &Places) {
+            places.leave(self.idle.take());
+        }
+    }
+
+    fn asked(sleepers: &mut [Sleeper]) -> Vec<usize> {
+        (0..sleepers.len()).filter(|n| sleepers[*n].is_asked()).collect()
+    }
+
+    #[test]
+    fn as_many_are_asked_as_starts_wait_the_longest_idle_first_and_short_journals_before_long_ones() {
+        let places = Places::new(4, false);
+        let mut sleepers: Vec<Sleeper> =
+            [(3, 9), (2, 50), (2, 7), (9, 1)].map(|(since, bytes)| Sleeper::new(&places, since * SECOND, bytes)).into();
+        places.want(0, 1, false, 10 * SECOND);
+        assert_eq!(asked(&mut sleepers), [2]);
+        places.want(0, 1, false, 10 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0; 0], "the one that was asked counts until it ends");
+        places.want(1, 2, false, 10 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0, 1]);
+        sleepers[2].end(&places);
+        assert!(places.try_take());
+        places.want(0, 0, false, 10 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0; 0]);
+    }
+
+    #[test]
+    fn who_starts_to_wait_while_others_want_its_place_is_asked_at_once() {
+        let places = Places::new(1, false);
+        let mut sleeper = Sleeper::new(&places, SECOND, 0);
+        assert!(!sleeper.is_asked());
+        assert!(places.resume(sleeper.idle.take().unwrap()).is_none());
+        places.want(0, 5, false, SECOND);
+        assert!(!sleeper.is_asked(), "it has work");
+        sleeper.idle = Some(places.idle(sleeper.feed.line().clone(), SECOND, 0, SECOND));
+        assert!(sleeper.is_asked());
+    }
+
+    #[test]
+    fn free_places_are_taken_first_unless_memory_is_what_lacks() {
+        let places = Places::new(2, false);
+        let mut sleeper = Sleeper::new(&places, SECOND, 0);
+        places.want(0, 1, false, SECOND);
+        assert!(!sleeper.is_asked());
+        places.want(0, 1, true, SECOND);
+        assert!(sleeper.is_asked());
+    }
+
+    #[test]
+    fn one_that_does_not_suspend_holds_up_nobody_for_long() {
+        let places = Places::new(2, false);
+        let mut sleepers: Vec<Sleeper> = [1, 2].map(|since| Sleeper::new(&places, since * SECOND, 0)).into();
+        places.want(0, 1, false, 2 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0]);
+        places.want(0, 1, false, 2 * SECOND + ASKED_COUNTS);
+        assert_eq!(asked(&mut sleepers), [1]);
+    }
+}
