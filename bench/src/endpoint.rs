@@ -21,7 +21,7 @@ pub(crate) const NAPS: usize = 3;
 /// Executions that came to their end, by batch. An attempt that is repeated counts again.
 static HANDLED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 /// Objects that are called by those that woke.
-const WOKEN_KEYS: u128 = 1_000;
+const WOKEN_KEYS: u64 = 1_000;
 
 struct Echo;
 
@@ -57,8 +57,8 @@ impl Sleeper {
 
     /// Sleeps, and then adds one to one of 1,000 objects.
     #[handler]
-    async fn wake_and_call(&self, mut ctx: Context<'_>, milliseconds: u64) -> Result<(), TerminalError> {
-        let key = format!("woken-{}", ctx.rand_uuid().as_u128() % WOKEN_KEYS);
+    async fn wake_and_call(&self, ctx: Context<'_>, milliseconds: u64) -> Result<(), TerminalError> {
+        let key = format!("woken-{}", ctx.random_seed() % WOKEN_KEYS);
         ctx.sleep(Duration::from_millis(milliseconds)).await?;
         ctx.object_client::<CounterClient>(key).add(WOKEN as u64).call().await?;
         Ok(())

@@ -127,7 +127,7 @@ struct Nap {
 
 async fn sleepers(side: &Side, count: u64, nap: Nap) -> Result<Figures> {
     let (before, start) = (side.usage()?, Instant::now());
-    submit(side.ingress(), count, || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
+    submit(side.ingress(), count, move || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
     let due = Instant::now() + Duration::from_millis(nap.ms);
     until_handled(side, NAPS, count, WAKE_LIMIT).await?;
     let late_ms = Some(late_ms(due));
@@ -136,7 +136,7 @@ async fn sleepers(side: &Side, count: u64, nap: Nap) -> Result<Figures> {
 
 async fn wake_and_call(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
     let start = Instant::now();
-    submit(side.ingress(), count, || Call { path: "/Sleeper/wake_and_call/send".to_owned(), body: nap.body }).await?;
+    submit(side.ingress(), count, move || Call { path: "/Sleeper/wake_and_call/send".to_owned(), body: nap.body }).await?;
     let due = Instant::now() + Duration::from_millis(nap.ms);
     sleep(Duration::from_millis(nap.ms / 2)).await;
     side.kill()?;
