@@ -2,6 +2,7 @@
 //!
 //! Does not own: variants whose rule shows in one room alone; they are caught there (`docs/rules.md` says where).
 
+use surefoot_invoker::Mutant as InvokerMutant;
 use surefoot_kafka::Mutant as KafkaMutant;
 use surefoot_log::local::Mutant as LogMutant;
 use surefoot_partition::{MachineMutant, Mutant as PartitionMutant};
@@ -21,6 +22,7 @@ const NONE: Mutants = Mutants {
     machine: MachineMutant::None,
     partition: PartitionMutant::None,
     kafka: KafkaMutant::None,
+    invoker: InvokerMutant::None,
 };
 
 const fn log(name: &'static str, log: LogMutant, signs: &'static [&'static str]) -> Mutated {
@@ -37,6 +39,10 @@ const fn machine(name: &'static str, machine: MachineMutant, signs: &'static [&'
 
 const fn partition(name: &'static str, partition: PartitionMutant, signs: &'static [&'static str]) -> Mutated {
     Mutated { name, mutants: Mutants { partition, ..NONE }, signs }
+}
+
+const fn invoker(name: &'static str, invoker: InvokerMutant, signs: &'static [&'static str]) -> Mutated {
+    Mutated { name, mutants: Mutants { invoker, ..NONE }, signs }
 }
 
 const fn kafka(name: &'static str, kafka: KafkaMutant, signs: &'static [&'static str]) -> Mutated {
@@ -73,6 +79,7 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     partition("M5 show a notification twice", PartitionMutant::ShowTwice, &["came twice"]),
     partition("M5 show less than there is", PartitionMutant::ShowLess, &["never ended"]),
     partition("M9 forget chores at a restart", PartitionMutant::ForgetChores, &["not quiet", "differs", "never ended"]),
+    invoker("O5 ask nobody to make room", InvokerMutant::NeverAsk, &["never ended", "late", "not quiet", "took"]),
     machine("O1 take messages again", MachineMutant::ForgetInbound, &["twice"]),
     machine("K1 take Kafka records again", MachineMutant::ForgetStreams, &["twice"]),
     kafka("K1 ignore the topic's id", KafkaMutant::IgnoreTopicId, &["never took"]),
