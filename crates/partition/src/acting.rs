@@ -11,7 +11,7 @@ use crate::clients::PartitionClients;
 use crate::handle::Shared;
 use crate::housekeeping::{Housekeeping, Looks};
 use crate::mailbox::Input;
-use crate::outbox::{MessageBatch, OutboxSender};
+use crate::outbox::{MessageBatch, OutboxLooks, OutboxSender};
 use crate::publisher::CatalogPublisher;
 use crate::settings::Mutant;
 use crate::starting::StartQueue;
@@ -57,7 +57,7 @@ pub(crate) struct TurnTime {
 pub(crate) struct TurnDone {
     /// For how long nothing will be due, where that is known.
     pub(crate) idle: Option<Duration>,
-    /// Something waits that comes without an input: the end of a view.
+    /// Something waits that comes without an input for this partition: the end of a view, or room.
     pub(crate) waits: bool,
 }
 
@@ -75,7 +75,7 @@ impl ActingPartition {
             store,
             leads: false,
             attempts: PartitionAttempts::new(id, mutant),
-            outbox: OutboxSender::new(id, mutant),
+            outbox: OutboxSender::new(id, shared.outbox_rooms[shared.worker_of(id)].clone(), mutant),
             timers: PartitionTimers::new(shared.count(), mutant),
             chores: PartitionChores::new(mutant),
             clients: PartitionClients::default(),
@@ -193,19 +193,20 @@ impl ActingPartition {
     /// Views, timers, messages, sweeps and a checkpoint.
     pub(crate) fn turn(&mut self, time: TurnTime) -> Result<TurnDone, StateError> {
         self.clients.lend(&mut self.store, &self.shared.mailbox(self.id).wake());
-        let idle = if self.leads { self.act(time)? } else { None };
+        let acted = if self.leads { self.act(time)? } else { TurnDone::default() };
         self.checkpoint_if_due(time.monotonic_ms);
-        Ok(TurnDone { idle, waits: self.clients.want_views() })
+        Ok(TurnDone { waits: acted.waits || self.clients.want_views(), ..acted })
     }
 
-    fn act(&mut self, time: TurnTime) -> Result<Option<Duration>, StateError> {
+    fn act(&mut self, time: TurnTime) -> Result<TurnDone, StateError> {
         let TurnTime { now, monotonic_ms } = time;
         let settings = &self.shared.settings;
         let share = settings.retained_bytes_max / u64::from(self.shared.count());
         let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share };
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, now)?;
-        let outbox = self.outbox.turn(&reader, monotonic_ms, |to| self.shared.has_stopped(to))?;
+        let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
+        let outbox = self.outbox.turn(&reader, OutboxLooks { monotonic_ms, has_memory }, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
         let chore = self.chores.turn(&reader)?;
         self.append(timers.events);
@@ -216,7 +217,8 @@ impl ActingPartition {
         let until_due = timers.next_due.map(|due| Duration::from_millis(due.0.saturating_sub(now.0)));
         let until_ack = outbox.next_ack_ms.map(|due| Duration::from_millis(due.saturating_sub(monotonic_ms)));
         let at_once = outbox.is_behind.then_some(Duration::ZERO);
-        Ok(until_due.into_iter().chain(until_ack).chain(at_once).min())
+        let idle = until_due.into_iter().chain(until_ack).chain(at_once).min();
+        Ok(TurnDone { idle, waits: outbox.waits })
     }
 
     fn append(&self, events: Vec<Event>) {

@@ -1,8 +1,8 @@
 //! Room: how much memory the tables take, how much waits to be applied, how much of the disk is free, and who waits until it is less.
 //!
 //! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
-//! the second one, above it, attempts neither start nor read on: only checkpoints free that memory, and they wait for nobody. Does not
-//! own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
+//! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition: only checkpoints
+//! free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
 
 use crate::mailbox::Mailbox;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,6 +65,8 @@ pub(crate) struct Gate {
     attempts_room: Notify,
     /// Attempts found no room since this was last looked at.
     attempts_wait: AtomicBool,
+    /// Messages or chores did.
+    work_waits: AtomicBool,
 }
 
 impl Gate {
@@ -80,15 +82,18 @@ impl Gate {
             room: Notify::new(),
             attempts_room: Notify::new(),
             attempts_wait: AtomicBool::new(false),
+            work_waits: AtomicBool::new(false),
         }
     }
 
-    /// What the tables of one worker take now. To be called after entries were applied, too. Whether attempts that found no room
-    /// may ask again.
+    /// What the tables of one worker take now. To be called after entries were applied, too. Whether those who found no room
+    /// for attempts or other work may ask again.
     pub(crate) fn set(&self, worker: usize, bytes: u64) -> bool {
         self.tables[worker].store(bytes, Ordering::SeqCst);
         self.open_if_room();
-        self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst)
+        let attempts_may = self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst);
+        let work_may = self.has_work_memory() && self.work_waits.swap(false, Ordering::SeqCst);
+        attempts_may || work_may
     }
 
     /// What the running checkpoint takes besides the layers that it writes, and whether the disk has no room for it.
@@ -149,9 +154,19 @@ impl Gate {
     }
 
     fn has_attempts_room(&self) -> bool {
-        self.has_ended()
-            || self.disk().room != DiskRoom::Reserve
-                && self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
+        self.has_ended() || self.disk().room != DiskRoom::Reserve && self.has_work_memory()
+    }
+
+    /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
+    pub(crate) fn has_work_memory(&self) -> bool {
+        self.has_ended() || self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
+    }
+
+    /// As [`Self::has_work_memory`]; where not, [`Self::set`] says when to ask again.
+    pub(crate) fn try_work(&self) -> bool {
+        self.work_waits.store(true, Ordering::SeqCst);
+        // As in `try_attempts`.
+        self.has_work_memory()
     }
 
     fn waiting_bytes(&self) -> u64 {
@@ -241,6 +256,19 @@ mod tests {
         assert!(gate.set(0, 1_000));
         assert!(!gate.set(0, 1_000), "nobody asked since");
         assert!(gate.try_attempts());
+    }
+
+    #[test]
+    fn messages_and_chores_wait_for_memory_and_are_told_once_but_never_wait_for_the_disk() {
+        let gate = gate(1_000);
+        gate.set_disk(DiskStatus { room: DiskRoom::Reserve, ..DiskStatus::default() });
+        gate.set(0, 1_250);
+        assert!(gate.has_work_memory(), "they make room there");
+        gate.set(0, 1_251);
+        assert!(!gate.has_work_memory() && !gate.try_work());
+        assert!(!gate.set(0, 1_251), "there is none yet");
+        assert!(gate.set(0, 1_250));
+        assert!(!gate.set(0, 1_250), "nobody asked since");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::answers::{Answer, Requests, Stopped};
 use crate::checkpointer::Checkpoints;
 use crate::gate::{DiskStatus, Gate, Shortage};
 use crate::mailbox::{Input, Mailbox};
+use crate::outbox::OutboxRoom;
 use crate::query::{
     self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
     ParkedRows, PartitionHealth, SourceInfo,
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) applied: Vec<AtomicU64>,
     /// Workers with an attempt that found no slot free.
     pub(crate) wants_slot: Vec<AtomicBool>,
+    /// By worker: what its partitions have in flight to others.
+    pub(crate) outbox_rooms: Vec<Arc<OutboxRoom>>,
     pub(crate) edge: Arc<Semaphore>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) checkpoints: Checkpoints,
@@ -117,6 +120,17 @@ impl Shared {
                 mailbox.push(Input::SlotFreed);
             }
         }
+    }
+
+    /// Whether memory lets a worker's partitions send and do chores; if not, the worker is woken once it does.
+    pub(crate) fn has_work_memory(&self, worker: usize) -> bool {
+        if self.gate.has_work_memory() {
+            return true;
+        }
+        self.wants_slot[worker].store(true, Ordering::Relaxed);
+        // As in `slot_freed`: before it is said that somebody waits, it is known who.
+        fence(Ordering::SeqCst);
+        self.gate.try_work()
     }
 
     pub(crate) fn has_stopped(&self, partition: PartitionId) -> bool {

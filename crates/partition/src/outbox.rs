@@ -1,10 +1,12 @@
 //! The messages of one partition to others: sent in order, acknowledged once they are durable there (rule O1).
 //!
-//! Owns: how far each destination's queue is, and how much of it is in flight. What is for a partition that has stopped stays in
+//! Owns: how far each destination's queue is, and how much of it is in flight, here and of all partitions of a worker. What is for a partition that has stopped stays in
 //! its rows: a term that begins after the repair sends it. Does not own: the rows (`machine` writes and deletes them), or the log.
 
 use crate::settings::Mutant;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use surefoot_machine::{Outbox, OutboxKey, Outboxes, ROWS_MAX, StateError};
 use surefoot_model::{Event, Message, Outcome, PartitionId};
 use surefoot_storage::Reader;
@@ -12,11 +14,15 @@ use surefoot_storage::Reader;
 /// Messages read for one destination per turn.
 const SEND_MESSAGES: u64 = 256;
 /// Bytes of them beyond which no further one is read.
-const SEND_BYTES: usize = 1 << 20;
+const SEND_BYTES: u64 = 1 << 20;
 /// Messages to one destination that may be sent and not yet durable there.
 const IN_FLIGHT_MAX: u64 = 1_024;
+/// Bytes to one destination that may be, beyond which no further message is sent.
+const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
+/// Bytes of a node that may be, alike: a log that falls behind holds them in memory. Each worker has its share.
+const NODE_IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
 /// What a message takes beside its payload.
-const MESSAGE_BYTES: usize = 256;
+const MESSAGE_BYTES: u64 = 256;
 /// Messages to one partition that may be durable and not yet acknowledged.
 const ACK_MESSAGES_MAX: u64 = 256;
 /// Messages that one record acknowledges: their rows go with it (rule M9).
@@ -30,7 +36,52 @@ pub(crate) struct OutboxSender {
     queues: BTreeMap<PartitionId, OutboxQueue>,
     /// Queues with something to send or to acknowledge.
     unsettled: BTreeSet<PartitionId>,
+    room: Arc<OutboxRoom>,
     mutant: Mutant,
+}
+
+/// Bytes of messages that the partitions of one worker have in flight. Only that worker writes it.
+#[derive(Debug)]
+pub(crate) struct OutboxRoom {
+    bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+impl OutboxRoom {
+    /// Of one of so many workers of a node.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { bytes: AtomicU64::new(0), bytes_max: NODE_IN_FLIGHT_BYTES_MAX / workers.max(1) as u64 }
+    }
+
+    /// Bytes that a queue may send now: one message where they are fewer, none at 0. It may come to have in flight what it leaves
+    /// free at most: whatever a few queues want, others find something, too.
+    fn for_queue(&self, queue: &OutboxQueue) -> u64 {
+        let free = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        let share = free.saturating_sub(queue.in_flight_bytes).div_ceil(2);
+        share.min(IN_FLIGHT_BYTES_MAX.saturating_sub(queue.in_flight_bytes))
+    }
+}
+
+/// Messages that were sent and are not durable; gives their bytes back when dropped.
+#[derive(Debug)]
+struct MessagesInFlight {
+    /// The sequence number of the last one.
+    up_to: u64,
+    bytes: u64,
+    room: Arc<OutboxRoom>,
+}
+
+impl MessagesInFlight {
+    fn new(up_to: u64, bytes: u64, room: &Arc<OutboxRoom>) -> Self {
+        room.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { up_to, bytes, room: room.clone() }
+    }
+}
+
+impl Drop for MessagesInFlight {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// How far one queue is: acked <= durable <= sent <= wanted.
@@ -42,9 +93,17 @@ struct OutboxQueue {
     acked: u64,
     /// When what is durable is acknowledged, by the monotonic clock in milliseconds.
     ack_due_ms: Option<u64>,
+    /// Batches that were sent and are not durable, in order.
+    in_flight: VecDeque<MessagesInFlight>,
+    in_flight_bytes: u64,
 }
 
 impl OutboxQueue {
+    /// A queue of which everything up to here has been acknowledged.
+    fn acked_up_to(acked: u64, wanted: u64) -> Self {
+        Self { wanted, sent: acked, durable: acked, acked, ..Self::default() }
+    }
+
     /// The last message that may be sent now.
     fn sendable(&self) -> u64 {
         self.wanted.min(self.durable + IN_FLIGHT_MAX).min(self.sent + SEND_MESSAGES)
@@ -71,11 +130,21 @@ pub(crate) struct OutboxTurn {
     pub(crate) next_ack_ms: Option<u64>,
     /// There is more to send at once.
     pub(crate) is_behind: bool,
+    /// There is more to send once memory, or what others have in flight, leaves room.
+    pub(crate) waits: bool,
+}
+
+/// What a turn goes by.
+#[derive(Clone, Copy)]
+pub(crate) struct OutboxLooks {
+    pub(crate) monotonic_ms: u64,
+    /// Memory has room for what messages lead to.
+    pub(crate) has_memory: bool,
 }
 
 impl OutboxSender {
-    pub(crate) fn new(from: PartitionId, mutant: Mutant) -> Self {
-        Self { from, queues: BTreeMap::new(), unsettled: BTreeSet::new(), mutant }
+    pub(crate) fn new(from: PartitionId, room: Arc<OutboxRoom>, mutant: Mutant) -> Self {
+        Self { from, queues: BTreeMap::new(), unsettled: BTreeSet::new(), room, mutant }
     }
 
     /// A term of this process begins: what earlier ones may not have sent is sent again.
@@ -85,8 +154,7 @@ impl OutboxSender {
             return Ok(());
         }
         for (to, row) in reader.scan::<Outboxes>(&PartitionId(0), None, usize::from(u16::MAX) + 1)? {
-            let (wanted, sent) = (row.last, row.acked);
-            let queue = OutboxQueue { wanted, sent, durable: sent, acked: sent, ack_due_ms: None };
+            let queue = OutboxQueue::acked_up_to(row.acked, row.last);
             if !queue.is_settled() {
                 self.unsettled.insert(to);
             }
@@ -113,6 +181,9 @@ impl OutboxSender {
         let Some(queue) = self.queues.get_mut(&to) else { return };
         queue.durable = queue.durable.max(up_to);
         queue.sent = queue.sent.max(up_to);
+        while let Some(batch) = queue.in_flight.pop_front_if(|batch| batch.up_to <= up_to) {
+            queue.in_flight_bytes -= batch.bytes;
+        }
         queue.ack_due_ms.get_or_insert(monotonic_ms + ACK_DELAY_MS);
         self.unsettled.insert(to);
     }
@@ -122,10 +193,11 @@ impl OutboxSender {
     pub(crate) fn turn(
         &mut self,
         reader: &Reader<'_>,
-        monotonic_ms: u64,
+        looks: OutboxLooks,
         has_stopped: impl Fn(PartitionId) -> bool,
     ) -> Result<OutboxTurn, StateError> {
-        let mut turn = OutboxTurn { batches: Vec::new(), acks: Vec::new(), next_ack_ms: None, is_behind: false };
+        let OutboxLooks { monotonic_ms, has_memory } = looks;
+        let mut turn = OutboxTurn { batches: Vec::new(), acks: Vec::new(), next_ack_ms: None, is_behind: false, waits: false };
         for to in std::mem::take(&mut self.unsettled) {
             if has_stopped(to) && self.mutant != Mutant::SendToStopped {
                 continue; // for as long as this node lives
@@ -135,9 +207,13 @@ impl OutboxSender {
                 queue.acked <= queue.durable && queue.durable <= queue.sent && queue.sent <= queue.wanted,
                 "a message is sent, then durable, then acknowledged (rule O1): {queue:?} to {to}"
             );
+            let may_send = |queue: &OutboxQueue| has_memory && self.room.for_queue(queue) > 0;
+            if queue.sent < queue.sendable() && may_send(queue) {
+                turn.batches.push(read_batch(reader, self.from, to, queue, &self.room)?);
+            }
             if queue.sent < queue.sendable() {
-                turn.batches.push(read_batch(reader, self.from, to, queue)?);
-                turn.is_behind |= queue.sent < queue.sendable();
+                turn.is_behind |= may_send(queue);
+                turn.waits |= !may_send(queue);
             }
             turn.acks.extend(acknowledge(to, queue, monotonic_ms));
             turn.next_ack_ms = turn.next_ack_ms.into_iter().chain(queue.ack_due_ms).min();
@@ -155,8 +231,9 @@ fn read_batch(
     from: PartitionId,
     to: PartitionId,
     queue: &mut OutboxQueue,
+    room: &Arc<OutboxRoom>,
 ) -> Result<MessageBatch, StateError> {
-    let last = queue.sendable();
+    let (last, bytes_max) = (queue.sendable(), room.for_queue(queue).min(SEND_BYTES));
     let keys = (queue.sent + 1..=last).map(|sequence| OutboxKey { to, sequence });
     let (mut events, mut bytes) = (Vec::new(), 0);
     for row in reader.known::<Outbox, _>(keys, OutboxKey { to, sequence: last + 1 }) {
@@ -166,23 +243,25 @@ fn read_batch(
         bytes += message_bytes(&message);
         events.push(Event::MessageArrived { from, sequence, message });
         queue.sent = sequence;
-        if bytes >= SEND_BYTES {
+        if bytes >= bytes_max {
             break;
         }
     }
+    queue.in_flight.push_back(MessagesInFlight::new(queue.sent, bytes, room));
+    queue.in_flight_bytes += bytes;
     Ok(MessageBatch { to, up_to: queue.sent, events })
 }
 
-fn message_bytes(message: &Message) -> usize {
-    MESSAGE_BYTES
-        + match message {
-            Message::Submit(submission) => submission.input.len(),
-            Message::Result(result) => match &result.outcome {
-                Outcome::Success(value) => value.len(),
-                Outcome::Failure(failure) => failure.message.len(),
-            },
-            Message::Kill { .. } => 0,
-        }
+fn message_bytes(message: &Message) -> u64 {
+    let payload = match message {
+        Message::Submit(submission) => submission.input.len(),
+        Message::Result(result) => match &result.outcome {
+            Outcome::Success(value) => value.len(),
+            Outcome::Failure(failure) => failure.message.len(),
+        },
+        Message::Kill { .. } => 0,
+    };
+    MESSAGE_BYTES + payload as u64
 }
 
 /// Lets rows go whose messages are durable at their destination: in batches, since each batch is a record.
@@ -203,7 +282,7 @@ mod tests {
     use super::*;
     use crate::testing::{HERE, checkpoint, empty_store, id, write};
     use surefoot_machine::{OutboxRow, State};
-    use surefoot_model::{Caller, Incarnation, Message};
+    use surefoot_model::{CalleeResult, Caller, Incarnation, Message};
     use surefoot_storage::Store;
 
     const ONE: PartitionId = PartitionId(1);
@@ -224,11 +303,15 @@ mod tests {
     }
 
     fn sender() -> OutboxSender {
-        OutboxSender::new(HERE, Mutant::None)
+        OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1)), Mutant::None)
+    }
+
+    fn looks(monotonic_ms: u64) -> OutboxLooks {
+        OutboxLooks { monotonic_ms, has_memory: true }
     }
 
     fn turn(sender: &mut OutboxSender, store: &Store, monotonic_ms: u64) -> OutboxTurn {
-        sender.turn(&store.read(), monotonic_ms, |_| false).unwrap()
+        sender.turn(&store.read(), looks(monotonic_ms), |_| false).unwrap()
     }
 
     fn sent(turn: &OutboxTurn) -> Vec<(PartitionId, u64)> {
@@ -279,7 +362,7 @@ mod tests {
 
     #[test]
     fn no_record_acknowledges_more_than_one_may_remove() {
-        let mut queue = OutboxQueue { wanted: 1_500, sent: 1_500, durable: 1_500, acked: 0, ack_due_ms: Some(0) };
+        let mut queue = OutboxQueue { wanted: 1_500, sent: 1_500, durable: 1_500, ack_due_ms: Some(0), ..OutboxQueue::default() };
         let acks: Vec<_> = std::iter::from_fn(|| acknowledge(ONE, &mut queue, 0)).collect();
         assert_eq!(acks, [ACKED_PER_RECORD, 1_500].map(|up_to| Event::OutboxAcked { to: ONE, up_to }));
     }
@@ -308,17 +391,113 @@ mod tests {
         assert!(all.into_iter().eq(1..=count));
     }
 
+    fn caller() -> Caller {
+        Caller { partition: HERE, id: id(1), incarnation: Incarnation(1), completion: 1 }
+    }
+
+    /// Results of so many bytes for a destination, as the machine writes them.
+    fn queue_results(store: &mut Store, to: PartitionId, count: u64, bytes: usize) {
+        let outcome = Outcome::Success(bytes::Bytes::from(vec![7; bytes]));
+        let result = CalleeResult { caller: caller(), outcome };
+        write(store, |txn| {
+            for sequence in 1..=count {
+                txn.put::<Outbox>(OutboxKey { to, sequence }, Message::Result(Box::new(result.clone())));
+            }
+            txn.put::<Outboxes>(to, OutboxRow { last: count, acked: 0 });
+        });
+    }
+
+    /// Sends while there is anything to be sent at once; how many messages went where.
+    fn send_all(sender: &mut OutboxSender, store: &Store) -> (BTreeMap<PartitionId, u64>, bool) {
+        let mut counts = BTreeMap::new();
+        loop {
+            let turn = turn(sender, store, 0);
+            for batch in &turn.batches {
+                *counts.entry(batch.to).or_default() += batch.events.len() as u64;
+            }
+            if !turn.is_behind {
+                return (counts, turn.waits);
+            }
+        }
+    }
+
+    /// A thousand results of a megabyte each were in the log's memory at once.
+    #[test]
+    fn what_is_in_flight_is_bounded_in_bytes_by_destination_and_by_worker() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        let count = 12;
+        queue_results(&mut store, ONE, count, 1 << 20);
+        sender.begin_term(&store.read()).unwrap();
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 8)]), true));
+        sender.on_durable(ONE, 3, 0);
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 3)]), true));
+        sender.on_durable(ONE, 11, 0);
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 1)]), false));
+    }
+
+    #[test]
+    fn partitions_of_a_worker_share_what_may_be_in_flight_and_each_queue_goes_on() {
+        let room = Arc::new(OutboxRoom::new(16));
+        let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, room.clone(), Mutant::None));
+        let (count, bytes) = (5, 100 << 10);
+        (1..=20).for_each(|to| queue_results(&mut store, PartitionId(to), count, bytes));
+        sender.begin_term(&store.read()).unwrap();
+        let mut all = BTreeMap::<PartitionId, u64>::new();
+        while all.len() < 20 || all.values().any(|sent| *sent < count) {
+            let (sent, _) = send_all(&mut sender, &store);
+            assert!(!sent.is_empty(), "something goes on: {all:?}");
+            sent.into_iter().for_each(|(to, messages)| *all.entry(to).or_default() += messages);
+            let in_flight = room.bytes.load(Ordering::Relaxed);
+            assert!(in_flight <= room.bytes_max + message_bytes(&Message::Kill { id: id(1), caller: caller() }) + bytes as u64);
+            all.iter().for_each(|(to, up_to)| sender.on_durable(*to, *up_to, 0));
+            assert_eq!(room.bytes.load(Ordering::Relaxed), 0, "all of it is given back");
+        }
+        queue_results(&mut store, PartitionId(21), 1, bytes);
+        sender.on_send(PartitionId(21), 1);
+        send_all(&mut sender, &store);
+        assert!(room.bytes.load(Ordering::Relaxed) > 0);
+        drop(sender);
+        assert_eq!(room.bytes.load(Ordering::Relaxed), 0, "a partition that stops gives back what it had");
+    }
+
+    #[test]
+    fn a_message_that_is_larger_than_the_bound_goes_alone() {
+        let room = OutboxRoom { bytes: AtomicU64::new(0), bytes_max: 1_000 };
+        let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, Arc::new(room), Mutant::None));
+        queue_results(&mut store, ONE, 2, 5_000);
+        sender.begin_term(&store.read()).unwrap();
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 1)]), true));
+        sender.on_durable(ONE, 1, 0);
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 1)]), false));
+    }
+
+    #[test]
+    fn nothing_is_sent_while_memory_has_no_room_and_what_is_durable_is_acknowledged_all_the_same() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue(&mut store, ONE, 1..=1, 0);
+        sender.begin_term(&store.read()).unwrap();
+        assert_eq!(sent(&turn(&mut sender, &store, 0)), [(ONE, 1)]);
+        sender.on_durable(ONE, 1, 0);
+        queue(&mut store, ONE, 2..=2, 0);
+        sender.on_send(ONE, 2);
+        let short = OutboxLooks { has_memory: false, ..looks(ACK_DELAY_MS) };
+        let held = sender.turn(&store.read(), short, |_| false).unwrap();
+        assert!(held.batches.is_empty() && held.waits && !held.is_behind);
+        assert_eq!(held.acks, [Event::OutboxAcked { to: ONE, up_to: 1 }]);
+        assert_eq!(sent(&turn(&mut sender, &store, 0)), [(ONE, 2)]);
+    }
+
     #[test]
     fn what_is_for_a_stopped_partition_is_neither_sent_nor_acknowledged_and_holds_up_no_other() {
         for mutant in [Mutant::None, Mutant::SendToStopped] {
-            let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, mutant));
+            let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1)), mutant));
             queue(&mut store, ONE, 1..=2, 0);
             queue(&mut store, TWO, 1..=1, 0);
             sender.begin_term(&store.read()).unwrap();
-            let with_one_stopped = sender.turn(&store.read(), 0, |to| to == ONE).unwrap();
+            let with_one_stopped = sender.turn(&store.read(), looks(0), |to| to == ONE).unwrap();
             let kept = sent(&with_one_stopped) == [(TWO, 1)];
             sender.on_durable(ONE, 1, 0);
-            let acked = sender.turn(&store.read(), u64::MAX, |to| to == ONE).unwrap().acks;
+            let acked = sender.turn(&store.read(), looks(u64::MAX), |to| to == ONE).unwrap().acks;
             assert_eq!(kept && acked.is_empty(), mutant == Mutant::None, "{mutant:?}");
         }
     }
@@ -339,7 +518,7 @@ mod tests {
         let (mut store, mut sender) = (empty_store(), sender());
         queue(&mut store, ONE, 2..=2, 0);
         sender.on_send(ONE, 2);
-        let error = sender.turn(&store.read(), 0, |_| false).err().unwrap().to_string();
+        let error = sender.turn(&store.read(), looks(0), |_| false).err().unwrap().to_string();
         assert!(error.contains("message 1 to partition"), "{error}");
     }
 }

@@ -12,6 +12,7 @@ use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
 use crate::mailbox::Mailbox;
+use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
 use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
@@ -248,6 +249,7 @@ impl Recovering {
             is_stopped: ids.iter().map(|_| AtomicBool::new(false)).collect(),
             applied: ids.iter().map(|_| AtomicU64::new(0)).collect(),
             wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
+            outbox_rooms: boxes.iter().map(|_| Arc::new(OutboxRoom::new(boxes.len()))).collect(),
             edge: edge_permits(),
             catalog_edit: Arc::default(),
             is_stopping: AtomicBool::new(false),
