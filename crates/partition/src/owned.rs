@@ -12,6 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use surefoot_model::PartitionId;
 
+/// While a partition is being written that has grown large again, others are only if they free at least this part of what it takes.
+const WORTHWHILE_PART: u64 = 8;
+
 pub(crate) struct OwnedPartitions {
     worker: usize,
     shared: Arc<Shared>,
@@ -32,6 +35,28 @@ struct OwnedSlot {
     due_ms: u64,
     active_bytes: u64,
     memory_bytes: u64,
+}
+
+/// The active layer of a partition.
+struct ActiveLayer {
+    bytes: u64,
+    /// It can be frozen: no checkpoint of the partition runs.
+    can_be_written: bool,
+}
+
+impl OwnedSlot {
+    fn active_layer(&self) -> ActiveLayer {
+        let can_be_written = self.partition.as_ref().is_some_and(|partition| !partition.store.checkpoint_is_running());
+        ActiveLayer { bytes: self.active_bytes, can_be_written }
+    }
+}
+
+/// The position of the layer to be frozen next, where that is worthwhile.
+fn largest_to_write(layers: impl Iterator<Item = ActiveLayer> + Clone) -> Option<usize> {
+    let largest = layers.clone().map(|layer| layer.bytes).max()?;
+    let candidates = layers.enumerate().filter(|(_, layer)| layer.can_be_written);
+    let (at, layer) = candidates.max_by_key(|(_, layer)| layer.bytes)?;
+    (layer.bytes > 0 && layer.bytes >= largest / WORTHWHILE_PART).then_some(at)
 }
 
 impl OwnedPartitions {
@@ -139,12 +164,10 @@ impl OwnedPartitions {
     }
 
     /// Has the partitions with the largest active layers checkpointed until the rest takes no more than `bytes_max`. Those whose
-    /// checkpoint runs are left out: their turn comes when it has ended.
+    /// checkpoint runs are left out: their turn comes when it has ended, and soonest if not all the others are written first.
     pub(crate) fn checkpoint_largest(&mut self, bytes_max: u64) {
         while self.active_bytes > bytes_max {
-            let can_be_written = |slot: &OwnedSlot| slot.partition.as_ref().is_some_and(|p| !p.store.checkpoint_is_running());
-            let candidates = self.slots.iter().enumerate().filter(|(_, slot)| can_be_written(slot));
-            let Some((at, _)) = candidates.max_by_key(|(_, slot)| slot.active_bytes) else { return };
+            let Some(at) = largest_to_write(self.slots.iter().map(OwnedSlot::active_layer)) else { return };
             let has_begun = self.guard_at(at, |partition| Ok(partition.checkpoint()));
             self.weigh(at);
             if has_begun != Some(true) {
@@ -168,5 +191,25 @@ impl OwnedPartitions {
         let workers = self.shared.workers.len();
         assert_eq!(at % workers, self.worker, "inputs reach the worker that owns the partition");
         at / workers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(layers: &[(u64, bool)]) -> Option<usize> {
+        largest_to_write(layers.iter().map(|&(bytes, can_be_written)| ActiveLayer { bytes, can_be_written }))
+    }
+
+    /// While the one that took all of memory was being written, all others were written as well, before its next turn.
+    #[test]
+    fn those_that_free_little_are_not_written_while_the_one_that_takes_memory_is() {
+        assert_eq!(next(&[(10, true), (1_000, false), (124, true)]), None);
+        assert_eq!(next(&[(10, true), (1_000, false), (125, true)]), Some(2));
+        assert_eq!(next(&[(10, true), (1_000, true), (125, true)]), Some(1), "its own checkpoint has ended");
+        assert_eq!(next(&[(100, true), (100, false), (101, true)]), Some(2), "where all grow alike each has its turn");
+        assert_eq!(next(&[(10, true), (0, false), (9, true)]), Some(0), "it has just been frozen");
+        assert_eq!(next(&[(0, true), (5, false)]), None);
     }
 }
