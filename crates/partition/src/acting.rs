@@ -208,7 +208,7 @@ impl ActingPartition {
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
         let outbox = self.outbox.turn(&reader, OutboxLooks { monotonic_ms, has_memory }, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
-        let chore = self.chores.turn(&reader)?;
+        let chore = if has_memory { self.chores.turn(&reader)? } else { None };
         self.append(timers.events);
         self.append(chore.into_iter().collect());
         outbox.batches.into_iter().for_each(|batch| self.send(batch));
@@ -218,7 +218,7 @@ impl ActingPartition {
         let until_ack = outbox.next_ack_ms.map(|due| Duration::from_millis(due.saturating_sub(monotonic_ms)));
         let at_once = outbox.is_behind.then_some(Duration::ZERO);
         let idle = until_due.into_iter().chain(until_ack).chain(at_once).min();
-        Ok(TurnDone { idle, waits: outbox.waits })
+        Ok(TurnDone { idle, waits: outbox.waits || !has_memory && self.chores.has_next() })
     }
 
     fn append(&self, events: Vec<Event>) {

@@ -57,6 +57,11 @@ impl PartitionChores {
         }
     }
 
+    /// There is, or may be, a piece that could be asked for.
+    pub(crate) fn has_next(&self) -> bool {
+        self.under_way.is_none() && (!self.known.is_empty() || self.unknown.is_some())
+    }
+
     pub(crate) fn turn(&mut self, reader: &Reader<'_>) -> Result<Option<Event>, StateError> {
         if self.under_way.is_some() {
             return Ok(None);

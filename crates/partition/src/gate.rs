@@ -1,8 +1,8 @@
 //! Room: how much memory the tables take, how much waits to be applied, how much of the disk is free, and who waits until it is less.
 //!
 //! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
-//! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition: only checkpoints
-//! free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
+//! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition, and no chore goes on:
+//! only checkpoints free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
 
 use crate::mailbox::Mailbox;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -270,3 +270,32 @@ fn a_stop_tells_what_was_not_taken_from_what_may_still_be_carried_out() {
     let node = TestNode::start(&log, &engine, NodeLife(2), settings());
     assert!(exists(&node, id(0, 1)) && !exists(&node, id(0, 2)));
 }
+
+/// While nothing could be written, what partitions asked of each other and of themselves went on filling memory.
+#[test]
+fn messages_and_chores_wait_while_memory_has_no_room() {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    let here = PartitionId(0);
+    node.append(here, submitted(id(0, 1), 10));
+    node.append(here, submitted(id(0, 2), 10));
+    let progress = |first_command, items, end| {
+        let pin = Pin { deployment: DeploymentId(1), protocol: 6 };
+        Event::AttemptProgressed(Box::new(AttemptProgress { id: id(0, 1), attempt: Attempt(1), first_command, pin, items, end }))
+    };
+    let kept = || Item::Command { ty: entry_type::RUN, raw: Bytes::new(), action: Action::Keep };
+    // A journal that no single record deletes.
+    let (batches, batch) = (24, 50);
+    for n in 0..batches {
+        node.append(here, progress(1 + n * batch, (0..batch).map(|_| kept()).collect(), None));
+    }
+    node.shared.gate.set_checkpoint(1 << 40, false);
+    node.append(here, progress(1 + batches * batch, vec![output()], Some(AttemptEnd::Completed)));
+    node.append(here, progressed(id(0, 2), 2, vec![call(submission(id(2, 1), 10))], None));
+    let chores = || log.events(here).iter().filter(|event| matches!(event, Event::ChoreDue { .. })).count();
+    assert_eq!((messages(&log, PartitionId(2)), chores()), (vec![], 0));
+    node.shared.gate.set_checkpoint(0, false);
+    node.settle();
+    assert_eq!(messages(&log, PartitionId(2)), [here]);
+    assert!(chores() > 0, "the rest of the journal goes");
+}
