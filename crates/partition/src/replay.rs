@@ -182,7 +182,12 @@ impl Drop for LoadTurn {
 pub(crate) struct Load {
     pub(crate) replay: Replay,
     pub(crate) start: AttemptStart,
-    /// Gone before the view, whose end wakes the worker.
+    pub(crate) source: LoadSource,
+}
+
+/// What a replay is read from, and its turn to be. Dropped in this order, however the load ends: the end of the view wakes the
+/// worker, which is to find the place and the bytes free.
+pub(crate) struct LoadSource {
     pub(crate) turn: LoadTurn,
     pub(crate) view: Lent,
 }
@@ -191,11 +196,11 @@ impl Load {
     /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
     /// channel closed.
     pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
-        let Self { mut replay, mut start, mut turn, view } = self;
+        let Self { mut replay, mut start, mut source } = self;
         loop {
             let state_bytes = replay.state_bytes;
-            let step = view.read(|reader| replay.step(reader, ON_VIEW));
-            turn.grow((replay.state_bytes - state_bytes) as u64);
+            let step = source.view.read(|reader| replay.step(reader, ON_VIEW));
+            source.turn.grow((replay.state_bytes - state_bytes) as u64);
             match step {
                 Ok(true) => break,
                 // Given up here, the node is gone.
@@ -211,7 +216,7 @@ impl Load {
         replay.hand_over(&mut start);
         // Counted there before it is not here any more.
         invoker.start(start);
-        drop((turn, view));
+        drop(source);
     }
 }
 
@@ -343,6 +348,31 @@ mod tests {
         assert_eq!(small.len(), LOADS_MAX);
         drop(small);
         assert_eq!((loads.count.load(Ordering::Relaxed), loads.bytes.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    /// A worker that is woken by the end of a load.
+    struct Woken {
+        loads: Arc<LoadsInFlight>,
+        seen: AtomicUsize,
+    }
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.seen.store(self.loads.count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_woken_by_the_end_of_a_load_finds_its_place_free() {
+        let (mut store, loads, wake) = (store(3, 0, 0), Arc::new(LoadsInFlight::default()), surefoot_env::Wake::new());
+        let view = Lent::new(store.publish().unwrap(), wake.clone());
+        let source = LoadSource { turn: loads.try_take(3, 3_000).unwrap(), view };
+        let woken = Arc::new(Woken { loads, seen: AtomicUsize::new(usize::MAX) });
+        let mut waits = std::pin::pin!(wake.woken());
+        let waker = std::task::Waker::from(woken.clone());
+        assert!(waits.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        drop(source);
+        assert_eq!(woken.seen.load(Ordering::Relaxed), 0);
     }
 
     #[test]

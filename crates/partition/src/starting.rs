@@ -7,7 +7,7 @@ use crate::acting::ActingPartition;
 use crate::attempts::PreparedAttempt;
 use crate::handle::Shared;
 use crate::owned::OwnedPartitions;
-use crate::replay::{Load, LoadsInFlight};
+use crate::replay::{Load, LoadSource, LoadsInFlight};
 use crate::views::Lent;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -245,7 +245,7 @@ impl AttemptStarter {
                 let Some(turn) = turn else { return Ok(Started::Later) };
                 let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
-                let load = Load { replay, start, turn, view };
+                let load = Load { replay, start, source: LoadSource { turn, view } };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }
         }
