@@ -121,6 +121,7 @@ impl ActingPartition {
 
     fn elected(&mut self, process: u64, epoch: Epoch, queue: &mut StartQueue) -> Result<(), StateError> {
         if self.shared.requests.is_process(process) {
+            assert!(epoch >= self.shared.epoch(self.id), "a term begins under an epoch of its own (rule M6): {epoch:?}");
             self.shared.enter_epoch(self.id, epoch);
             return self.begin_term(queue);
         }
@@ -257,6 +258,7 @@ impl ActingPartition {
     pub(crate) fn checkpointed(&mut self, result: Result<Checkpointed, String>) -> Result<(), String> {
         let retired = self.store.checkpointed(result.map_err(|error| format!("checkpoint failed: {error}"))?);
         self.shared.checkpoints.free(self.id, retired, self.shared.mailbox(self.id).clone());
+        assert!(self.store.checkpointed_lsn() <= self.store.applied(), "only what was applied is trimmed (rule C2)");
         self.housekeeping.checkpoint_ended();
         self.shared.log.trim(self.id, self.store.checkpointed_lsn());
         Ok(())

@@ -178,6 +178,7 @@ impl PartitionAttempts {
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.
     pub(crate) fn started(&mut self, id: InvocationId, attempt: Attempt, notifications: Notifier) {
+        assert!(!self.runs(id, attempt), "an attempt is started once (rule M4): {id}");
         self.running.insert(id, RunningAttempt { attempt, notifications });
     }
 

@@ -249,6 +249,7 @@ fn read_batch(
     }
     queue.in_flight.push_back(MessagesInFlight::new(queue.sent, bytes, room));
     queue.in_flight_bytes += bytes;
+    assert!(queue.sent <= queue.durable + IN_FLIGHT_MAX, "what is in flight is bounded (rule O3): {queue:?} to {to}");
     Ok(MessageBatch { to, up_to: queue.sent, events })
 }
 

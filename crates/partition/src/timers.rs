@@ -57,6 +57,7 @@ impl PartitionTimers {
     pub(crate) fn turn(&mut self, reader: &Reader<'_>, now: Timestamp) -> Result<TimersTurn, StateError> {
         let now = if self.mutant == Mutant::FireEarly { now.after_ms(EARLY_MS) } else { now };
         let due = self.wheel.take_due(reader, now, self.firing_max - self.firing)?;
+        assert!(due.iter().all(|key| key.due <= now), "no timer fires early (rule T2)");
         let events = due.iter().map(|key| Event::TimerFired { due: key.due, owner: key.owner }).collect();
         self.firing += due.len();
         assert!(self.firing <= self.firing_max, "{} timers are on their way", self.firing);
