@@ -1,10 +1,10 @@
 //! The one entry: a record is applied.
 
 use crate::{
-    Effect, Meta, MetaRow, State, StateError, TimerKey, attempt, catalog, chore, invocation, operator, outbox, retention, source,
-    timer,
+    Bounds, Effect, Meta, MetaRow, State, StateError, TimerKey, attempt, catalog, chore, invocation, operator, outbox, retention,
+    source, timer,
 };
-use surefoot_model::{Attempt, AttemptProgress, Epoch, Event, Incarnation, PartitionId, RULES, Record, Timestamp};
+use surefoot_model::{Attempt, Epoch, Event, Incarnation, PartitionId, Record, Timestamp};
 
 /// Applies one record of `partition` to its state, and appends what is to be done to `effects`. Same state and same record give
 /// the same result on every replica. What the leader of an epoch that has ended wrote as such changes nothing (rule M8).
@@ -19,16 +19,8 @@ pub fn apply<S: State>(
     apply_broken(Mutant::None, state, partition, epoch, record, effects)
 }
 
-/// Rows that a record works on, reads not counted (rule M9). What would take more leaves a chore.
-pub const ROWS_MAX: u32 = 1_024;
-/// Bytes that count as a row where a step copies a large value (rule M9): a record copies 4 MiB, or one value of any size.
-pub const ROW_BYTES: u32 = 4 << 10;
 /// Rows of a chore's piece where nothing is done at once, for [`Mutant::TightRows`].
 const TIGHT_ROWS: u32 = 6;
-/// Rows that an item of an attempt writes at most: its command, what it opens, a message and its queue, a notification, a value and
-/// its name.
-const ITEM_ROWS: u32 = 6;
-const _: () = assert!(AttemptProgress::ITEMS_MAX as u32 * ITEM_ROWS < ROWS_MAX);
 
 /// A rule left out on purpose, so that the checks that should notice can be checked. For simulation and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,19 +68,19 @@ pub fn apply_broken<S: State>(
     if epoch < meta.epoch && is_fenced {
         return Ok(());
     }
-    assert!(record.rules <= RULES, "rule M7: a record of newer rules is refused before it is applied");
+    let bounds = Bounds::of(record.rules);
     let rows = match (mutant, &record.event) {
         (Mutant::AllAtOnce, _) => u32::MAX,
         (Mutant::TightRows, Event::ChoreDue { .. }) => TIGHT_ROWS,
         (Mutant::TightRows, _) => 0,
         // What the items take is set aside: the rest is for what their end brings about.
         (_, Event::AttemptProgressed(progress)) => {
-            assert!(progress.items.len() <= AttemptProgress::ITEMS_MAX, "rule M9: the edge cuts what an attempt brings");
-            ROWS_MAX - progress.items.len() as u32 * ITEM_ROWS
+            assert!(progress.items.len() <= bounds.items as usize, "rule M9: the edge cuts what an attempt brings");
+            bounds.rows - progress.items.len() as u32 * bounds.item_rows
         }
-        _ => ROWS_MAX,
+        _ => bounds.rows,
     };
-    let mut cx = Context { partition, state, at: record.at, meta, effects, rows, may_step: rows > 0, mutant };
+    let mut cx = Context { partition, state, at: record.at, meta, effects, bounds, rows, may_step: rows > 0, mutant };
     cx.meta.now = cx.meta.now.max(record.at);
     cx.meta.rules = cx.meta.rules.max(record.rules);
     match &record.event {
@@ -149,6 +141,8 @@ pub(crate) struct Context<'a, S> {
     /// Written back once the record is applied.
     pub(crate) meta: MetaRow,
     pub(crate) effects: &'a mut Vec<Effect>,
+    /// Of the rules by which the record was written.
+    pub(crate) bounds: Bounds,
     /// What this record may still do at once (rule M9).
     rows: u32,
     /// It does its first step whatever that takes: else work whose every step is large would never end.
@@ -173,7 +167,7 @@ impl<S: State> Context<'_, S> {
 
     /// The same for steps each of which writes `rows` with `bytes` in them.
     pub(crate) fn take_large_steps(&mut self, wanted: u32, rows: u32, bytes: u64) -> u32 {
-        let each = u32::try_from(bytes.div_ceil(u64::from(ROW_BYTES))).unwrap_or(u32::MAX).max(rows);
+        let each = u32::try_from(bytes.div_ceil(u64::from(self.bounds.row_bytes))).unwrap_or(u32::MAX).max(rows);
         let steps = self.steps_left(each).max(u32::from(self.may_step)).min(wanted);
         self.rows = self.rows.saturating_sub(steps.saturating_mul(each));
         self.may_step &= steps == 0;

@@ -79,7 +79,7 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
         }
         Some(AttemptEnd::Suspended { awaiting, last_delivered }) => {
             // Everything received before is stored by now: a wake-up cannot fall in between (protocol reference 6.11).
-            let awaiting = Awaited::new(awaiting);
+            let awaiting = Awaited::new(awaiting, cx.bounds.awaited_ids, cx.bounds.awaited_name_bytes);
             let is_resolved = resolved(cx, life, &active, &awaiting, *last_delivered)?;
             stop(cx, &active);
             active.progress = Progress::Suspended { awaiting };
@@ -106,7 +106,7 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
             if *by_handler {
                 active.retries_since_entry += 1;
             }
-            assert!(error.bytes() <= AttemptError::BYTES_MAX, "rule O7: the edge cuts what a handler says about its failure");
+            assert!(error.bytes() <= cx.bounds.error_bytes, "rule O7: the edge cuts what a handler says about its failure");
             active.last_error = Some(error.clone().into());
             match verdict {
                 Verdict::Retry { at, counted } => {

@@ -19,9 +19,6 @@ use surefoot_model::{
     Resolution, Stage, StreamId, SubscriptionId, Text, entry_type,
 };
 
-/// Names of state on one page that a chore collects.
-const PAGE_NAMES: u32 = 1_000;
-
 /// What is left to do, and where it goes on.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Chore {
@@ -298,7 +295,7 @@ struct NamesAsked {
 /// The list is of one instant if the handler waits for it before it writes on; one that does not may find some of that in it.
 fn list_names<S: State>(cx: &mut Context<S>, number: u64, asked: NamesAsked) -> Result<Option<Chore>, StateError> {
     let NamesAsked { life, completion, object, generation, after, pages } = asked;
-    let count = cx.take_steps(PAGE_NAMES, 1) as usize;
+    let count = cx.take_steps(cx.bounds.page_names, 1) as usize;
     let (from, to) = names_range(&object, generation, after.as_ref());
     let rows = cx.state.scan::<StateNames>(&from, Some(&to), count)?;
     let mut names: Vec<Text> = rows.into_iter().map(|(key, ())| key.name).collect();

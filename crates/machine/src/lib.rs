@@ -6,6 +6,7 @@
 
 mod apply;
 mod attempt;
+mod bounds;
 pub mod catalog;
 mod chore;
 mod effect;
@@ -21,7 +22,8 @@ mod tables;
 pub mod testing;
 mod timer;
 
-pub use apply::{Mutant, ROW_BYTES, ROWS_MAX, apply, apply_broken};
+pub use apply::{Mutant, apply, apply_broken};
+pub use bounds::Bounds;
 pub use chore::Chore;
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{

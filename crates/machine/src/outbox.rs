@@ -2,7 +2,7 @@
 
 use crate::apply::Context;
 use crate::{
-    Effect, Inbound, Invocations, Mutant, Outbox, OutboxKey, Outboxes, ROWS_MAX, State, StateError, invocation, journal, operator,
+    Effect, Inbound, Invocations, Mutant, Outbox, OutboxKey, Outboxes, State, StateError, invocation, journal, operator,
 };
 use surefoot_model::{CalleeResult, Message, Notification, NotificationId, OpenCompletion, PartitionId, Stage, entry_type};
 
@@ -21,7 +21,7 @@ pub(crate) fn acked<S: State>(cx: &mut Context<S>, to: PartitionId, up_to: u64) 
     let Some(mut row) = cx.state.get::<Outboxes>(&to)? else { return Ok(()) };
     assert!(up_to <= row.last, "rule O1: what is acknowledged was sent: {up_to} of {} to {to}", row.last);
     // Rows beyond what one record may do stay until the next acknowledgement; the receiver knows them by their numbers (rule M9).
-    let up_to = up_to.clamp(row.acked, row.acked + u64::from(ROWS_MAX));
+    let up_to = up_to.clamp(row.acked, row.acked + u64::from(cx.bounds.rows));
     for sequence in row.acked + 1..=up_to {
         cx.state.delete::<Outbox>(&OutboxKey { to, sequence });
     }

@@ -8,9 +8,6 @@ use crate::chore::Chore;
 use crate::{Effect, Expiries, ExpiryKey, ExpiryRow, Invocations, Mutant, State, StateError, chore, object};
 use surefoot_model::{Active, Incarnation, Invocation, InvocationId, Outcome, Stage, TargetKind, Timestamp};
 
-/// Bytes of a completed row beside its payloads, for the byte bound.
-const ROW_BYTES: u64 = 256;
-
 /// Stores what retention asks for, or nothing.
 pub(crate) fn keep<S: State>(
     cx: &mut Context<S>,
@@ -35,7 +32,7 @@ pub(crate) fn keep<S: State>(
     let journal_bytes = if keeps_journal { active.journal_bytes } else { 0 };
     let is_named = is_named(&invocation);
     let keeps_result = is_named && cx.mutant != Mutant::EvictNamed;
-    let result_bytes = if keeps_result { 0 } else { ROW_BYTES + outcome.bytes() + journal_bytes };
+    let result_bytes = if keeps_result { 0 } else { cx.bounds.completed_row_bytes + outcome.bytes() + journal_bytes };
     expire(cx, ExpiryKey { at: expires_at, id, journal_only: false }, invocation.incarnation, result_bytes);
     if keeps_journal && journal_goes_first(&invocation) {
         let key = journal_expiry(id, &invocation, completed_at);

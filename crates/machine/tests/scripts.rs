@@ -9,9 +9,8 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use surefoot_machine::testing::MemState;
 use surefoot_machine::{
-    ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, Parked, ROW_BYTES,
-    ROWS_MAX, Rows, Running, RunningKey, State, StateError, StateNames, StateValues, States, Streams, Table, Timers, Waiters,
-    apply_broken,
+    Bounds, ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, Parked, Rows,
+    Running, RunningKey, State, StateError, StateNames, StateValues, States, Streams, Table, Timers, Waiters, apply_broken,
 };
 use surefoot_model::{
     Action, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Entry, Epoch, Event,
@@ -635,7 +634,7 @@ fn what_was_parked_goes_with_its_subscription_and_is_not_read_again() {
     world.line("elect");
     world.line("chores");
     assert!(world.state.is_empty::<Parked>() && world.state.is_empty::<Streams>() && world.state.is_empty::<Chores>());
-    assert!(world.most <= ROWS_MAX as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
+    assert!(world.most <= Bounds::PRESENT.rows as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
     assert!(world.state.read_bytes.get() < 2 * bytes, "{} bytes read", world.state.read_bytes.get());
 }
 
@@ -846,7 +845,7 @@ fn many_calls(mutant: Mutant, count: u32) -> World {
     let mut world = play_broken(mutant, "call Svc/go as A");
     let items: Vec<Item> = (0..count).map(|n| call_item(&mut world, n)).collect();
     bring(&mut world, "A", items);
-    world.event(Event::OutboxAcked { to: PartitionId(3), up_to: u64::from(count).min(u64::from(ROWS_MAX)) });
+    world.event(Event::OutboxAcked { to: PartitionId(3), up_to: u64::from(count).min(u64::from(Bounds::PRESENT.rows)) });
     world.line(&format!("suspend A on {} seen {}", 2 * count, 2 * count));
     for n in 0..count {
         let message = result_for(&world, "A", n);
@@ -887,13 +886,16 @@ fn what_one_invocation_does_grows_linearly_and_no_record_does_much() {
     for many in [many_values, many_calls, many_waiters] {
         let cost = |count: u32| {
             let world = many(Mutant::None, count);
-            assert!(world.most <= ROWS_MAX as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
+            assert!(world.most <= Bounds::PRESENT.rows as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
             world.touched() as f64 / f64::from(count)
         };
         let (few, more) = (cost(1_000), cost(100_000));
         assert!(more <= few * 1.5, "{more} rows each, and {few} of a thousand");
         let broken = many(Mutant::AllAtOnce, 10_000);
-        assert!(broken.most > ROWS_MAX as usize * (1 + READS_PER_WRITE), "the variant that does all at once is caught");
+        assert!(
+            broken.most > Bounds::PRESENT.rows as usize * (1 + READS_PER_WRITE),
+            "the variant that does all at once is caught"
+        );
     }
 }
 
@@ -903,7 +905,7 @@ fn a_large_result_reaches_all_who_wait_piece_by_piece() {
     for (count, bytes) in [(40, 1 << 20), (6, 10 << 20)] {
         let result = "r".repeat(bytes);
         // Beside its copies: the handler's entry, and the one that the chore keeps.
-        let bound = (ROWS_MAX * ROW_BYTES) as usize + 3 * bytes;
+        let bound = (Bounds::PRESENT.rows * Bounds::PRESENT.row_bytes) as usize + 3 * bytes;
         let world = many_waiters_of(Mutant::None, count, &result);
         assert!(world.most_bytes < bound, "{} bytes in one record", world.most_bytes);
         let broken = many_waiters_of(Mutant::AllAtOnce, count, &result);

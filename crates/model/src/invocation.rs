@@ -194,7 +194,7 @@ pub enum Progress {
 /// What a suspended invocation waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Awaited {
-    /// Any of these; sorted, within [`Awaited::IDS_MAX`] and [`Awaited::NAME_BYTES_MAX`].
+    /// Any of these; sorted.
     #[n(0)]
     These(#[n(0)] Shared<Vec<NotificationId>>),
     /// Any notification at all: too many were named to be remembered. It may be resumed more often than it needs.
@@ -203,16 +203,13 @@ pub enum Awaited {
 }
 
 impl Awaited {
-    pub const IDS_MAX: usize = 1_024;
-    /// Bytes of all names of signals.
-    pub const NAME_BYTES_MAX: usize = 64 << 10;
-
-    pub fn new(ids: &[NotificationId]) -> Self {
+    /// Remembers at most `ids_max` of them, with `name_bytes_max` in the names of signals.
+    pub fn new(ids: &[NotificationId], ids_max: usize, name_bytes_max: usize) -> Self {
         let name_bytes = |id: &NotificationId| match id {
             NotificationId::NamedSignal(name) => name.len(),
             NotificationId::Completion(_) | NotificationId::Signal(_) => 0,
         };
-        if ids.len() > Self::IDS_MAX || ids.iter().map(name_bytes).sum::<usize>() > Self::NAME_BYTES_MAX {
+        if ids.len() > ids_max || ids.iter().map(name_bytes).sum::<usize>() > name_bytes_max {
             return Self::Any;
         }
         let mut ids = ids.to_vec();

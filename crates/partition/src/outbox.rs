@@ -7,7 +7,7 @@ use crate::settings::Mutant;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use surefoot_machine::{Outbox, OutboxKey, Outboxes, ROWS_MAX, StateError};
+use surefoot_machine::{Bounds, Outbox, OutboxKey, Outboxes, StateError};
 use surefoot_model::{Event, Message, Outcome, PartitionId};
 use surefoot_storage::Reader;
 
@@ -26,7 +26,7 @@ const MESSAGE_BYTES: u64 = 256;
 /// Messages to one partition that may be durable and not yet acknowledged.
 const ACK_MESSAGES_MAX: u64 = 256;
 /// Messages that one record acknowledges: their rows go with it (rule M9).
-const ACKED_PER_RECORD: u64 = ROWS_MAX as u64;
+const ACKED_PER_RECORD: u64 = Bounds::PRESENT.rows as u64;
 /// Acknowledgements wait this long for company, in milliseconds.
 const ACK_DELAY_MS: u64 = 200;
 

@@ -194,8 +194,9 @@ mod tests {
         let error =
             |message: String, stacktrace| AttemptError { code: 500, message, at: Timestamp(1), stacktrace, command: None };
         let errors = [error(long(), None), error(String::new(), Some(long()))];
-        let progress = Progress::Suspended { awaiting: Awaited::new(&[NotificationId::NamedSignal(long().into())]) };
-        let waits = Progress::Suspended { awaiting: Awaited::new(&vec![NotificationId::Signal(1); 1_000]) };
+        let progress =
+            Progress::Suspended { awaiting: Awaited::new(&[NotificationId::NamedSignal(long().into())], 1_000, 1 << 20) };
+        let waits = Progress::Suspended { awaiting: Awaited::new(&vec![NotificationId::Signal(1); 1_000], 1_000, 0) };
         let heavy = errors.map(|error| Active { last_error: Some(error.into()), ..active() });
         let heavy = heavy.into_iter().chain([progress, waits].map(|progress| Active { progress, ..active() }));
         for heavy in heavy.map(invocation).chain([Invocation { idempotency_key: Some(long().into()), ..invocation(active()) }]) {
