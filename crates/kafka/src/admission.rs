@@ -3,11 +3,11 @@
 //! Owns: the narrow trait between a subscription's task and the node, so that the task can be tested against a script. Does not
 //! own: any rule.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::CatalogEvent;
-use surefoot_model::{Catalog, Event, Lsn, PartitionId, SubscriptionId};
+use surefoot_model::{Catalog, Event, Lsn, PartitionId, StreamId, SubscriptionId};
 use surefoot_partition::{Partitions, Stopped};
 
 /// Called with an event's place in its partition's log once it is durable there.
@@ -39,6 +39,8 @@ pub(crate) trait Admission: Send + Sync {
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>>;
     /// Subscriptions that partitions have recorded as opened and not as closed.
     fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>>;
+    /// Of each stream of a subscription's epoch the highest offset that was taken, as far as it was applied.
+    fn watermarks(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>>;
     /// What this subscription has parked, as far as it was applied.
     fn parked(&self, subscription: SubscriptionId) -> BoxFuture<Result<ParkedTotal, Stopped>>;
 }
@@ -83,6 +85,11 @@ impl Admission for Partitions {
     fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
         let partitions = self.clone();
         Box::pin(async move { Partitions::sources(&partitions).await })
+    }
+
+    fn watermarks(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>> {
+        let partitions = self.clone();
+        Box::pin(async move { Partitions::watermarks(&partitions, subscription, epoch).await })
     }
 
     fn parked(&self, subscription: SubscriptionId) -> BoxFuture<Result<ParkedTotal, Stopped>> {

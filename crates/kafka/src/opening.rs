@@ -4,6 +4,7 @@
 //! for every Kafka partition. Does not own: asking, storing, or fetching.
 
 use crate::properties::Reset;
+use crate::session::Progress;
 use crate::source::{ErrorKind, PartitionOffsets, SourceError, TopicInfo};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,14 @@ pub(crate) struct Plan {
     /// Positions that differ from what is stored.
     pub(crate) positions: Vec<(StreamId, i64)>,
     pub(crate) findings: Vec<Finding>,
+}
+
+impl Plan {
+    /// What is read so far: nothing below the starts is this subscription's to read.
+    pub(crate) fn progress(&self) -> Progress {
+        let positions = self.starts.iter().map(|(partition, start)| (*partition, *start)).collect();
+        Progress { topic_id: self.subscription.topic_id, epoch: self.subscription.epoch, positions }
+    }
 }
 
 /// Something that an operator should know.
@@ -58,7 +67,7 @@ pub(crate) fn stream(subscription: &Subscription, partition: i32) -> StreamId {
 }
 
 /// Decides where a subscription reads from. `committed` are its group's commits, which count for a Kafka partition that has no
-/// position while the subscription is not resolved: so a group that was read by another program goes on where that left off.
+/// position: so a group that was read by another program, or for another subscription, goes on where that left off.
 pub(crate) fn plan(
     catalog: &Catalog,
     subscription: &Subscription,
@@ -101,7 +110,7 @@ pub(crate) fn plan(
                     offsets.low
                 }
                 Some(position) => (*position).min(offsets.high),
-                None if subscription.resolved => offsets.low,
+                None if subscription.resolved => later_start(offsets, committed),
                 None => first_start(offsets, committed, reset)?,
             };
             starts.insert(offsets.partition, start);
@@ -129,6 +138,12 @@ fn is_recreated(catalog: &Catalog, subscription: &Subscription, topic: &TopicInf
     };
     let (first, last) = (stream(subscription, i32::MIN), stream(subscription, i32::MAX));
     past_end || catalog.positions.range(first..=last).any(|(stream, _)| !has(stream.partition))
+}
+
+/// Of a Kafka partition that appears after the subscription was resolved: where the group has come to, or its earliest.
+pub(crate) fn later_start(offsets: &PartitionOffsets, committed: &[(i32, i64)]) -> i64 {
+    let commit = committed.iter().find(|(partition, _)| *partition == offsets.partition);
+    commit.map_or(offsets.low, |(_, offset)| (*offset).clamp(offsets.low, offsets.high))
 }
 
 fn first_start(offsets: &PartitionOffsets, committed: &[(i32, i64)], reset: Reset) -> Result<i64, SourceError> {
@@ -182,10 +197,13 @@ mod tests {
     #[test]
     fn a_kafka_partition_that_appears_later_starts_at_its_earliest() {
         let (catalog, subscription) = read(7, &[5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &[(1, 8)], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &[], Reset::Latest).unwrap();
         assert_eq!(starts(&plan), [5, 2]);
         assert_eq!(plan.positions, [(stream(&subscription, 1), 2)]);
         assert_eq!((plan.subscription.epoch, plan.findings), (0, vec![]));
+        // It was read before by the one in whose place this one is.
+        let plan = super::plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &[(1, 8)], Reset::Latest).unwrap();
+        assert_eq!(starts(&plan), [5, 8]);
     }
 
     #[test]

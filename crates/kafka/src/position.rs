@@ -52,6 +52,11 @@ impl Tracker {
         self.pending.iter().find(|pending| pending.durable.is_none()).map_or(self.next, |first| first.offset)
     }
 
+    /// Whether everything appended is durable.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.pending.iter().all(|pending| pending.durable.is_some())
+    }
+
     /// The Kafka record is about to be appended. False: it was before.
     #[must_use]
     pub(crate) fn begin(&mut self, record: Pending) -> bool {

@@ -50,6 +50,15 @@ pub(crate) const LAST_COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 /// Kafka partitions and their positions.
 pub(crate) type Positions = Vec<(i32, i64)>;
 
+/// How far a topic has been read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) topic_id: u128,
+    pub(crate) epoch: u32,
+    /// Where reading goes on.
+    pub(crate) positions: Positions,
+}
+
 pub(crate) struct Session<'a> {
     task: &'a Task,
     source: &'a mut dyn RecordSource,
@@ -166,29 +175,32 @@ impl<'a> Session<'a> {
     }
 
     /// The end of a deleted subscription (rule K10): what was appended is durable, then it is closed in every partition, then its
-    /// group is told how far it has read. Call once, at the end.
-    pub(crate) async fn close(&mut self) {
+    /// group is told how far it has read. Call once, at the end. Says whether the group knows.
+    pub(crate) async fn close(&mut self) -> bool {
         self.stop_reading();
-        if self.task.admission.close_source(self.subscription.id).await.is_err() {
-            return; // the node stops; the next start closes it
+        while !self.lanes.values().all(|lane| lock(&lane.tracker).is_durable()) {
+            tokio::select! {
+                biased;
+                // The next start closes it.
+                () = self.task.hurry.wait() => return false,
+                () = self.task.env.clock.sleep(SETTLE_INTERVAL) => {}
+            }
         }
-        // Before it in each log is everything that was appended: it will be applied, by a partition that has stopped as well.
-        let is_read = |lane: &Lane| lane.generation.is_some() || !self.has_joined;
-        let read = self.lanes.iter().filter(|(_, lane)| is_read(lane));
-        let positions: Positions = read.map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position())).collect();
-        if !positions.is_empty() {
-            self.commit_last(positions).await;
-        }
+        let Ok(positions) = self.task.close_source(&self.read_up_to()).await else { return false };
+        self.commit_last(positions).await
     }
 
-    /// How far it has read, and of which topic: for the end of a deleted subscription, where no session runs by then.
-    pub(crate) fn read_up_to(&self) -> (u128, Positions) {
-        let read = self.lanes.iter().filter(|(_, lane)| lane.generation.is_some());
-        let positions = read.map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position()));
-        (self.subscription.topic_id, positions.collect())
+    /// How far it has read: for the end of a deleted subscription, where no session runs by then.
+    pub(crate) fn read_up_to(&self) -> Progress {
+        let positions = self.lanes.iter().map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position()));
+        Progress { topic_id: self.subscription.topic_id, epoch: self.subscription.epoch, positions: positions.collect() }
     }
 
-    async fn commit_last(&mut self, mut positions: Positions) {
+    async fn commit_last(&mut self, positions: Positions) -> bool {
+        // Another member may have gone on where this one had to let go: no commit goes back.
+        let is_ours = |partition: &i32| self.lanes.get(partition).is_some_and(|lane| lane.generation.is_some());
+        let (mut ours, others): (Positions, Positions) = positions.into_iter().partition(|(partition, _)| is_ours(partition));
+        let mut others = Some(others).filter(|others| !others.is_empty());
         let clock = self.task.env.clock.clone();
         let mut timeout = clock.sleep(LAST_COMMIT_TIMEOUT);
         let mut hurried: BoxFuture = {
@@ -199,16 +211,32 @@ impl<'a> Session<'a> {
             })
         };
         let mut error = String::new();
-        while !positions.is_empty() {
-            let (mut committing, mut pause) = (Some(self.source.commit_now(&positions)), None);
-            while committing.is_some() || pause.is_some() {
+        loop {
+            let partitions: Vec<i32> = others.iter().flatten().map(|(partition, _)| *partition).collect();
+            let mut asking = others.is_some().then(|| self.source.committed(&partitions));
+            let mut committing = (others.is_none() && !ours.is_empty()).then(|| self.source.commit_now(&ours));
+            if asking.is_none() && committing.is_none() {
+                return true;
+            }
+            let mut pause = None;
+            while asking.is_some() || committing.is_some() || pause.is_some() {
                 tokio::select! {
                     biased;
-                    // All four are kept over the rounds, or lose nothing.
+                    // All are kept over the rounds, or lose nothing.
+                    committed = optional(asking.as_mut()) => {
+                        asking = None;
+                        match committed {
+                            Ok(committed) => ours.extend(ahead_of(&committed, others.take().unwrap_or_default())),
+                            Err(failed) => {
+                                error = failed.message;
+                                pause = Some(clock.sleep(LAST_COMMIT_INTERVAL));
+                            }
+                        }
+                    }
                     done = optional(committing.as_mut()) => {
                         committing = None;
                         match done {
-                            Ok(()) => return,
+                            Ok(()) => return true,
                             Err(failed) => error = failed.message,
                         }
                         pause = Some(clock.sleep(LAST_COMMIT_INTERVAL));
@@ -216,27 +244,28 @@ impl<'a> Session<'a> {
                     () = optional(pause.as_mut()) => pause = None,
                     () = &mut timeout => return self.not_committed(&error),
                     () = &mut hurried => return self.not_committed("the node stops"),
-                    event = self.source.next(false) => self.answer_last(event, &mut positions),
+                    event = self.source.next(false) => self.answer_last(event, &ours),
                 }
             }
         }
     }
 
-    fn not_committed(&self, error: &str) {
+    fn not_committed(&self, error: &str) -> bool {
         let (subscription, topic) = (self.subscription.id, &*self.subscription.topic);
         tracing::warn!(
             %subscription, topic, error,
             "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
         );
+        false
     }
 
     /// The group goes on around a member that reads nothing any more.
-    fn answer_last(&mut self, event: SourceEvent, positions: &mut Positions) {
+    fn answer_last(&mut self, event: SourceEvent, ours: &Positions) {
         let done = match event {
             SourceEvent::Assigned { generation, .. } => self.source.assign(generation, &[]),
             SourceEvent::Revoked { generation, partitions } => {
-                let (theirs, ours): (Positions, Positions) = positions.iter().partition(|(p, _)| partitions.contains(p));
-                *positions = ours;
+                // Once more, for it starts there; until that is known to have arrived it stays among what is to be told.
+                let theirs: Positions = ours.iter().filter(|(p, _)| partitions.contains(p)).copied().collect();
                 self.commit(&theirs);
                 self.source.release(generation, &partitions)
             }
@@ -356,7 +385,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Kafka partitions that were added to the topic start at their earliest, stored before the first fetch (rule K4).
+    /// Kafka partitions that were added to the topic start where the group has come to, or at their earliest, stored before the first
+    /// fetch (rule K4).
     async fn add_new_lanes(&mut self, partitions: &[i32]) -> Result<(), End> {
         if partitions.iter().all(|partition| self.lanes.contains_key(partition)) || !self.subscription.resolved {
             return Ok(());
@@ -367,12 +397,16 @@ impl<'a> Session<'a> {
         if new.is_empty() {
             return Ok(());
         }
+        let ids: Vec<i32> = new.iter().map(|p| p.partition).collect();
+        let committed = self.task.committed(self.source, &ids).await?;
         let at_end = self.task.settings.mutant == Mutant::AddedAtEnd;
-        let start = |p: &PartitionOffsets| if at_end { p.high } else { p.low };
-        let positions = new.iter().map(|p| (opening::stream(&self.subscription, p.partition), start(p))).collect();
+        let start = |p: &PartitionOffsets| if at_end { p.high } else { opening::later_start(p, &committed) };
+        let starts: Vec<i64> = new.iter().map(start).collect();
+        let stream = |partition| opening::stream(&self.subscription, partition);
+        let positions = new.iter().zip(&starts).map(|(p, start)| (stream(p.partition), *start)).collect();
         self.task.admission.change_catalog(CatalogEvent::PositionsAdvanced(positions)).await?;
-        for offsets in new {
-            self.add_lane(offsets.partition, start(&offsets), offsets.high);
+        for (offsets, start) in new.into_iter().zip(starts) {
+            self.add_lane(offsets.partition, start, offsets.high);
         }
         Ok(())
     }
@@ -890,6 +924,12 @@ impl<'a> Session<'a> {
         self.lanes.values_mut().for_each(|lane| lane.generation = None);
         Err(SourceError::new(ErrorKind::OffsetLost, "the topic was deleted and made again"))
     }
+}
+
+/// Positions beyond what the group has committed.
+pub(crate) fn ahead_of(committed: &[(i32, i64)], positions: Positions) -> Positions {
+    let committed: BTreeMap<i32, i64> = committed.iter().copied().collect();
+    positions.into_iter().filter(|(partition, position)| committed.get(partition).is_none_or(|c| c < position)).collect()
 }
 
 /// The future's result, or never where there is none.

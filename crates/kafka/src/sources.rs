@@ -8,7 +8,7 @@ use crate::backoff::Backoff;
 use crate::latch::Latch;
 use crate::opening;
 use crate::properties;
-use crate::session::Positions;
+use crate::session::Progress;
 use crate::source::{ErrorKind, SourceClient, SourceError, SourceSpec};
 use crate::status::{SourceStatus, StatusCell, lock};
 use crate::subscription::{Leave, Task};
@@ -156,8 +156,8 @@ struct Known {
     status: StatusCell,
     /// It is deleted, and on its way out.
     is_leaving: bool,
-    /// Set once it is closed everywhere.
-    closed: Latch<()>,
+    /// Set once it has ended: whether it is closed everywhere and its group knows how far it has read.
+    closed: Latch<bool>,
 }
 
 struct Stop {
@@ -252,7 +252,7 @@ impl Sources {
             tokio::select! {
                 biased;
                 // Nothing is lost with either.
-                () = closed.wait() => true,
+                is_told = closed.wait() => is_told,
                 () = shared.env.clock.sleep(CLOSED_TIMEOUT) => false,
             }
         })
@@ -308,14 +308,15 @@ struct Running {
     spec: SourceSpec,
     place: GroupPlace,
     leave: Latch<Leave>,
-    done: Latch<()>,
+    done: Latch<bool>,
     changed: Wake,
 }
 
 struct Leaving {
     /// Absent where nothing is read.
     place: Option<GroupPlace>,
-    done: Latch<()>,
+    /// Set once it has ended: whether it was closed and its group knows.
+    done: Latch<bool>,
 }
 
 /// What one member of a group at a time reads: cluster, topic and group.
@@ -371,7 +372,7 @@ impl Follower {
                     break; // the node stops
                 }
             }
-            done.set(());
+            done.set(true);
         }));
     }
 
@@ -397,15 +398,17 @@ impl Follower {
         self.leaving.push(Leaving { place, done: done.clone() });
         self.shared.env.tasks.spawn(Box::pin(async move {
             let task_closes = task_done.is_some() && !closes_early;
-            if !task_closes && shared.admission.close_source(id).await.is_err() {
+            let is_closed = task_closes || shared.admission.close_source(id).await.is_ok();
+            let is_told = match task_done {
+                Some(task_done) => task_done.wait().await || closes_early,
+                None => true,
+            };
+            if !is_closed {
                 tracing::debug!(subscription = %id, "the node stops before a deleted subscription is closed");
             }
-            if let Some(task_done) = task_done {
-                task_done.wait().await;
-            }
             lock(&shared.known).remove(&id);
-            closed.set(());
-            done.set(());
+            closed.set(is_closed && is_told);
+            done.set(is_closed && is_told);
         }));
     }
 
@@ -432,7 +435,7 @@ impl Follower {
         }
         let place = (subscription.cluster.clone(), spec.topic.clone(), spec.properties["group.id"].clone());
         // Who reads in the place of another begins where that has come to (rule K10).
-        let mut before: Vec<Latch<()>> =
+        let mut before: Vec<Latch<bool>> =
             self.leaving.iter().filter(|leaving| leaving.place.as_ref() == Some(&place)).map(|l| l.done.clone()).collect();
         if let Some(running) = self.running.remove(&id) {
             running.leave.set(Leave::Stop);
@@ -447,7 +450,7 @@ impl Follower {
             catalog_edit: self.catalog_edit.clone(),
             spec: spec.clone(),
             reset: properties::reset(cluster, subscription),
-            stored: stored_positions(catalog, subscription),
+            read: Mutex::new(stored_progress(catalog, subscription)),
             status,
             resolved: self.shared.resolved.clone(),
             changed: changed.clone(),
@@ -456,15 +459,14 @@ impl Follower {
         };
         let (its_leave, its_done) = (leave.clone(), done.clone());
         self.shared.env.tasks.spawn(Box::pin(async move {
-            supervise(&task, before, &its_leave).await;
-            its_done.set(());
+            its_done.set(supervise(&task, before, &its_leave).await);
         }));
         self.running.insert(id, Running { spec, place, leave, done, changed });
     }
 }
 
-/// Runs a subscription's task once those whose place it takes have ended, and again after a panic.
-async fn supervise(task: &Task, before: Vec<Latch<()>>, leave: &Latch<Leave>) {
+/// Runs a subscription's task once those whose place it takes have ended, and again after a panic. Says what [`Task::run`] does.
+async fn supervise(task: &Task, before: Vec<Latch<bool>>, leave: &Latch<Leave>) -> bool {
     let waiting = async {
         for done in before {
             done.wait().await;
@@ -478,7 +480,10 @@ async fn supervise(task: &Task, before: Vec<Latch<()>>, leave: &Latch<Leave>) {
     };
     let mut backoff = Backoff::default();
     while left.is_none() {
-        let Err(panic) = AssertUnwindSafe(task.run(leave)).catch_unwind().await else { return };
+        let panic = match AssertUnwindSafe(task.run(leave)).catch_unwind().await {
+            Ok(is_told) => return is_told,
+            Err(panic) => panic,
+        };
         task.troubles.panicked();
         let message = panic_message(&*panic);
         let (subscription, topic, delay) = (task.spec.subscription, &*task.spec.topic, backoff.next_delay());
@@ -492,18 +497,15 @@ async fn supervise(task: &Task, before: Vec<Latch<()>>, leave: &Latch<Leave>) {
             () = task.env.clock.sleep(delay) => None,
         };
     }
-    if left == Some(Leave::Close) {
-        // How far a session came that panicked nobody knows: its group was told what was stored.
-        let read = if task.troubles.panics() == 0 { task.stored.clone() } else { Default::default() };
-        task.close_unread(&read).await;
-    }
+    // Before the first session, and after one that panicked: watermarks say what was taken beyond what was stored.
+    left == Some(Leave::Close) && task.close_unread().await
 }
 
-/// The topic's id and where reading in it goes on.
-fn stored_positions(catalog: &Catalog, subscription: &Subscription) -> (u128, Positions) {
+/// Where reading goes on.
+fn stored_progress(catalog: &Catalog, subscription: &Subscription) -> Progress {
     let (first, last) = (opening::stream(subscription, i32::MIN), opening::stream(subscription, i32::MAX));
     let stored = catalog.positions.range(first..=last).map(|(stream, position)| (stream.partition, *position));
-    (subscription.topic_id, stored.collect())
+    Progress { topic_id: subscription.topic_id, epoch: subscription.epoch, positions: stored.collect() }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -8,10 +8,11 @@ use crate::backoff::Backoff;
 use crate::latch::Latch;
 use crate::opening::{self, Plan};
 use crate::properties::Reset;
-use crate::session::{LAST_COMMIT_INTERVAL, LAST_COMMIT_TIMEOUT, Positions, Session};
+use crate::session::{LAST_COMMIT_INTERVAL, LAST_COMMIT_TIMEOUT, Positions, Progress, Session, ahead_of};
 use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec, TopicInfo};
 use crate::sources::{Mutant, Settings, Troubles, Waiters};
-use crate::status::StatusCell;
+use crate::status::{StatusCell, lock};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::{Env, Wake};
@@ -69,8 +70,8 @@ pub(crate) struct Task {
     pub(crate) catalog_edit: Arc<Mutex<()>>,
     pub(crate) spec: SourceSpec,
     pub(crate) reset: Result<Reset, SourceError>,
-    /// The topic's id and the positions in it, as they were stored when the task was made.
-    pub(crate) stored: (u128, Positions),
+    /// As it was stored when the task was made, then how far the present or last session has come.
+    pub(crate) read: std::sync::Mutex<Progress>,
     pub(crate) status: StatusCell,
     pub(crate) resolved: Arc<Waiters>,
     /// Woken after each change of the catalog.
@@ -88,31 +89,24 @@ pub(crate) struct Opened {
 }
 
 impl Task {
-    /// Reads until `leave` is set, then leaves.
-    pub(crate) async fn run(&self, leave: &Latch<Leave>) {
+    /// Reads until `leave` is set, then leaves. Says whether it is closed and its group knows how far it has read.
+    pub(crate) async fn run(&self, leave: &Latch<Leave>) -> bool {
         let mut backoff = Backoff::default();
         let mut last_message = String::new();
-        // How far the last session has read, and of which topic.
-        let mut read = self.stored.clone();
         loop {
             let end = match self.client.open(&self.spec) {
-                Ok(source) => self.session(source, &mut backoff, leave, &mut read).await,
-                Err(error) => End::Failed(error),
+                Ok(source) => self.session(source, &mut backoff, leave).await,
+                Err(error) => (End::Failed(error), false),
             };
             let error = match end {
-                End::Left(Leave::Close) => return,
-                End::Left(Leave::Stop) => {
-                    // What it noticed first was a deletion, or the node's end.
-                    if leave.wait().await == Leave::Close {
-                        self.close_unread(&read).await;
-                    }
-                    return;
-                }
-                End::Again(why) => {
+                (End::Left(Leave::Close), is_told) => return is_told,
+                // What it noticed first was a deletion, or the node's end.
+                (End::Left(Leave::Stop), _) => return leave.wait().await == Leave::Close && self.close_unread().await,
+                (End::Again(why), _) => {
                     tracing::info!(subscription = %self.spec.subscription, topic = &*self.spec.topic, why, "the subscription starts over");
                     continue;
                 }
-                End::Failed(error) => error,
+                (End::Failed(error), _) => error,
             };
             self.status.failed(&error);
             if error.kind == ErrorKind::Refused {
@@ -130,42 +124,33 @@ impl Task {
             tokio::select! {
                 biased;
                 // Nothing is open.
-                how = leave.wait() => {
-                    if how == Leave::Close {
-                        self.close_unread(&read).await;
-                    }
-                    return;
-                }
+                how = leave.wait() => return how == Leave::Close && self.close_unread().await,
                 // Nothing is lost with a delay.
                 () = self.env.clock.sleep(delay) => {}
             }
         }
     }
 
-    /// One member's life.
-    async fn session(
-        &self,
-        mut source: Box<dyn RecordSource>,
-        backoff: &mut Backoff,
-        leave: &Latch<Leave>,
-        read: &mut (u128, Positions),
-    ) -> End {
+    /// One member's life, and whether the group of a deleted subscription was told of its end.
+    async fn session(&self, mut source: Box<dyn RecordSource>, backoff: &mut Backoff, leave: &Latch<Leave>) -> (End, bool) {
         let opened = tokio::select! {
             biased;
             // What was being stored is stored whole or not at all; the next session looks again.
             how = leave.wait() => Err(End::Left(how)),
             opened = self.open(&mut *source) => opened,
         };
+        let mut is_told = false;
         let end = match opened {
             Ok(opened) => {
+                *lock(&self.read) = opened.plan.progress();
                 let mut session = Session::new(self, &mut *source, opened);
                 let end = session.run(backoff, leave).await;
                 if matches!(end, End::Left(Leave::Close)) {
-                    session.close().await
+                    is_told = session.close().await;
                 } else {
-                    session.leave().await
+                    session.leave().await;
                 }
-                *read = session.read_up_to();
+                *lock(&self.read) = session.read_up_to();
                 end
             }
             // Nothing was read: who runs this closes it.
@@ -179,17 +164,33 @@ impl Task {
             // Leaving goes on without us; the group finds out by its own time-out at worst.
             () = self.env.clock.sleep(CLOSE_TIMEOUT) => {}
         }
-        end
+        (end, is_told)
     }
 
-    /// The end of a deleted subscription that no session reads (rule K10). `read` is how far the last one had come.
-    pub(crate) async fn close_unread(&self, (topic_id, read): &(u128, Positions)) {
-        if self.admission.close_source(self.spec.subscription).await.is_err() {
-            return; // the node stops; the next start closes it
+    /// Closes it in every partition, and says where one in its place goes on: `read` is what is known of that; what was taken in an
+    /// earlier session or life, and read again since or not, only watermarks know.
+    pub(crate) async fn close_source(&self, read: &Progress) -> Result<Positions, Stopped> {
+        let id = self.spec.subscription;
+        // Once that is applied everything before it is.
+        self.admission.open_source(id, read.epoch).await?;
+        let taken = self.admission.watermarks(id, read.epoch).await?;
+        self.admission.close_source(id).await?;
+        let mut positions: BTreeMap<i32, i64> = read.positions.iter().copied().collect();
+        for (stream, offset) in taken.into_iter().filter(|(stream, _)| stream.topic == read.topic_id) {
+            let position = positions.entry(stream.partition).or_insert(offset + 1);
+            *position = (*position).max(offset + 1);
         }
+        Ok(positions.into_iter().collect())
+    }
+
+    /// The end of a deleted subscription that no session reads (rule K10). Says whether its group knows how far it has been read.
+    pub(crate) async fn close_unread(&self) -> bool {
+        let read = lock(&self.read).clone();
+        // Where the node stops, the next start closes it.
+        let Ok(positions) = self.close_source(&read).await else { return false };
         let committing = async {
             loop {
-                let Err(error) = self.commit_unread(*topic_id, read).await else { return };
+                let Err(error) = self.commit_unread(read.topic_id, &positions).await else { return };
                 if error.kind == ErrorKind::TopicMissing {
                     return; // there is nothing left to read
                 }
@@ -207,12 +208,15 @@ impl Task {
         };
         tokio::select! {
             biased;
-            () = committing => {}
+            () = committing => true,
             // Commits that were sent may arrive all the same, and are right.
-            () = timeout => tracing::warn!(
-                subscription = %self.spec.subscription, topic = &*self.spec.topic,
-                "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
-            ),
+            () = timeout => {
+                tracing::warn!(
+                    subscription = %self.spec.subscription, topic = &*self.spec.topic,
+                    "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
+                );
+                false
+            }
         }
     }
 
@@ -224,7 +228,14 @@ impl Task {
         let committed = match source.topic().await {
             // Commits would count for another topic.
             Ok(topic) if topic.id != topic_id => Ok(()),
-            Ok(_) => source.commit_now(read).await,
+            Ok(_) => {
+                let partitions: Vec<i32> = read.iter().map(|(partition, _)| *partition).collect();
+                match source.committed(&partitions).await.map(|committed| ahead_of(&committed, read.clone())) {
+                    Ok(ahead) if ahead.is_empty() => Ok(()),
+                    Ok(ahead) => source.commit_now(&ahead).await,
+                    Err(error) => Err(error),
+                }
+            }
             Err(error) => Err(error),
         };
         source.close().await;
@@ -248,11 +259,10 @@ impl Task {
                 return Err(error.into());
             }
         };
-        let partitions: Vec<i32> = topic.partitions.iter().map(|p| p.partition).collect();
-        // A group of the subscription's own name has no past.
-        let is_own_group = self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string());
-        let committed =
-            if is_own_group || self.subscription()?.resolved { Vec::new() } else { source.committed(&partitions).await? };
+        let (subscription, catalog) = (self.subscription()?, self.admission.catalog());
+        let is_new = |partition: &i32| !catalog.positions.contains_key(&opening::stream(&subscription, *partition));
+        let new: Vec<i32> = topic.partitions.iter().map(|p| p.partition).filter(is_new).collect();
+        let committed = self.committed(source, &new).await?;
         let plan = {
             let _edit = self.catalog_edit.lock().await;
             let subscription = self.subscription()?;
@@ -287,6 +297,14 @@ impl Task {
         }
         let parked = self.admission.parked(self.spec.subscription).await?;
         Ok(Opened { plan, topic, parked })
+    }
+
+    /// What the group has committed of Kafka partitions that were not read yet: by another program, or by a subscription in whose place
+    /// this one reads (rule K10).
+    pub(crate) async fn committed(&self, source: &mut dyn RecordSource, partitions: &[i32]) -> Result<Positions, SourceError> {
+        // A group of the subscription's own name has no past.
+        let is_own = self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string());
+        if is_own || partitions.is_empty() { Ok(Vec::new()) } else { source.committed(partitions).await }
     }
 
     /// A topic that is missing when its subscription is created is read from its start once it appears (rule K4).

@@ -13,7 +13,7 @@ use surefoot_model::catalog::{
     CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind,
     StreamMode, Subscription,
 };
-use surefoot_model::{Catalog, DeploymentId, Event, Lsn, PartitionId, SubscriptionId, TargetKind, Timestamp};
+use surefoot_model::{Catalog, DeploymentId, Event, Lsn, PartitionId, StreamId, SubscriptionId, TargetKind, Timestamp};
 use surefoot_partition::Stopped;
 use tokio::sync::{Notify, mpsc};
 
@@ -112,6 +112,8 @@ struct NodeInner {
     closed: Mutex<Vec<SubscriptionId>>,
     /// Opened by an earlier life.
     left_open: Mutex<BTreeSet<SubscriptionId>>,
+    /// What partitions say they took.
+    pub(crate) watermarks: Mutex<BTreeMap<StreamId, i64>>,
     state: Mutex<NodeState>,
     something: Notify,
 }
@@ -137,6 +139,7 @@ impl Node {
             opened: Mutex::default(),
             closed: Mutex::default(),
             left_open: Mutex::default(),
+            watermarks: Mutex::default(),
             state: Mutex::new(NodeState {
                 is_open: true,
                 durable_at_once: true,
@@ -294,6 +297,10 @@ impl Admission for Node {
 
     fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
         Box::pin(std::future::ready(Ok(lock(&self.0.left_open).clone())))
+    }
+
+    fn watermarks(&self, _: SubscriptionId, _: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>> {
+        Box::pin(std::future::ready(Ok(lock(&self.0.watermarks).clone())))
     }
 
     fn parked(&self, _: SubscriptionId) -> BoxFuture<Result<ParkedTotal, Stopped>> {

@@ -23,8 +23,8 @@ use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, Record, Request, RequestId, Submission, SubscriptionId,
-    Timestamp, encoding,
+    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, Record, Request, RequestId, StreamId, Submission,
+    SubscriptionId, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -386,6 +386,33 @@ impl Partitions {
                     from = SubscriptionId(last.0.saturating_add(1));
                 }
                 all.extend(found);
+                if is_last {
+                    break;
+                }
+                yield_now().await;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Of each stream of a subscription's epoch the highest offset that was taken, as far as it was applied; what partitions that
+    /// have stopped took is not among it. The log is one, and keeps the order in which a source appends (rule K2): all of a stream's
+    /// Kafka records below its offset here are durable.
+    pub async fn watermarks(&self, subscription: SubscriptionId, epoch: u32) -> Result<BTreeMap<StreamId, i64>, Stopped> {
+        let mut all = BTreeMap::new();
+        for partition in (0..self.count()).map(PartitionId) {
+            let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
+            let mut from = StreamId { subscription, epoch, topic: 0, partition: 0 };
+            loop {
+                let read = self.read(&view, |reader| query::watermarks(reader, from));
+                let Some((found, is_last)) = unless_stopped(read)? else { break };
+                if let Some((last, _)) = found.last() {
+                    from = StreamId { partition: last.partition + 1, ..*last };
+                }
+                for (stream, offset) in found {
+                    let highest = all.entry(stream).or_insert(offset);
+                    *highest = offset.max(*highest);
+                }
                 if is_last {
                     break;
                 }

@@ -3,10 +3,10 @@
 //! Owns: the questions, cut into pieces that are bounded in rows and in bytes, and the shape of answers. Does not own: views and
 //! the way through all partitions (`handle`), or HTTP shapes (`admin`).
 
-use surefoot_machine::{Invocations, Parked, ParkedKey, Sources, StateError};
+use surefoot_machine::{Invocations, Parked, ParkedKey, Sources, StateError, Streams};
 use surefoot_model::{
     AttemptError, Failure, Invocation, InvocationId, Origin, Outcome, ParkedRecord, PartitionId, Pin, Progress, Stage, Status,
-    SubscriptionId, Target, Text, Timestamp, key_hash,
+    StreamId, SubscriptionId, Target, Text, Timestamp, key_hash,
 };
 use surefoot_storage::{Limit, Reader};
 
@@ -196,6 +196,13 @@ pub(crate) fn parked(reader: &Reader<'_>, subscription: SubscriptionId, number: 
 pub(crate) fn sources(reader: &Reader<'_>, from: SubscriptionId) -> Result<(Vec<SubscriptionId>, bool), StateError> {
     let piece = reader.scan_within::<Sources>(&from, None, STEP)?;
     Ok((piece.rows.into_iter().map(|(id, _)| id).collect(), piece.is_last))
+}
+
+/// The watermarks of a subscription's streams in one epoch, from one on: one piece, and whether it is the last.
+pub(crate) fn watermarks(reader: &Reader<'_>, from: StreamId) -> Result<(Vec<(StreamId, i64)>, bool), StateError> {
+    let to = StreamId { epoch: from.epoch + 1, topic: 0, partition: 0, ..from };
+    let piece = reader.scan_within::<Streams>(&from, Some(&to), STEP)?;
+    Ok((piece.rows, piece.is_last))
 }
 
 /// Parked Kafka records of a subscription, and their bytes.

@@ -195,6 +195,13 @@ impl Broker {
         self.lock().groups.get(group).map(|group| group.told.clone()).unwrap_or_default()
     }
 
+    /// Whether brokers answer with this position of a group, or a later one.
+    pub(crate) fn has_committed(&self, group: &str, topic: u128, partition: i32, position: i64) -> bool {
+        let state = self.lock();
+        let committed = state.groups.get(group).and_then(|group| group.committed.get(&(topic, partition)));
+        committed.is_some_and(|committed| *committed >= position)
+    }
+
     /// Nobody is interested in a group any more: what it has not read may go.
     pub(crate) fn forget_group(&self, group: &str) {
         if let Some(group) = self.lock().groups.get_mut(group) {
