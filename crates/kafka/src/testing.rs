@@ -113,7 +113,7 @@ struct NodeInner {
     /// Opened by an earlier life.
     left_open: Mutex<BTreeSet<SubscriptionId>>,
     /// What partitions say they took.
-    pub(crate) watermarks: Mutex<BTreeMap<StreamId, i64>>,
+    watermarks: Mutex<BTreeMap<StreamId, i64>>,
     state: Mutex<NodeState>,
     something: Notify,
 }
@@ -196,6 +196,10 @@ impl Node {
 
     pub(crate) fn leave_open(&self, subscription: SubscriptionId) {
         lock(&self.0.left_open).insert(subscription);
+    }
+
+    pub(crate) fn set_watermarks(&self, watermarks: impl IntoIterator<Item = (StreamId, i64)>) {
+        lock(&self.0.watermarks).extend(watermarks);
     }
 
     pub(crate) fn closed(&self) -> Vec<SubscriptionId> {
@@ -357,6 +361,10 @@ impl Broker {
     pub(crate) fn send(&self, event: SourceEvent) {
         lock(&self.0.events).push_back(event);
         self.0.event.notify_one();
+    }
+
+    pub(crate) fn set_committed(&self, committed: &[(i32, i64)]) {
+        *lock(&self.0.committed) = committed.to_vec();
     }
 
     /// Kafka records' batches that were not asked for yet.

@@ -397,6 +397,9 @@ async fn a_deletion_ends_in_order_and_who_follows_waits_for_it() {
         next.options.insert("group.id".to_owned(), group);
         catalog.subscriptions.insert(next.id, Arc::new(next));
     });
+    assert!(!world.sources.closed(earliest().id).await, "not while the last append is not durable");
+    assert!(world.node.closed().is_empty());
+    world.node.sync();
     assert!(world.sources.closed(earliest().id).await);
     let opened = world.broker.heard(|told| matches!(told, Told::Opened(_))).await;
     assert!(matches!(opened, Told::Opened(_)));
@@ -406,6 +409,26 @@ async fn a_deletion_ends_in_order_and_who_follows_waits_for_it() {
     assert!(at(&Told::CommittedNow(vec![(0, 4)])) < at(&Told::Closed), "{told:?}");
     assert!(at(&Told::Closed) < told.iter().rposition(|told| matches!(told, Told::Opened(_))).unwrap(), "{told:?}");
     assert!(world.sources.closed(SubscriptionId(1)).await, "one that never was");
+}
+
+/// What an earlier life took beyond the stored position, and what another member has, was left out of the last commit.
+#[tokio::test(start_paused = true)]
+async fn the_last_commit_covers_all_that_was_taken_and_goes_back_nowhere() {
+    let world = World::reading(&[(0, 9), (0, 9), (0, 9)]).await;
+    for partition in 0..3 {
+        world.records(1, partition, 0..3);
+    }
+    world.node.until(|node| node.sources().len() == 9).await;
+    let stream = |epoch, partition| StreamId { subscription: earliest().id, epoch, topic: TOPIC_ID, partition };
+    world.node.set_watermarks([(stream(0, 0), 6), (StreamId { topic: TOPIC_ID + 1, ..stream(0, 0) }, 8)]);
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![1, 2] });
+    world.broker.heard(|told| matches!(told, Told::Released(_))).await;
+    // The commit of one did not arrive, in the other its new member has gone on.
+    world.broker.set_committed(&[(1, 1), (2, 5)]);
+    world.node.edit(|catalog| catalog.subscriptions.clear());
+    assert!(world.sources.closed(earliest().id).await);
+    let told = world.broker.told();
+    assert!(told.contains(&Told::CommittedNow(vec![(0, 7), (1, 3)])), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]
