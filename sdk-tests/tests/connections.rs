@@ -1,4 +1,5 @@
 //! Servers that handlers run on, as they come, and what they do to connections: one bad request there is no other's trouble.
+#![expect(clippy::print_stderr, reason = "what was measured")]
 
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};

@@ -1,4 +1,5 @@
 //! A disk that fills up: clients are told, running work goes on, nothing is lost, and all go on by themselves once there is room.
+#![expect(clippy::print_stdout, reason = "what was measured")]
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;

@@ -1,6 +1,7 @@
 //! Seeds: fixed ones on every run, others by `SUREFOOT_SIM_SEEDS=first..end`. `first..` with `SUREFOOT_SIM_SECONDS=60` goes on for so
 //! long. A failing seed prints the command that repeats it. `SUREFOOT_SIM_MUTANTS=K7` tries those variants only whose name has this
 //! in it.
+#![expect(clippy::print_stdout, reason = "which seeds are run")]
 
 mod mutants;
 
