@@ -25,6 +25,8 @@ pub struct Server {
     admin: u16,
     node: u16,
     settings: Vec<(String, String)>,
+    /// Of the process; absent: what these tests have.
+    descriptors: Option<u32>,
     process: Option<Process>,
 }
 
@@ -41,7 +43,7 @@ impl Server {
     pub fn prepare(settings: &[(&str, &str)]) -> Result<Self> {
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let (ingress, admin, node) = (free_port()?, free_port()?, free_port()?);
-        Ok(Self { directory: temporary("server-")?, ingress, admin, node, settings, process: None })
+        Ok(Self { directory: temporary("server-")?, ingress, admin, node, settings, descriptors: None, process: None })
     }
 
     /// Starts the process again; returns once it has recovered and is healthy.
@@ -100,7 +102,14 @@ impl Server {
             command.envs([("RESTATE_INGRESS__BIND_ADDRESS", ingress), ("RESTATE_ADMIN__BIND_ADDRESS", admin)]);
             (command, "RESTATE_")
         } else {
-            let mut command = Command::new(binary()?);
+            let mut command = match self.descriptors {
+                None => Command::new(binary()?),
+                Some(descriptors) => {
+                    let mut shell = Command::new("sh");
+                    shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string()]).arg(binary()?);
+                    shell
+                }
+            };
             // Variables of these tests are no settings.
             for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SUREFOOT_")) {
                 command.env_remove(name);
@@ -112,6 +121,11 @@ impl Server {
         command.current_dir(self.directory.path()).env(format!("{prefix}LOG_FORMAT"), "json");
         command.envs(self.settings.iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
         Ok(command)
+    }
+
+    /// How many file descriptors its next lives may have at most.
+    pub fn limit_descriptors(&mut self, descriptors: u32) {
+        self.descriptors = Some(descriptors);
     }
 
     /// Settings of the next start.

@@ -4,7 +4,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 use surefoot_client::admin::NewDeployment;
 use surefoot_client::ingress::{Call, Target};
@@ -184,42 +183,6 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
 
     volume.unload()?;
     world.send_once_there_is_room().await?;
-    world.server.kill()?;
-    world.server.restart().await?;
-    world.expect_all().await
-}
-
-/// How many files a running process may have open from now on.
-fn limit_files(process: u32, max: u64) -> Result<()> {
-    let done = Command::new("prlimit").args(["--pid", &process.to_string(), &format!("--nofile={max}:1024")]).status();
-    let done = done.context("start prlimit")?;
-    ensure!(done.success(), "prlimit: {done}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_want_of_descriptors_ends_nothing_and_passes() -> Result<()> {
-    if Language::Rust.is_skipped() {
-        return Ok(());
-    }
-    let mut world = World::start(Server::prepare(&[("CHECKPOINT_INTERVAL", "1s")])?).await?;
-    // Connections that are open stay so.
-    ensure!(world.send().await? == Sent::Taken, "nothing is short");
-    world.admin.health().await?;
-    let process = world.server.id()?;
-    limit_files(process, 4)?;
-    world.send_until_refused().await?;
-    eventually("health to tell", LIMIT, || async {
-        match world.admin.health().await {
-            Err(Error::Refused { status: 503, message, .. }) if message.contains("no file descriptor") => Ok(()),
-            other => bail!("{other:?}"),
-        }
-    })
-    .await?;
-    limit_files(process, 1024)?;
-    world.send_once_there_is_room().await?;
-    eventually("health", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
-    ensure!(world.server.id()? == process, "it is the same process");
     world.server.kill()?;
     world.server.restart().await?;
     world.expect_all().await

@@ -112,20 +112,9 @@ impl Invoker {
         self.feeds.feed()
     }
 
-    /// So many starts of a worker wait for a place, and none of them was refused for its deployment alone. Attempts that only wait
-    /// are asked to make room (rule O5).
+    /// So many starts of a worker wait for a place. Attempts that only wait are asked to make room (rule O5).
     pub fn want(&self, worker: usize, starts: usize) {
         self.places.want(worker, starts, !self.output.has_memory(), self.env.clock.monotonic());
-    }
-
-    /// Whether the deployment that an attempt would run on may take another one: one that does not answer holds only its share. Once
-    /// it may, [`Output::has_room`] says so.
-    pub fn admits(&self, target: &Target, pin: Option<Pin>) -> bool {
-        let deployment = match pin {
-            Some(pin) => Some(pin.deployment),
-            None => self.catalog.load().deployment_of(&target.service).map(|deployment| deployment.id),
-        };
-        deployment.is_none_or(|deployment| self.reach.admits(deployment, self.places.max(), self.places.free()))
     }
 
     /// Bytes of state that the start of an attempt carries; 0 where the target has no state, or asked for it lazily.
@@ -264,9 +253,7 @@ impl Drop for Unanswered {
         if self.is_connecting {
             self.connected(Tried::GivenUp);
         }
-        if self.invoker.reach.answered(self.deployment) {
-            self.invoker.output.has_room();
-        }
+        self.invoker.reach.answered(self.deployment);
     }
 }
 

@@ -81,10 +81,6 @@ impl Places {
         self.max.saturating_sub(self.taken.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn max(&self) -> usize {
-        self.max
-    }
-
     /// So many starts of a worker wait. Where places do not help (`is_short`: memory is what lacks), free ones do not count.
     pub(crate) fn want(&self, worker: usize, starts: usize, is_short: bool, now: Duration) {
         let mut waits = self.lock();

@@ -1,16 +1,13 @@
-//! Deployments that do not answer: what they may hold, and how soon they are tried again.
+//! Deployments that cannot be connected to, and how soon they are tried again.
 //!
-//! Owns: how many attempts of each deployment have no response yet, the share of places that they may take, and for how long a
-//! deployment that could not be connected to is not tried again. Does not own: connections (`transport`), or retries.
+//! Owns: for how long a deployment that could not be connected to is not tried again, as long as attempts of it have no response.
+//! Does not own: connections (`transport`), or retries.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_model::DeploymentId;
 
-/// A deployment may have so many attempts without an answer, places in all divided by this; with more it leaves as many places to
-/// others.
-const SHARE: usize = 4;
 /// After so many failures in a row to connect, attempts fail at once until the next try.
 const FAILURES_MIN: u32 = 3;
 /// The first pause between tries; each further one is twice as long.
@@ -33,8 +30,6 @@ pub(crate) enum Tried {
 struct Known {
     /// Attempts that have no response yet.
     unanswered: usize,
-    /// A start was held back because of them.
-    is_awaited: bool,
     /// Failures in a row to connect.
     failures: u32,
     error: String,
@@ -44,34 +39,19 @@ struct Known {
 }
 
 impl Reach {
-    /// Whether another attempt may start on the deployment, with so many of `places` free. If not, [`Self::answered`] says when to
-    /// ask again.
-    pub(crate) fn admits(&self, deployment: DeploymentId, places: usize, free: usize) -> bool {
-        let share = places / SHARE;
-        if free > share || share == 0 {
-            return true;
-        }
-        let mut deployments = self.lock();
-        let Some(known) = deployments.get_mut(&deployment).filter(|known| known.unanswered >= share) else { return true };
-        known.is_awaited = true;
-        false
-    }
-
     /// An attempt begins, and has no answer yet.
     pub(crate) fn begin(&self, deployment: DeploymentId) {
         self.lock().entry(deployment).or_default().unanswered += 1;
     }
 
-    /// An attempt has its answer, or has ended without one. Whether somebody waits for that.
-    pub(crate) fn answered(&self, deployment: DeploymentId) -> bool {
+    /// An attempt has its answer, or has ended without one.
+    pub(crate) fn answered(&self, deployment: DeploymentId) {
         let mut deployments = self.lock();
-        let Some(known) = deployments.get_mut(&deployment) else { return false };
+        let Some(known) = deployments.get_mut(&deployment) else { return };
         known.unanswered -= 1;
-        let is_awaited = std::mem::take(&mut known.is_awaited);
         if known.unanswered == 0 && known.failures == 0 {
             deployments.remove(&deployment);
         }
-        is_awaited
     }
 
     /// Leave to connect, to be followed by [`Self::connected`]. **Errors**: why the last one who tried could not, where that was a
@@ -115,26 +95,6 @@ mod tests {
     const BAD: DeploymentId = DeploymentId(1);
 
     #[test]
-    fn a_deployment_that_does_not_answer_leaves_places_to_others() {
-        let reach = Reach::default();
-        let taken = (0..8).take_while(|taken| {
-            let is_admitted = reach.admits(BAD, 8, 8 - taken);
-            if is_admitted {
-                reach.begin(BAD);
-            }
-            is_admitted
-        });
-        assert_eq!(taken.count(), 6);
-        assert!(reach.admits(DeploymentId(2), 8, 2));
-        assert!(reach.answered(BAD), "somebody waits for it");
-        assert!(!reach.answered(BAD));
-        for _ in 0..4 {
-            reach.answered(BAD);
-        }
-        assert!(reach.admits(BAD, 8, 2) && reach.lock().is_empty());
-    }
-
-    #[test]
     fn one_that_cannot_be_connected_to_is_tried_by_one_at_a_time() {
         let reach = Reach::default();
         let ms = Duration::from_millis;
@@ -152,5 +112,7 @@ mod tests {
         assert!(!try_at(ms(349)) && try_at(ms(350)), "the pauses grow");
         reach.connected(BAD, Tried::Connected, ms(400));
         assert!(try_at(ms(400)) && try_at(ms(400)));
+        reach.answered(BAD);
+        assert!(reach.lock().is_empty(), "nothing is kept of a deployment that answers");
     }
 }

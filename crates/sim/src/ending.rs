@@ -1,7 +1,7 @@
 //! The end of a run, when everything has arrived: what is left must be quiet, go by the clocks, and be what a recovery makes of it.
 //!
 //! Checked: nothing runs, waits or is under way any more; a timer fires when a machine that was suspended wakes, and what is asked
-//! for after a clock jumped forth and back is not late; checkpoint and log give the very rows that the node has, twice over, and
+//! for after a clock jumped forth and back is not late; callers give their places to callees; checkpoint and log give the very rows that the node has, twice over, and
 //! after a power failure too. Does not own: what clients, topics and operators are owed.
 
 use crate::world::{PLACE, World, request};
@@ -22,8 +22,13 @@ const QUIET_MAX: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a probe may take that asks for no more than a second.
 const PROBE_MAX: Duration = Duration::from_secs(10);
-/// What the wheel may be late: it reads the clock every second.
-const WAKE_MAX: Duration = Duration::from_secs(3);
+/// What a sleep may be late after a machine wakes: the wheel reads the clock every second, and where there is next to no memory the
+/// rest waits for checkpoints that are slow. Far less than the jump.
+const WAKE_MAX: Duration = Duration::from_secs(20);
+/// How long calls within calls may take: far less than the silence after which a handler is asked to suspend if nobody needs its place.
+const CHAIN_MAX: Duration = Duration::from_secs(20);
+/// Calls within one call: more than there are places in many worlds.
+const CHAIN: &str = "3";
 /// How far the clock jumps under a probe.
 const JUMP: Duration = Duration::from_secs(100);
 /// Calls that are completed just before tables are compared.
@@ -39,6 +44,7 @@ pub(crate) fn check(world: &World, engine: &MemEngine) -> Result<(), String> {
     quiet(world)?;
     wakes_with_the_machine(world)?;
     forgets_a_jump(world)?;
+    lets_callees_run(world)?;
     quiet(world)?;
     is_what_recovery_makes(world, engine)
 }
@@ -103,6 +109,12 @@ fn forgets_a_jump(world: &World) -> Result<(), String> {
         answered(world, &format!("a {what} after the clock jumped forth and back (rule T1)"), asked, PROBE_MAX)?;
     }
     Ok(())
+}
+
+/// Handlers that wait for others hold no place that those need.
+fn lets_callees_run(world: &World) -> Result<(), String> {
+    let asked = world.begin(|open| async move { open.ingress.call(request("Probe", "chain", "", CHAIN, None)).await });
+    answered(world, "a chain of calls in few places (rule O5)", asked, CHAIN_MAX)
 }
 
 fn answered(

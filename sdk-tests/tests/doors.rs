@@ -1,0 +1,123 @@
+//! What comes in at the doors: too many connections, slow bodies, too few descriptors. Others do not notice, and it passes by itself.
+
+use anyhow::{Context, Result, ensure};
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use serde_json::json;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use surefoot_client::admin::NewDeployment;
+use surefoot_client::ingress::{Call, Target};
+use surefoot_sdk_tests::Server;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const TOMORROW: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// An endpoint that serves one service, whose invocations are all due tomorrow.
+async fn endpoint() -> Result<String> {
+    let manifest = json!({
+        "protocolMode": "BIDI_STREAM", "minProtocolVersion": 5, "maxProtocolVersion": 6,
+        "services": [{ "name": "Later", "ty": "SERVICE", "handlers": [{ "name": "run" }] }],
+    });
+    let body = manifest.to_string();
+    let answer = get(move || async move { ([(CONTENT_TYPE, "application/vnd.restate.endpointmanifest.v3+json")], body) });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind an endpoint")?;
+    let uri = format!("http://{}", listener.local_addr().context("ask for its port")?);
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    Ok(uri)
+}
+
+async fn start(descriptors: Option<u32>, settings: &[(&str, &str)]) -> Result<Server> {
+    let mut server = Server::prepare(settings)?;
+    if let Some(descriptors) = descriptors {
+        server.limit_descriptors(descriptors);
+    }
+    server.restart().await?;
+    server.admin().register(&NewDeployment::at(endpoint().await?)).await.context("register the endpoint")?;
+    Ok(server)
+}
+
+async fn send(server: &Server, bytes: usize) -> Result<()> {
+    let call = Call::new(Target::service("Later", "run")).json(&"x".repeat(bytes)).delay(TOMORROW);
+    server.ingress().send(call).await.map(drop).with_context(|| format!("send {bytes} bytes"))
+}
+
+async fn idle(server: &Server, count: usize) -> Result<Vec<TcpStream>> {
+    let mut connections = Vec::new();
+    for _ in 0..count {
+        connections.push(TcpStream::connect(server.ingress_address()).await.context("connect")?);
+    }
+    Ok(connections)
+}
+
+/// Calls go on beside more connections than the process has descriptors, checkpoints too, and nothing has stopped.
+async fn outlive_idle_connections(descriptors: u32, count: usize) -> Result<()> {
+    const CHECKPOINTS: Duration = Duration::from_secs(3);
+    let server = start(Some(descriptors), &[("CHECKPOINT_INTERVAL", "500ms")]).await?;
+    let connections = idle(&server, count).await?;
+    let begin = Instant::now();
+    let mut sent = 0;
+    while sent < 200 || begin.elapsed() < CHECKPOINTS {
+        send(&server, 4 << 10).await?;
+        sent += 1;
+    }
+    server.admin().health().await.context("nothing has stopped")?;
+    drop(connections);
+    send(&server, 4 << 10).await?;
+    server.admin().health().await.context("nothing has stopped")?;
+    server.expect_quiet(&["cannot accept connections for now"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_idle_connections_at_the_usual_limit() -> Result<()> {
+    outlive_idle_connections(1_024, 800).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_hundred_idle_connections_at_a_low_limit() -> Result<()> {
+    outlive_idle_connections(256, 400).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_bodies_that_trickle_hold_up_nobody() -> Result<()> {
+    let server = start(None, &[]).await?;
+    let mut trickling = idle(&server, 300).await?;
+    let head =
+        "POST /Later/run/send HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n1";
+    for stream in &mut trickling {
+        stream.write_all(head.as_bytes()).await.context("begin a body")?;
+    }
+    for bytes in [256 << 10, 1 << 20, 16 << 20] {
+        send(&server, bytes).await?;
+        for stream in &mut trickling {
+            stream.write_all(b"1").await.context("go on with a body")?;
+        }
+    }
+    server.expect_quiet(&[])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_is_its_users_alone() -> Result<()> {
+    let server = start(None, &[("CHECKPOINT_INTERVAL", "100ms")]).await?;
+    for _ in 0..20 {
+        send(&server, 4 << 10).await?;
+    }
+    expect_private(&server.data())?;
+    server.expect_quiet(&[])
+}
+
+fn expect_private(path: &Path) -> Result<()> {
+    // A file of the engine's may go while this looks at it.
+    let Ok(metadata) = path.metadata() else { return Ok(()) };
+    let mode = metadata.permissions().mode() & 0o777;
+    ensure!(mode & 0o077 == 0, "{} has mode {mode:o}", path.display());
+    if metadata.is_dir() {
+        for entry in path.read_dir().with_context(|| format!("list {}", path.display()))? {
+            expect_private(&entry.context("read an entry")?.path())?;
+        }
+    }
+    Ok(())
+}
