@@ -26,9 +26,9 @@ pub enum Delay {
     /// As the policy has it.
     #[default]
     Policy,
-    /// As the handler has it, in milliseconds, but for [`DELAY_MS_MIN`]. Such an attempt is not counted (protocol reference 7.2).
+    /// As the handler has it, in milliseconds, but for `DELAY_MS_MIN`. Such an attempt is not counted (protocol reference 7.2).
     Handler(u64),
-    /// As a peer that is overloaded has it, in milliseconds, up to [`PEER_DELAY_MS_MAX`]. It counts as any other failure.
+    /// As a peer that is overloaded has it, in milliseconds, up to `PEER_DELAY_MS_MAX`. It counts as any other failure.
     Peer(u64),
 }
 
