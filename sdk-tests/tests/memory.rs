@@ -1,0 +1,226 @@
+//! What the process takes at its peak, whatever handlers bring: `memory-size`, and what the constants here say beside it.
+//!
+//! Owns: handlers that take much memory, and reading the peak of the process. Each test asks for many times the bound. Two bounds are
+//! today's and too high, since replays and lazily read values do not count in full: they are to come down to [`BESIDE`].
+#![expect(clippy::print_stderr, reason = "what was measured")]
+
+use anyhow::{Context as _, Result, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::routing::{get, post};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use restate_sdk::prelude::{Context, ContextSideEffects, ContextTimers, Endpoint, HandlerResult, HttpServer, Json, service};
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use surefoot_client::admin::{InvocationFilter, NewDeployment};
+use surefoot_client::ingress::{Call, Target};
+use surefoot_sdk_tests::Server;
+use surefoot_sdk_tests::wait::eventually;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+const MIB: u64 = 1 << 20;
+/// The setting of these tests, small so that little work exceeds it.
+const MEMORY_SIZE: u64 = 64 * MIB;
+/// What the process takes beside `memory-size`: code, threads, sockets, what the allocator keeps, and the shares that are fixed: what
+/// waits for the disk, from the edges and from attempts, and replays (64 MiB each).
+const BESIDE: u64 = 256 * MIB;
+/// FIXME: the same after a restart that replays fat journals. Seen: 319 to 475 MiB in all.
+const BESIDE_REPLAYS: u64 = 576 * MIB;
+/// FIXME: the same where a handler does not read the large values that it asks for. Seen: 499 MiB in all.
+const BESIDE_VALUES: u64 = 736 * MIB;
+const LIMIT: Duration = Duration::from_secs(120);
+/// Calls that are sent at a time.
+const SENDERS: usize = 32;
+
+struct Agent;
+
+#[service]
+impl Agent {
+    /// As many steps as asked for, each with a result of so many bytes; then it sleeps.
+    #[handler]
+    async fn work(&self, ctx: Context<'_>, Json((steps, bytes, sleep_ms)): Json<(u32, usize, u64)>) -> HandlerResult<u32> {
+        for _ in 0..steps {
+            ctx.run(|| async move { Ok("x".repeat(bytes)) }).await?;
+        }
+        ctx.sleep(Duration::from_millis(sleep_ms)).await?;
+        Ok(steps)
+    }
+}
+
+async fn serve_agents() -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
+    let address = listener.local_addr().context("read the address")?;
+    tokio::spawn(HttpServer::new(Endpoint::builder().bind(Agent).build()).serve(listener));
+    Ok(format!("http://{address}"))
+}
+
+async fn start(uri: &str) -> Result<Server> {
+    let server = Server::start(&[("MEMORY_SIZE", &MEMORY_SIZE.to_string())]).await?;
+    server.admin().register(&NewDeployment::at(uri)).await.context("register")?;
+    Ok(server)
+}
+
+async fn send_agents(server: &Server, count: usize, steps: u32, bytes: usize, sleep: Duration) -> Result<()> {
+    let sleep_ms = u64::try_from(sleep.as_millis()).context("count milliseconds")?;
+    let send = |_| {
+        let call = Call::new(Target::service("Agent", "work")).json(&json!([steps, bytes, sleep_ms]));
+        let ingress = server.ingress();
+        async move { ingress.send(call).await.map(drop) }
+    };
+    stream::iter(0..count).map(send).buffer_unordered(SENDERS).try_collect::<()>().await.context("send")
+}
+
+async fn until_completed(server: &Server, count: usize) -> Result<()> {
+    let filter = InvocationFilter { service: Some("Agent".into()), status: Some("completed".into()), ..Default::default() };
+    eventually("all agents", LIMIT, || async {
+        let mut completed = 0;
+        let mut page = server.admin().invocations(&filter).await?;
+        loop {
+            completed += page.invocations.len();
+            let Some(next) = page.next.take() else { break };
+            page = server.admin().invocations(&InvocationFilter { after: Some(next), ..filter.clone() }).await?;
+        }
+        ensure!(completed == count, "{completed} of {count} completed");
+        Ok(())
+    })
+    .await
+}
+
+/// The peak of the process since it was started.
+fn peak(server: &Server) -> Result<u64> {
+    let path = format!("/proc/{}/status", server.id()?);
+    let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("find the peak")?;
+    let kib = line.split_whitespace().next().context("find the number")?.parse::<u64>().context("read the number")?;
+    Ok(kib << 10)
+}
+
+fn expect_bounded(server: &Server, what: &str, beside: u64) -> Result<()> {
+    let peak = peak(server)?;
+    eprintln!("{what}: a peak of {} MiB at a memory-size of {} MiB", peak / MIB, MEMORY_SIZE / MIB);
+    ensure!(peak <= MEMORY_SIZE + beside, "{what}: {} MiB", peak / MIB);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_agents_with_large_steps() -> Result<()> {
+    const AGENTS: usize = 1_000;
+    let server = start(&serve_agents().await?).await?;
+    send_agents(&server, AGENTS, 3, 200_000, Duration::ZERO).await?;
+    until_completed(&server, AGENTS).await?;
+    expect_bounded(&server, "1,000 agents", BESIDE)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fat_journals_over_a_kill() -> Result<()> {
+    const AGENTS: usize = 100;
+    let mut server = start(&serve_agents().await?).await?;
+    send_agents(&server, AGENTS, 10, 1_000_000, Duration::from_secs(2)).await?;
+    expect_bounded(&server, "fat journals", BESIDE)?;
+    server.kill()?;
+    server.restart().await?;
+    until_completed(&server, AGENTS).await?;
+    expect_bounded(&server, "fat journals after a kill", BESIDE_REPLAYS)
+}
+
+const STATE_BYTES: usize = 24 << 20;
+const GETS: u32 = 256;
+/// Types of messages.
+const GET_LAZY_STATE: u16 = 0x0402;
+const SET_STATE: u16 = 0x0403;
+const OUTPUT: u16 = 0x0401;
+const END: u16 = 0x0003;
+
+/// One frame of the service protocol.
+fn frame(ty: u16, body: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(8 + body.len());
+    frame.put_u16(ty);
+    frame.put_u16(0);
+    frame.put_u32(u32::try_from(body.len()).expect("it is small"));
+    frame.put_slice(body);
+    frame.freeze()
+}
+
+/// A length-delimited field, or a number, of a protobuf message.
+fn bytes_field(tag: u8, value: &[u8]) -> Vec<u8> {
+    [varint(u64::from(tag) << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
+}
+
+fn number_field(tag: u8, value: u64) -> Vec<u8> {
+    [varint(u64::from(tag) << 3), varint(value)].concat()
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push((value & 0x7F) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// Handlers that speak the protocol by hand. `fill` sets a large value; `drown` asks for it many times, says so, and reads nothing;
+/// `echo` answers at once.
+async fn serve_drowning(asked: Arc<Notify>) -> Result<String> {
+    const MANIFEST: &str = r#"{"protocolMode":"BIDI_STREAM","minProtocolVersion":5,"maxProtocolVersion":5,"services":[
+        {"name":"Deep","ty":"VIRTUAL_OBJECT","enableLazyState":true,"handlers":[
+            {"name":"fill","ty":"EXCLUSIVE"},{"name":"drown","ty":"EXCLUSIVE"},{"name":"echo","ty":"EXCLUSIVE"}]}]}"#;
+    const MANIFEST_TYPE: &str = "application/vnd.restate.endpointmanifest.v3+json";
+    const INVOCATION_TYPE: &str = "application/vnd.restate.invocation.v5";
+    const SERVER: HeaderName = HeaderName::from_static("x-restate-server");
+    let discover = get(|| async { ([(CONTENT_TYPE, MANIFEST_TYPE), (SERVER, "by-hand/1")], MANIFEST) });
+    let invoke = |frames: Vec<Bytes>, ends: bool, asked: Option<Arc<Notify>>| {
+        post(move |request: Body| {
+            let (frames, asked) = (frames.clone(), asked.clone());
+            async move {
+                let sent = stream::iter(frames).map(Ok::<_, Infallible>);
+                // The request is held, not read: the window of this stream fills up.
+                let rest = stream::once(async move {
+                    if let Some(asked) = asked {
+                        asked.notify_one();
+                    }
+                    if !ends {
+                        std::future::pending::<()>().await;
+                    }
+                    drop(request);
+                    Ok(Bytes::new())
+                });
+                ([(CONTENT_TYPE, INVOCATION_TYPE), (SERVER, "by-hand/1")], Body::from_stream(sent.chain(rest)))
+            }
+        })
+    };
+    let output = [frame(OUTPUT, &bytes_field(14, &bytes_field(1, b"null"))), frame(END, &[])];
+    let set = frame(SET_STATE, &[bytes_field(1, b"k"), bytes_field(3, &bytes_field(1, &vec![b'x'; STATE_BYTES]))].concat());
+    let gets = (1..=GETS).map(|id| frame(GET_LAZY_STATE, &[bytes_field(1, b"k"), number_field(11, u64::from(id))].concat()));
+    let router = Router::new()
+        .route("/discover", discover)
+        .route("/invoke/Deep/fill", invoke([vec![set], output.to_vec()].concat(), true, None))
+        .route("/invoke/Deep/echo", invoke(output.to_vec(), true, None))
+        .route("/invoke/Deep/drown", invoke(gets.collect(), false, Some(asked)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
+    let address = listener.local_addr().context("read the address")?;
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(format!("http://{address}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_value_asked_for_many_times() -> Result<()> {
+    const NEIGHBOURS: usize = 200;
+    let asked = Arc::new(Notify::new());
+    let server = start(&serve_drowning(asked.clone()).await?).await?;
+    let ingress = server.ingress().with_timeout(LIMIT);
+    ingress.call(Call::new(Target::keyed("Deep", "a", "fill"))).await.context("fill")?;
+    ingress.send(Call::new(Target::keyed("Deep", "a", "drown"))).await.context("drown")?;
+    tokio::time::timeout(LIMIT, asked.notified()).await.context("wait until it has asked")?;
+    for n in 0..NEIGHBOURS {
+        let call = Call::new(Target::keyed("Deep", format!("neighbour-{n}"), "echo"));
+        ingress.call(call).await.context("call a neighbour")?;
+    }
+    expect_bounded(&server, "a value of 24 MiB, asked for 256 times", BESIDE_VALUES)
+}
