@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a probe may take that asks for no more than a second.
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// What a sleep may be late after a machine wakes: the wheel reads the clock every second, and where there is next to no memory the
-/// rest waits for checkpoints that are slow. Far less than the jump.
-const WAKE_MAX: Duration = Duration::from_secs(20);
+/// rest waits for checkpoints that are slow. A node that sleeps through the jump is woken by other things before long.
+const WAKE_MAX: Duration = Duration::from_secs(4);
 /// How long calls within calls may take: far less than the silence after which a handler is asked to suspend if nobody needs its place.
 const CHAIN_MAX: Duration = Duration::from_secs(20);
 /// Calls within one call: more than there are places in many worlds.
