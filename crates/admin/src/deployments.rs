@@ -211,7 +211,7 @@ fn header_value(name: &str, value: &str) -> Result<HeaderValue, Error> {
 
 /// An absolute address with a path: scheme and host in lower case.
 fn normalised(uri: &str) -> Result<String, Error> {
-    // Before anything is said about it: what is said is logged, and shown.
+    // First of all checks: their errors name the address, and errors are logged and shown.
     if has_user_information(uri) {
         let reason = "it has user information before the host: send credentials as additional_headers".to_owned();
         return Err(Error::Field { field: "uri", reason });

@@ -92,7 +92,7 @@ pub enum Error {
     Unanswered(String),
     #[error("the server is stopping")]
     Stopping,
-    /// To this there is no answer over HTTP: clients would take it for a refusal, and send again what is done.
+    /// The outcome is unknown, so HTTP gets no answer: a client would take one for a refusal, and send the request again.
     #[error("the server stopped before the answer; the request may be carried out all the same")]
     OutcomeUnknown,
 }

@@ -29,7 +29,7 @@ pub trait Sources: Send + Sync {
 pub struct SourceStatus {
     /// `running`, `waiting`, `paused` or `failing`.
     pub status: &'static str,
-    /// What it failed with last, while it fails, waits or pauses; while it runs, what is wrong with single Kafka partitions.
+    /// While the subscription fails, waits or pauses: its last error. While it runs: the errors of single Kafka partitions.
     pub last_error: Option<String>,
     /// Assigned Kafka partitions in ascending order.
     pub partitions: Vec<SourcePartition>,

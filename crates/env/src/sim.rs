@@ -181,7 +181,7 @@ impl SimDisk {
         self.world().fail_sync_at = sync;
     }
 
-    /// All files together may have this many bytes; what is there stays. `u64::MAX` is no bound. Survives restarts.
+    /// Bounds the bytes of all files together. Files that exist are kept. `u64::MAX` is no bound. The bound survives restarts.
     pub fn set_capacity(&self, bytes: u64) {
         self.world().capacity = bytes;
     }
@@ -568,7 +568,7 @@ impl File for SimFile {
         })
     }
 
-    /// Is not torn: what is left of it after a power loss is the old length or the new one, as the next sync of the file says.
+    /// A power loss during this leaves the old length; after it, the new one. There is none in between.
     fn truncate(&self, bytes: u64) -> io::Result<()> {
         self.with(|world, id| {
             let dies = world.operation()?;
