@@ -6,7 +6,7 @@
 use crate::api::{AttemptStart, EagerState, Live, Room};
 use crate::completions::Completions;
 use crate::feed::Told;
-use crate::invoker::{Held, Invoker, ReplayBytes, Unanswered};
+use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
 use crate::submission::{self, KEY_BYTES_MAX, New};
@@ -25,6 +25,7 @@ use surefoot_model::{
     Timestamp, Verdict, entry_type,
 };
 use surefoot_protocol::{self as protocol, Behavior, Call, Command, FrameDecoder, Message, Outgoing, Start};
+use tokio::sync::Notify;
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
@@ -198,7 +199,7 @@ fn cut(text: &mut String, bytes_max: usize) {
     }
 }
 
-fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8) -> OpenRequest {
+fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8, no_room: Arc<Notify>) -> OpenRequest {
     let target = &attempt.start.target;
     let content_type = HeaderValue::from_static(protocol::content_type(version));
     let mut headers = HeaderMap::with_capacity(8);
@@ -215,7 +216,7 @@ fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8)
         headers.insert(name.clone(), value.clone());
     }
     let path = format!("/invoke/{}/{}", target.service, target.handler);
-    OpenRequest { deployment, path, headers }
+    OpenRequest { deployment, path, headers, no_room }
 }
 
 /// The exchange with a handler, and what is known of it.
@@ -341,8 +342,21 @@ impl<'a> Attempt<'a> {
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
             && deployment.http == HttpVersion::Http2
             && self.options.inactivity_timeout_ms > 0;
-        let opening = self.invoker.transport.open(open_request(self, deployment, version));
-        let opened = self.until_aborted(opening).await?;
+        let (id, no_room) = (deployment.id, Arc::new(Notify::new()));
+        let mut opening = self.invoker.transport.open(open_request(self, deployment, version, no_room.clone()));
+        let mut wanted = None;
+        let opened = loop {
+            tokio::select! {
+                biased;
+                // Nothing is taken by looking.
+                () = poll_fn(|cx| self.start.live.poll_over(cx)) => return None,
+                // Over when the other arms win for good.
+                opened = &mut opening => break opened,
+                // Being told is whole or has not happened.
+                () = no_room.notified() => self.wants_stream(id, &mut wanted),
+            }
+        };
+        drop(wanted);
         if let Some(unanswered) = &mut self.held.unanswered {
             unanswered.connected(match &opened {
                 Err(error @ TransportError::Connect { .. }) => Tried::Failed(error.to_string()),
@@ -353,6 +367,22 @@ impl<'a> Attempt<'a> {
             Ok(exchange) => Ok(Stream { exchange, version, is_bidirectional, is_open: true }),
             Err(error) => Err(unreachable(error.to_string())),
         })
+    }
+
+    /// The deployment can be reached, and has no stream left. Those that only wait there make room.
+    fn wants_stream(&mut self, deployment: DeploymentId, wanted: &mut Option<StreamWanted>) {
+        if let Some(unanswered) = &mut self.held.unanswered {
+            unanswered.connected(Tried::Connected);
+        }
+        if wanted.is_some()
+            && let Some(left_out) = self.invoker.may_warn()
+        {
+            tracing::warn!(
+                %deployment, invocation = self.id_text, left_out,
+                "all streams to the deployment are taken, and the attempt waits for one: its handlers are busy, or do not suspend"
+            );
+        }
+        wanted.get_or_insert_with(|| StreamWanted::new(self.invoker.clone(), deployment)).ask();
     }
 
     /// Sends and receives until the attempt's end is reported. Gives the exchange back where the rest is to be read; dropping it
@@ -464,7 +494,7 @@ impl<'a> Attempt<'a> {
                         patience.active();
                     } else if self.only_waits(stream) && patience.is_idle() {
                         let bytes = usize::try_from(self.journal.bytes).unwrap_or(usize::MAX);
-                        self.held.place.idle(self.start.live.line(), patience.last_activity, bytes);
+                        self.held.place.idle(self.pin.deployment, self.start.live.line(), patience.last_activity, bytes);
                     }
                     alarm = patience.alarm(self.only_waits(stream));
                 }

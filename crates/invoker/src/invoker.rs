@@ -187,8 +187,9 @@ pub(crate) struct AttemptPlace {
 
 impl AttemptPlace {
     /// The attempt only waits, and has since then: it may be asked to suspend.
-    pub(crate) fn idle(&mut self, line: &Arc<Line>, since: Duration, journal_bytes: usize) {
-        self.idle = Some(self.invoker.places.idle(line.clone(), since, journal_bytes, self.invoker.env.clock.monotonic()));
+    pub(crate) fn idle(&mut self, deployment: DeploymentId, line: &Arc<Line>, since: Duration, journal_bytes: usize) {
+        let now = self.invoker.env.clock.monotonic();
+        self.idle = Some(self.invoker.places.idle(deployment, line.clone(), since, journal_bytes, now));
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -254,6 +255,30 @@ impl Drop for Unanswered {
             self.connected(Tried::GivenUp);
         }
         self.invoker.reach.answered(self.deployment);
+    }
+}
+
+/// An attempt that waits for a stream, until dropped.
+pub(crate) struct StreamWanted {
+    invoker: Arc<Invoker>,
+    deployment: DeploymentId,
+}
+
+impl StreamWanted {
+    pub(crate) fn new(invoker: Arc<Invoker>, deployment: DeploymentId) -> Self {
+        invoker.places.want_stream(deployment);
+        Self { invoker, deployment }
+    }
+
+    /// Has attempts of the deployment that only wait make room.
+    pub(crate) fn ask(&self) {
+        self.invoker.places.ask_for_streams(self.deployment, self.invoker.env.clock.monotonic());
+    }
+}
+
+impl Drop for StreamWanted {
+    fn drop(&mut self) {
+        self.invoker.places.has_stream(self.deployment);
     }
 }
 

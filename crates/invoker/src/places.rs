@@ -1,14 +1,15 @@
 //! Places: how many attempts run at a time, and who gives one up (rule O5).
 //!
-//! Owns: the count, the attempts that only wait, and which of them are asked to suspend while others want to start: as many as
-//! starts wait, the longest idle first, and of those the ones with the shortest journals, since a replay has its price. Does not
-//! own: in which order attempts start (`partition`), or how one suspends (`attempt`).
+//! Owns: the count, the attempts that only wait, and which of them are asked to suspend while others want to start, or want a stream
+//! to the same deployment: as many as wait, the longest idle first, and of those the ones with the shortest journals, since a replay
+//! has its price. Does not own: in which order attempts start (`partition`), or how one suspends (`attempt`).
 
 use crate::feed::Line;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use surefoot_model::DeploymentId;
 
 /// An attempt that was asked to suspend counts as one that will for so long; then another one is asked, too.
 const ASKED_COUNTS: Duration = Duration::from_secs(5);
@@ -30,12 +31,29 @@ pub(crate) struct Places {
 struct Waits {
     /// Starts that wait, by worker.
     wanted: BTreeMap<usize, usize>,
-    idle: BTreeMap<Rank, Arc<Line>>,
+    idle: BTreeMap<Rank, IdleAttempt>,
+    idle_of: BTreeSet<(DeploymentId, Rank)>,
     /// Attempts that were asked and have not ended, unless that was too long ago.
-    asked: BTreeSet<u64>,
+    asked: BTreeMap<u64, DeploymentId>,
     /// The same in the order of asking, those that have ended included.
     asked_at: VecDeque<(Duration, u64)>,
     next: u64,
+    /// Deployments of which attempts wait for a stream.
+    crowded: BTreeMap<DeploymentId, Crowded>,
+}
+
+#[derive(Debug)]
+struct IdleAttempt {
+    deployment: DeploymentId,
+    line: Arc<Line>,
+}
+
+#[derive(Debug, Default)]
+struct Crowded {
+    /// Attempts that wait for a stream.
+    waiting: usize,
+    /// Those that were asked since the first of them waited.
+    asked: usize,
 }
 
 /// Who is asked first.
@@ -72,8 +90,8 @@ impl Places {
         };
         // At once: nobody is asked in between for the place that is free.
         let mut waits = self.lock();
-        waits.idle.remove(&rank);
-        waits.asked.remove(&rank.number);
+        waits.is_idle_no_more(rank);
+        waits.forget_asked(rank.number);
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -89,46 +107,120 @@ impl Places {
         self.ask(&mut waits, is_short, now);
     }
 
+    /// One more attempt waits for a stream to this deployment.
+    pub(crate) fn want_stream(&self, deployment: DeploymentId) {
+        self.lock().crowded.entry(deployment).or_default().waiting += 1;
+    }
+
+    /// Has attempts of this deployment make room, as many as wait for a stream to it.
+    pub(crate) fn ask_for_streams(&self, deployment: DeploymentId, now: Duration) {
+        let mut waits = self.lock();
+        waits.forget_old(now);
+        self.ask_of(&mut waits, deployment, now);
+    }
+
+    /// An attempt waits for a stream no more.
+    pub(crate) fn has_stream(&self, deployment: DeploymentId) {
+        let mut waits = self.lock();
+        if let Some(crowded) = waits.crowded.get_mut(&deployment) {
+            crowded.waiting -= 1;
+            if crowded.waiting == 0 {
+                waits.crowded.remove(&deployment);
+            }
+        }
+    }
+
     /// An attempt only waits: it may be asked through `line` to suspend.
-    pub(crate) fn idle(&self, line: Arc<Line>, since: Duration, journal_bytes: usize, now: Duration) -> Idle {
+    pub(crate) fn idle(
+        &self,
+        deployment: DeploymentId,
+        line: Arc<Line>,
+        since: Duration,
+        journal_bytes: usize,
+        now: Duration,
+    ) -> Idle {
         let mut waits = self.lock();
         let number = waits.next;
         waits.next += 1;
         let idle_since = since.as_millis() as u64 / SIMILAR.as_millis() as u64;
         let rank = Rank { idle_since, journal_bytes, number };
-        waits.idle.insert(rank, line);
+        waits.idle.insert(rank, IdleAttempt { deployment, line });
+        waits.idle_of.insert((deployment, rank));
         if self.wanted.load(Ordering::Relaxed) > 0 {
             self.ask(&mut waits, false, now);
         }
+        self.ask_of(&mut waits, deployment, now);
         Idle(rank)
     }
 
     /// The attempt has work again: it is asked no more. One that has been asked already counts on.
     pub(crate) fn resume(&self, idle: Idle) -> Option<Idle> {
-        let was_asked = self.lock().idle.remove(&idle.0).is_none();
+        let was_asked = self.lock().is_idle_no_more(idle.0).is_none();
         was_asked.then_some(idle)
     }
 
     fn ask(&self, waits: &mut Waits, is_short: bool, now: Duration) {
-        while let Some((at, number)) = waits.asked_at.front().copied()
-            && at + ASKED_COUNTS <= now
-        {
-            waits.asked_at.pop_front();
-            waits.asked.remove(&number);
-        }
+        waits.forget_old(now);
         let free = if is_short { 0 } else { self.free() };
         let wanted = self.wanted.load(Ordering::Relaxed);
         while !self.never_asks && wanted > free + waits.asked.len() {
-            let Some((rank, line)) = waits.idle.pop_first() else { return };
-            waits.asked.insert(rank.number);
-            waits.asked_at.push_back((now, rank.number));
-            line.ask();
+            let Some((&rank, _)) = waits.idle.first_key_value() else { return };
+            waits.ask(rank, now);
+        }
+    }
+
+    fn ask_of(&self, waits: &mut Waits, deployment: DeploymentId, now: Duration) {
+        while !self.never_asks
+            && waits.crowded.get(&deployment).is_some_and(|crowded| crowded.waiting > crowded.asked)
+            && let Some(&(_, rank)) = waits.idle_of.range((deployment, Rank::FIRST)..).next().filter(|(of, _)| *of == deployment)
+        {
+            waits.ask(rank, now);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Waits {
+    fn is_idle_no_more(&mut self, rank: Rank) -> Option<IdleAttempt> {
+        let idle = self.idle.remove(&rank)?;
+        self.idle_of.remove(&(idle.deployment, rank));
+        Some(idle)
+    }
+
+    fn ask(&mut self, rank: Rank, now: Duration) {
+        let Some(IdleAttempt { deployment, line }) = self.is_idle_no_more(rank) else { return };
+        self.asked.insert(rank.number, deployment);
+        self.asked_at.push_back((now, rank.number));
+        if let Some(crowded) = self.crowded.get_mut(&deployment) {
+            crowded.asked += 1;
+        }
+        line.ask();
+    }
+
+    fn forget_asked(&mut self, number: u64) {
+        if let Some(deployment) = self.asked.remove(&number)
+            && let Some(crowded) = self.crowded.get_mut(&deployment)
+        {
+            // It may have been asked before anybody waited.
+            crowded.asked = crowded.asked.saturating_sub(1);
+        }
+    }
+
+    fn forget_old(&mut self, now: Duration) {
+        while let Some((at, number)) = self.asked_at.front().copied()
+            && at + ASKED_COUNTS <= now
+        {
+            self.asked_at.pop_front();
+            self.forget_asked(number);
+        }
+    }
+}
+
+impl Rank {
+    const FIRST: Self = Self { idle_since: 0, journal_bytes: 0, number: 0 };
 }
 
 /// An attempt among those that may be asked, or have been; given back with [`Places::resume`] or [`Places::leave`].
@@ -142,6 +234,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     const SECOND: Duration = Duration::from_secs(1);
+    const HERE: DeploymentId = DeploymentId(1);
 
     /// An attempt that only waits.
     struct Sleeper {
@@ -154,7 +247,7 @@ mod tests {
         fn new(places: &Places, since: Duration, journal_bytes: usize) -> Self {
             assert!(places.try_take());
             let (partition, feed) = Feeds::default().feed();
-            let idle = Some(places.idle(feed.line().clone(), since, journal_bytes, since));
+            let idle = Some(places.idle(HERE, feed.line().clone(), since, journal_bytes, since));
             Self { feed, idle, _partition: partition }
         }
 
@@ -196,7 +289,7 @@ mod tests {
         assert!(places.resume(sleeper.idle.take().unwrap()).is_none());
         places.want(0, 5, false, SECOND);
         assert!(!sleeper.is_asked(), "it has work");
-        sleeper.idle = Some(places.idle(sleeper.feed.line().clone(), SECOND, 0, SECOND));
+        sleeper.idle = Some(places.idle(HERE, sleeper.feed.line().clone(), SECOND, 0, SECOND));
         assert!(sleeper.is_asked());
     }
 
@@ -218,5 +311,32 @@ mod tests {
         assert_eq!(asked(&mut sleepers), [0]);
         places.want(0, 1, false, 2 * SECOND + ASKED_COUNTS);
         assert_eq!(asked(&mut sleepers), [1]);
+    }
+
+    #[test]
+    fn attempts_of_a_deployment_without_a_free_stream_make_room_for_as_many_as_wait_for_one() {
+        let places = Places::new(9, false);
+        let mut sleepers: Vec<Sleeper> = [1, 2, 3].map(|since| Sleeper::new(&places, since * SECOND, 0)).into();
+        places.want_stream(DeploymentId(2));
+        places.ask_for_streams(DeploymentId(2), 5 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0; 0], "of another deployment");
+        for _ in 0..2 {
+            places.want_stream(HERE);
+        }
+        places.ask_for_streams(HERE, 5 * SECOND);
+        places.ask_for_streams(HERE, 5 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0, 1]);
+        sleepers[0].end(&places);
+        places.has_stream(HERE);
+        places.ask_for_streams(HERE, 5 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0; 0], "the other one that was asked counts until it ends");
+        places.ask_for_streams(HERE, 5 * SECOND + ASKED_COUNTS);
+        assert_eq!(asked(&mut sleepers), [2]);
+        places.has_stream(HERE);
+        let mut late = [Sleeper::new(&places, 9 * SECOND, 0)];
+        assert_eq!(asked(&mut late), [0; 0], "nobody waits");
+        late[0].end(&places);
+        places.want_stream(HERE);
+        assert_eq!(asked(&mut [Sleeper::new(&places, 9 * SECOND, 0)]), [0], "who starts to wait is asked at once");
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::{Deployment, HttpVersion};
+use tokio::sync::Notify;
 
 pub trait Transport: Send + Sync {
     /// Opens a stream to a deployment. Completes once there is a connection; the response has not begun then.
@@ -59,6 +60,8 @@ pub struct OpenRequest {
     pub path: String,
     /// All headers but the deployment's additional ones, which are added here.
     pub headers: HeaderMap,
+    /// Told, now and then, while the stream waits for others of its deployment to end.
+    pub no_room: Arc<Notify>,
 }
 
 /// Discovery of one endpoint.

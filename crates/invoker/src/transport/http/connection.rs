@@ -24,6 +24,8 @@ pub(super) const STREAMS_MAX: usize = 128;
 /// under way: hypercorn after 1,000 unless it is set to less. And HTTP/2 libraries count over a connection's life what they take for
 /// abuse: 100 empty frames, say, which some servers send once with every response.
 pub(super) const REQUESTS_MAX: usize = 100;
+/// Requests after which it is retired however many connections wait for their last stream: still below where hypercorn ends it.
+const REQUESTS_END: usize = 800;
 /// So many requests before its last one a successor is opened, so that nobody waits for it.
 const SUCCESSOR_AHEAD: usize = 32;
 /// Streams that a peer refuses before the connection is retired.
@@ -155,6 +157,11 @@ impl Connection {
     /// Whether it has carried all the requests that it is to carry.
     pub(super) fn is_worn(&self) -> bool {
         self.requests >= REQUESTS_MAX
+    }
+
+    /// Whether it must carry no more.
+    pub(super) fn is_spent(&self) -> bool {
+        self.requests >= REQUESTS_END
     }
 
     /// Whether it goes on for long enough that it needs no successor yet.

@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use surefoot_env::BoxFuture;
+use tokio::sync::Notify;
 
 /// Times that a request is sent anew which the peer never looked at.
 const RESENDS_MAX: usize = 2;
@@ -26,12 +27,13 @@ impl Stream {
         refused: Option<&Arc<Life>>,
         head: &Request<()>,
         is_whole: bool,
+        no_room: &Notify,
     ) -> Result<Self, TransportError> {
-        match pool.place(refused).await?.begin(head.clone(), is_whole) {
+        match pool.place(refused, no_room).await?.begin(head.clone(), is_whole) {
             Ok(stream) => Ok(stream),
             // The peer said goodbye after the connection was chosen. It is not chosen again.
             Err((_, gone)) => {
-                let again = pool.place(Some(gone.life())).await?.begin(head.clone(), is_whole);
+                let again = pool.place(Some(gone.life()), no_room).await?.begin(head.clone(), is_whole);
                 again.map_err(|(error, _)| broken(&error))
             }
         }
@@ -74,9 +76,14 @@ struct OnceMore {
 
 impl Http2Exchange {
     /// Opens a stream. A request that is whole has no body.
-    pub(super) async fn open(pool: Arc<Pool>, mut head: Request<()>, is_whole: bool) -> Result<Self, TransportError> {
+    pub(super) async fn open(
+        pool: Arc<Pool>,
+        mut head: Request<()>,
+        is_whole: bool,
+        no_room: &Notify,
+    ) -> Result<Self, TransportError> {
         *head.version_mut() = Version::HTTP_2;
-        let Stream { request, response, streams } = Stream::open(&pool, None, &head, is_whole).await?;
+        let Stream { request, response, streams } = Stream::open(&pool, None, &head, is_whole, no_room).await?;
         Ok(Self {
             pool,
             request: Some(request),
@@ -98,7 +105,7 @@ impl Http2Exchange {
         let sent = once_more.sent.clone();
         let is_whole = self.is_closed && sent.is_empty();
         let (pool, head) = (self.pool.clone(), once_more.head.clone());
-        let opening = Box::pin(async move { Stream::open(&pool, refused.as_ref(), &head, is_whole).await });
+        let opening = Box::pin(async move { Stream::open(&pool, refused.as_ref(), &head, is_whole, &Notify::new()).await });
         self.once_more = (once_more.resends < RESENDS_MAX).then_some(once_more);
         self.response = Response::Reopening(opening, sent);
     }

@@ -38,6 +38,7 @@ use surefoot_env::BoxFuture;
 use surefoot_model::DeploymentId;
 use surefoot_model::catalog::{Deployment, HttpVersion};
 use tls::Tls;
+use tokio::sync::Notify;
 
 /// A manifest larger than this is refused.
 const MANIFEST_BYTES_MAX: usize = 16 << 20;
@@ -140,12 +141,12 @@ impl Transport for HttpTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
         let shared = self.0.clone();
         Box::pin(async move {
-            let OpenRequest { deployment, path, headers } = request;
+            let OpenRequest { deployment, path, headers, no_room } = request;
             let endpoint = shared.endpoint(&deployment)?;
             let head = endpoint.request(path, headers)?;
             let pool = endpoint.pool.clone();
             Ok(match deployment.http {
-                HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, false).await?) as Box<dyn Exchange>,
+                HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, false, &no_room).await?) as Box<dyn Exchange>,
                 HttpVersion::Http11 => Box::new(Http1Exchange::new(pool, head)),
             })
         })
@@ -172,7 +173,7 @@ impl Shared {
                 http => http,
             };
             let mut exchange = match http {
-                HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, true).await?) as Box<dyn Exchange>,
+                HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, true, &Notify::new()).await?) as Box<dyn Exchange>,
                 HttpVersion::Http11 => Box::new(Http1Exchange::new(pool, head)),
             };
             let (status, headers) = ask(&mut *exchange).await?;

@@ -8,6 +8,7 @@ use super::connect::{self, Offer, Socket};
 use super::connection::{Connection, Life, Place};
 use super::http1::{self, Sender};
 use super::{Address, Dialing, Timing, TransportError};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_model::catalog::HttpVersion;
@@ -24,8 +25,8 @@ const SPREAD_CONNECTIONS: usize = 8;
 const SPREAD_STREAMS: usize = 32;
 /// Connections that are opened at a time.
 const OPENINGS_MAX: usize = 8;
-/// Connections that take no new stream and wait for their last one to end. At the bound connections go on beyond their number of requests;
-/// those that peers retire still come on top, each with one stream at least.
+/// Connections that take no new stream and wait for their last one to end. At the bound connections go on beyond their number of requests,
+/// until they are spent; these, and those that peers retire, come on top, each with one stream at least.
 pub(super) const LINGERING_MAX: usize = 32;
 /// After a connection that nobody waits for could not be opened, until another try.
 const AHEAD_PAUSE: Duration = Duration::from_secs(1);
@@ -91,16 +92,30 @@ impl Pool {
         self.freed.clone()
     }
 
-    /// A place for one stream, on a connection that takes new ones. `refused` is the connection that would not take it.
-    pub(super) async fn place(self: &Arc<Self>, refused: Option<&Arc<Life>>) -> Result<Place, TransportError> {
+    /// A place for one stream, on a connection that takes new ones. `refused` is the connection that would not take it. Where there is
+    /// no room it waits for another stream to end, however long that takes, and tells `no_room`.
+    pub(super) async fn place(
+        self: &Arc<Self>,
+        refused: Option<&Arc<Life>>,
+        no_room: &Notify,
+    ) -> Result<Place, TransportError> {
         loop {
-            let freed = self.freed.notified();
-            let mut outcome = match self.find(refused) {
+            let mut freed = pin!(self.freed.notified());
+            let mut found = self.find(refused);
+            if matches!(found, Found::Full) {
+                // What ends from here on is not missed.
+                freed.as_mut().enable();
+                found = self.find(refused);
+            }
+            let mut outcome = match found {
                 Found::Place(place) => return Ok(place),
                 Found::Opening(outcome) => outcome,
                 Found::Full => {
-                    let limit = self.timing().connect;
-                    tokio::time::timeout(limit, freed).await.map_err(|_| self.full(limit))?;
+                    no_room.notify_one();
+                    // The peer may also allow more, which nobody tells.
+                    if tokio::time::timeout(self.timing().connect, freed).await.is_err() && self.state().streams() == 0 {
+                        return Err(self.closed());
+                    }
                     continue;
                 }
             };
@@ -117,9 +132,8 @@ impl Pool {
         }
     }
 
-    fn full(&self, waited: Duration) -> TransportError {
-        let waited = waited.as_millis();
-        let message = format!("{CONNECTIONS_MAX} connections have no room for another stream, and none had within {waited} ms");
+    fn closed(&self) -> TransportError {
+        let message = format!("{CONNECTIONS_MAX} connections are open, and the peer takes no stream on any of them");
         TransportError::Connect { address: self.address.to_string(), message }
     }
 
@@ -270,9 +284,9 @@ impl State {
             }
             let place = chosen.place();
             if chosen.is_worn() {
-                let life = chosen.life().clone();
+                let (life, is_spent) = (chosen.life().clone(), chosen.is_spent());
                 self.lingering.retain(|life| !life.is_over());
-                if self.lingering.len() < LINGERING_MAX {
+                if is_spent || self.lingering.len() < LINGERING_MAX {
                     self.retire(&life);
                 }
             }
@@ -280,10 +294,13 @@ impl State {
         }
     }
 
+    fn streams(&self) -> usize {
+        self.http2.iter().map(Connection::streams).sum()
+    }
+
     /// Whether one more connection is to be opened although a place was found: streams are many, or a connection is near its end.
     fn needs_another(&mut self) -> bool {
-        let streams: usize = self.http2.iter().map(Connection::streams).sum();
-        let wanted = (streams / SPREAD_STREAMS + 1).min(SPREAD_CONNECTIONS);
+        let wanted = (self.streams() / SPREAD_STREAMS + 1).min(SPREAD_CONNECTIONS);
         let fresh = self.http2.iter().filter(|one| one.is_fresh()).count();
         fresh + self.openings.len() < wanted
             && self.has_room_for_opening()

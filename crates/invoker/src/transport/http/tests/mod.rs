@@ -57,7 +57,12 @@ async fn open_path(
     deployment: &Arc<Deployment>,
     path: &str,
 ) -> Result<Box<dyn Exchange>, TransportError> {
-    let request = OpenRequest { deployment: deployment.clone(), path: path.to_owned(), headers: HeaderMap::new() };
+    let request = OpenRequest {
+        deployment: deployment.clone(),
+        path: path.to_owned(),
+        headers: HeaderMap::new(),
+        no_room: Arc::default(),
+    };
     within("opening", transport.open(request)).await
 }
 
@@ -259,11 +264,22 @@ async fn connections_have_a_bound_and_a_stream_waits_for_a_place_there() {
     let connect = Duration::from_secs(1);
     let (transport, deployment) = (transport(Timing { connect, ..TIMING }), at(peer.address, HttpVersion::Http2));
     let mut exchanges = join_all((0..CONNECTIONS_MAX).map(|_| open(&transport, &deployment))).await;
-    let error = try_open(&transport, &deployment).await.err().unwrap();
-    assert!(error.to_string().contains("connections have no room"), "{error}");
-
-    let waiting = open(&transport, &deployment);
-    let (_last, ()) = tokio::join!(waiting, async { drop(exchanges.pop()) });
+    let no_room = Arc::new(Notify::new());
+    let request = OpenRequest {
+        deployment: deployment.clone(),
+        path: "/x".to_owned(),
+        headers: HeaderMap::new(),
+        no_room: no_room.clone(),
+    };
+    let told = async {
+        // At once, and again: it goes on to wait.
+        for _ in 0..2 {
+            within("that there is no room", no_room.notified()).await;
+        }
+        drop(exchanges.pop());
+    };
+    let (last, ()) = tokio::join!(within("a place", transport.open(request)), told);
+    assert!(last.is_ok());
     for _ in 0..=CONNECTIONS_MAX {
         assert!(peer.request().await.connection < CONNECTIONS_MAX);
     }
@@ -322,7 +338,7 @@ async fn a_deployments_own_headers_replace_none_of_ours_and_none_of_the_connecti
     let deployment = Arc::new(Deployment { additional_headers: own, ..(*at(peer.address, HttpVersion::Http2)).clone() });
     let mut headers = HeaderMap::new();
     headers.insert("content-type", HeaderValue::from_static("ours"));
-    let request = OpenRequest { deployment, path: "/x".to_owned(), headers };
+    let request = OpenRequest { deployment, path: "/x".to_owned(), headers, no_room: Arc::default() };
     let _exchange = within("opening", transport(TIMING).open(request)).await.unwrap();
     let received = peer.request().await;
     let seen: Vec<_> = received.request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
