@@ -4,7 +4,7 @@
 //! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition, and no chore goes on:
 //! only checkpoints free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
 
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Input, Mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -91,16 +91,24 @@ impl Gate {
     pub(crate) fn set(&self, worker: usize, bytes: u64) -> bool {
         self.tables[worker].store(bytes, Ordering::SeqCst);
         self.open_if_room();
+        self.may_ask_again()
+    }
+
+    /// What the running checkpoint takes besides the layers that it writes, and whether the disk has no room for it. What it has
+    /// written takes less than before its end: those who found no room hear of that at once.
+    pub(crate) fn set_checkpoint(&self, bytes: u64, waits: bool) {
+        self.checkpoint.store(bytes, Ordering::SeqCst);
+        self.checkpoint_waits.store(waits, Ordering::Relaxed);
+        self.open_if_room();
+        if self.may_ask_again() {
+            self.mailboxes.iter().for_each(|worker| worker.push(Input::SlotFreed));
+        }
+    }
+
+    fn may_ask_again(&self) -> bool {
         let attempts_may = self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst);
         let work_may = self.has_work_memory() && self.work_waits.swap(false, Ordering::SeqCst);
         attempts_may || work_may
-    }
-
-    /// What the running checkpoint takes besides the layers that it writes, and whether the disk has no room for it.
-    pub(crate) fn set_checkpoint(&self, bytes: u64, waits: bool) {
-        self.checkpoint.store(bytes, Ordering::Relaxed);
-        self.checkpoint_waits.store(waits, Ordering::Relaxed);
-        self.open_if_room();
     }
 
     pub(crate) fn checkpoint_waits(&self) -> bool {
@@ -143,7 +151,7 @@ impl Gate {
         (!fits).then_some(Shortage::Memory)
     }
 
-    /// Whether attempts may start and read on. Where not, [`Self::set`] says when to ask again.
+    /// Whether attempts may start and read on. Where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_attempts(&self) -> bool {
         if self.has_attempts_room() {
             return true;
@@ -153,7 +161,8 @@ impl Gate {
         self.has_attempts_room()
     }
 
-    fn has_attempts_room(&self) -> bool {
+    /// As [`Self::try_attempts`], for those who do not wait.
+    pub(crate) fn has_attempts_room(&self) -> bool {
         self.has_ended() || self.disk().room != DiskRoom::Reserve && self.has_work_memory()
     }
 
@@ -162,7 +171,7 @@ impl Gate {
         self.has_ended() || self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
     }
 
-    /// As [`Self::has_work_memory`]; where not, [`Self::set`] says when to ask again.
+    /// As [`Self::has_work_memory`]; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_work(&self) -> bool {
         self.work_waits.store(true, Ordering::SeqCst);
         // As in `try_attempts`.
@@ -175,7 +184,7 @@ impl Gate {
 
     fn bytes(&self, waiting: u64) -> u64 {
         let tables: u64 = self.tables.iter().map(|b| b.load(Ordering::SeqCst)).sum();
-        tables + waiting + self.checkpoint.load(Ordering::Relaxed)
+        tables + waiting + self.checkpoint.load(Ordering::SeqCst)
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -256,6 +265,22 @@ mod tests {
         assert!(gate.set(0, 1_000));
         assert!(!gate.set(0, 1_000), "nobody asked since");
         assert!(gate.try_attempts());
+    }
+
+    /// Between the commit of what a checkpoint has encoded and its end, nobody had heard that there was room.
+    #[test]
+    fn room_that_a_checkpoint_makes_is_told_before_its_end() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        gate.set(0, 1_000);
+        gate.set_checkpoint(251, false);
+        assert!(!gate.try_work() && mailbox.is_empty());
+        gate.set_checkpoint(250, false);
+        let mut inputs = std::collections::VecDeque::new();
+        mailbox.take(&mut inputs);
+        assert!(matches!(inputs.pop_front(), Some(Input::SlotFreed)));
+        gate.set_checkpoint(0, false);
+        assert!(mailbox.is_empty(), "nobody asked since");
     }
 
     #[test]

@@ -80,6 +80,10 @@ impl Mailbox {
         std::mem::swap(&mut self.lock().inputs, into);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().inputs.is_empty()
+    }
+
     /// Nobody takes anything any more.
     pub(crate) fn close(&self) {
         let dropped = {
