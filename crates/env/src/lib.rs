@@ -13,7 +13,7 @@ mod tasks;
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, File, OsDisk, Space, is_out_of_descriptors, is_shortage};
 pub use ids::{Ids, OsIds};
-pub use tasks::{BoxFuture, OsTasks, Step, Steps, Tasks, Wake, yield_now};
+pub use tasks::{BoxFuture, OsTasks, Step, Steps, Tasks, Undone, Wake, yield_now};
 
 use std::sync::Arc;
 

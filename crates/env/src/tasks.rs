@@ -31,6 +31,27 @@ pub trait Tasks: Send + Sync {
 pub trait Steps: Send {
     /// Does one bounded piece of work: at most one blocking operation.
     fn step(&mut self) -> Step;
+
+    /// What a stepper that is idle could do: nothing, or its driver was not woken for it. Simulation looks here before it lets time
+    /// pass; production does not. Reads, and changes nothing.
+    fn undone(&self) -> Vec<Undone> {
+        Vec::new()
+    }
+}
+
+/// Work that waits for nothing but a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undone {
+    pub what: String,
+    /// For how long it may be left so, where a stepper looks at times only.
+    pub patience: Duration,
+}
+
+impl Undone {
+    /// Something that was to be done at once.
+    pub fn at_once(what: String) -> Self {
+        Self { what, patience: Duration::ZERO }
+    }
 }
 
 /// What a stepper wants next.

@@ -91,6 +91,16 @@ impl Invoker {
         is_taken
     }
 
+    /// Whether [`Self::try_reserve`] would find a place, if there is memory.
+    pub fn has_place(&self) -> bool {
+        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.places.free() > 0
+    }
+
+    /// Starts wait, and an attempt that only waits has not been asked for its place.
+    pub fn owes_places(&self) -> bool {
+        self.places.owes()
+    }
+
     /// Gives a slot back unused.
     pub fn release(&self) {
         self.places.leave(None);

@@ -159,6 +159,12 @@ impl Places {
         was_asked.then_some(idle)
     }
 
+    /// Somebody could be asked for a place that a start waits for, and was not.
+    pub(crate) fn owes(&self) -> bool {
+        let waits = self.lock();
+        self.wanted.load(Ordering::Relaxed) > self.free() + waits.asked.len() && !waits.idle.is_empty()
+    }
+
     fn ask(&self, waits: &mut Waits, is_short: bool, now: Duration) {
         waits.forget_old(now);
         let free = if is_short { 0 } else { self.free() };

@@ -401,6 +401,11 @@ impl Shared {
         }
     }
 
+    /// Nothing is queued.
+    fn is_empty(&self) -> bool {
+        self.inbox.lock().expect(UNPOISONED).queue.is_empty()
+    }
+
     /// Moves what is queued behind what was `taken`. An empty one is swapped, and its room used again.
     fn take_more(&self, taken: &mut VecDeque<Queued>) {
         let mut inbox = self.inbox.lock().expect(UNPOISONED);

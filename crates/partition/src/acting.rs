@@ -19,6 +19,7 @@ use crate::timers::PartitionTimers;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use surefoot_env::Undone;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, Mutant as MachineMutant, StateError};
 use surefoot_model::{AttemptClass, Epoch, Event, PartitionId, Timestamp};
@@ -220,6 +221,23 @@ impl ActingPartition {
         let at_once = outbox.is_behind.then_some(Duration::ZERO);
         let idle = until_due.into_iter().chain(until_ack).chain(at_once).min();
         Ok(TurnDone { idle, waits: outbox.waits || !has_memory && self.chores.has_next() })
+    }
+
+    /// What its parts could do by what lies in the tables. `reread` is how often its worker looks at the wall clock.
+    pub(crate) fn undone(&self, time: TurnTime, reread: Duration) -> Result<Vec<Undone>, StateError> {
+        if !self.leads {
+            return Ok(Vec::new());
+        }
+        let reader = self.store.read();
+        let has_memory = self.shared.gate.has_work_memory();
+        let mut undone = Vec::new();
+        undone.extend(self.timers.undone(&reader, time.now, reread)?);
+        if has_memory {
+            undone.extend(self.chores.undone(&reader)?);
+            undone.extend(self.outbox.undone(&reader, |to| self.shared.has_stopped(to))?);
+        }
+        let of_partition = |left: Undone| Undone { what: format!("partition {}: {}", self.id, left.what), ..left };
+        Ok(undone.into_iter().map(of_partition).collect())
     }
 
     fn append(&self, events: Vec<Event>) {

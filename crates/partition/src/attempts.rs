@@ -131,6 +131,15 @@ impl PartitionAttempts {
         Ok(())
     }
 
+    /// Attempts that the tables ask for, and that do not run.
+    pub(crate) fn not_started(&self, reader: &Reader<'_>) -> Result<Vec<(AttemptClass, WaitingAttempt)>, StateError> {
+        let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
+        let rows = reader.scan::<Running>(&first, None, usize::MAX)?.into_iter();
+        let waiting = rows.filter(|(key, id)| !self.runs(*id, key.attempt));
+        let partition = self.partition;
+        Ok(waiting.map(|(RunningKey { class, attempt }, id)| (class, WaitingAttempt { partition, id, attempt })).collect())
+    }
+
     /// Reads what an attempt starts with, all of one instant (rule M5): what comes into the journal from now on it gets live.
     /// `feed` is how it hears of that. Nothing where it was killed, paused or voided while it waited, or runs already. `eager_state_bytes` says how much of a
     /// key's state is sent along.

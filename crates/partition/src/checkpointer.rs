@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use surefoot_env::{Step, Steps, Wake};
+use surefoot_env::{Step, Steps, Undone, Wake};
 use surefoot_model::PartitionId;
 use surefoot_storage::{Checkpoint, Failure, RetiredLayers};
 
@@ -140,6 +140,16 @@ impl Steps for Checkpointer {
         self.tell_trouble(&job.checkpoint);
         job.reply.push(Input::Checkpointed { partition: job.partition, result });
         Step::Worked
+    }
+
+    fn undone(&self) -> Vec<Undone> {
+        let queue = self.checkpoints.lock();
+        let is_left = self.current.is_none() && !queue.jobs.is_empty() || !queue.retired.is_empty() && !self.waits;
+        if is_left {
+            vec![Undone::at_once("a checkpoint is not begun, or what was written not freed (rule O3)".to_owned())]
+        } else {
+            Vec::new()
+        }
     }
 }
 

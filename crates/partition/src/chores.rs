@@ -5,6 +5,7 @@
 
 use crate::settings::Mutant;
 use std::collections::BTreeSet;
+use surefoot_env::Undone;
 use surefoot_machine::{Chores, StateError};
 use surefoot_model::Event;
 use surefoot_storage::Reader;
@@ -78,6 +79,15 @@ impl PartitionChores {
         self.known.remove(&chore);
         (self.under_way, self.last) = (Some(chore), chore);
         Ok(Some(Event::ChoreDue { chore }))
+    }
+
+    /// A chore of which no piece is under way.
+    pub(crate) fn undone(&self, reader: &Reader<'_>) -> Result<Option<Undone>, StateError> {
+        if self.under_way.is_some() {
+            return Ok(None);
+        }
+        let first = reader.scan::<Chores>(&0, None, 1)?.pop();
+        Ok(first.map(|(number, _)| Undone::at_once(format!("chore {number} is not gone on with (rule M9)"))))
     }
 }
 

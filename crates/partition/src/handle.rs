@@ -113,6 +113,9 @@ impl Shared {
 
     /// To be called after a slot was freed: wakes the workers that want one.
     pub(crate) fn slot_freed(&self) {
+        if self.settings.mutant == Mutant::LoseWake {
+            return;
+        }
         // Either this sees who wants a slot, or they see the one that was freed before this call.
         fence(Ordering::SeqCst);
         for (wants, mailbox) in self.wants_slot.iter().zip(&self.workers) {

@@ -7,6 +7,7 @@ use crate::settings::Mutant;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use surefoot_env::Undone;
 use surefoot_machine::{Bounds, Outbox, OutboxKey, Outboxes, StateError};
 use surefoot_model::{Event, Message, Outcome, PartitionId};
 use surefoot_storage::Reader;
@@ -222,6 +223,23 @@ impl OutboxSender {
             }
         }
         Ok(turn)
+    }
+}
+
+impl OutboxSender {
+    /// Messages in the tables that could be sent, and are not. To be asked where memory has room.
+    pub(crate) fn undone(
+        &self,
+        reader: &Reader<'_>,
+        has_stopped: impl Fn(PartitionId) -> bool,
+    ) -> Result<Option<Undone>, StateError> {
+        let rows = reader.scan::<Outboxes>(&PartitionId(0), None, usize::from(u16::MAX) + 1)?;
+        let left = rows.into_iter().find(|(to, row)| {
+            let is_left =
+                |queue: &OutboxQueue| queue.wanted < row.last || queue.sent < queue.sendable() && self.room.for_queue(queue) > 0;
+            row.acked < row.last && !has_stopped(*to) && self.queues.get(to).is_none_or(is_left)
+        });
+        Ok(left.map(|(to, _)| Undone::at_once(format!("messages to partition {to} are not sent (rule O1)"))))
     }
 }
 

@@ -10,7 +10,9 @@ use crate::query::PartitionHealth;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use surefoot_env::Undone;
 use surefoot_model::PartitionId;
+use surefoot_storage::Store;
 
 /// While a partition is being written that has grown large again, others are only if they free at least this part of what it takes.
 const WORTHWHILE_PART: u64 = 8;
@@ -174,6 +176,14 @@ impl OwnedPartitions {
                 return;
             }
         }
+    }
+
+    /// Layers beyond the bound that nobody writes: only that frees memory, and it waits for nobody.
+    pub(crate) fn undone(&self, bytes_max: u64) -> Option<Undone> {
+        let stores = || self.iter().map(|partition| &partition.store);
+        let active_bytes: usize = stores().map(Store::active_bytes).sum();
+        let is_left = active_bytes as u64 > bytes_max && !stores().any(Store::checkpoint_is_running);
+        is_left.then(|| Undone::at_once(format!("layers take {active_bytes} bytes and none is written (rule O3)")))
     }
 
     fn weigh(&mut self, at: usize) {

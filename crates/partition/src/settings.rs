@@ -59,6 +59,8 @@ pub enum Mutant {
     FireEarly,
     /// Sleeps until the next timer is due by the monotonic clock, without a look at the wall clock (rule T2).
     SleepThrough,
+    /// Wakes nobody for a place that has become free (rule O5).
+    LoseWake,
     /// Does not look for attempts that an earlier term had running (rule M6).
     ForgetRunning,
     /// Takes no last checkpoint at a stop (rule M7).

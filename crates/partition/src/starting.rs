@@ -12,6 +12,8 @@ use crate::views::Lent;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+use surefoot_env::Undone;
 use surefoot_invoker::Invoker;
 use surefoot_machine::StateError;
 use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
@@ -20,6 +22,9 @@ use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
 const WAITING_MAX: usize = 4_096;
 /// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
 const POSTPONED_MAX: usize = 256;
+
+/// What a replay may wait for a view to be read from, where others hold all that may be held.
+const VIEW_MAX: Duration = Duration::from_secs(5);
 
 /// One start of so many is of what is fresh, whatever else waits: a flood of what is needed must not keep it out for ever.
 const FRESH_TURN: u32 = 4;
@@ -94,6 +99,10 @@ impl StartQueue {
         let taken = if self.is_turn_of_fresh() { self.fresh.pop_front() } else { self.needed.pop_front() };
         self.turn = self.turn.wrapping_add(1);
         taken
+    }
+
+    fn contains(&self, waiting: &WaitingAttempt) -> bool {
+        self.needed.contains(waiting) || self.fresh.contains(waiting)
     }
 
     fn clear(&mut self) {
@@ -228,6 +237,29 @@ impl AttemptStarter {
         if !partitions.iter().any(|partition| partition.attempts.has_backlog(class)) {
             self.queue.on_no_backlog(class);
         }
+    }
+
+    /// Attempts that the tables ask for: nobody knows of one, or it waits though there is a place, or could be.
+    pub(crate) fn undone(&self, partitions: &OwnedPartitions) -> Result<Vec<Undone>, StateError> {
+        let has_place = self.invoker.has_place() && self.shared.gate.has_attempts_room();
+        let mut undone = Vec::new();
+        for partition in partitions.iter().filter(|partition| partition.leads()) {
+            for (class, waiting) in partition.attempts.not_started(&partition.store.read())? {
+                let WaitingAttempt { partition: of, id, .. } = waiting;
+                if self.postponed.contains(&waiting) || self.postponed.len() >= POSTPONED_MAX {
+                    let what = format!("{id} of partition {of} waits for a view, and has a place (rule O5)");
+                    undone.extend(has_place.then_some(Undone { what, patience: VIEW_MAX }));
+                } else if !partition.attempts.has_backlog(class) && !self.queue.contains(&waiting) {
+                    undone.push(Undone::at_once(format!("{id} of partition {of} is to run, and nobody knows (rule M6)")));
+                } else if has_place {
+                    undone.push(Undone::at_once(format!("{id} of partition {of} waits, and a place is free (rule O5)")));
+                }
+            }
+        }
+        if self.invoker.owes_places() {
+            undone.push(Undone::at_once("starts wait, and who only waits keeps its place (rule O5)".to_owned()));
+        }
+        Ok(undone)
     }
 
     fn start(&self, partition: &mut ActingPartition, waiting: WaitingAttempt, may_load: bool) -> Result<Started, StateError> {

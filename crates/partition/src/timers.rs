@@ -4,7 +4,9 @@
 //! timers are due (`wheel`), the clock, or what a timer's end does (`machine`).
 
 use crate::settings::Mutant;
-use crate::wheel::Wheel;
+use crate::wheel::{FIRST, ReadTimers, Wheel};
+use std::time::Duration;
+use surefoot_env::Undone;
 use surefoot_machine::{StateError, TimerKey};
 use surefoot_model::{Event, Timestamp};
 use surefoot_storage::Reader;
@@ -13,6 +15,8 @@ use surefoot_storage::Reader;
 const FIRING_MAX: usize = 1_024;
 /// Each partition's share is at least this.
 const FIRING_MIN: usize = 16;
+/// What a look at a timer may be late: waits are whole milliseconds of either clock.
+const ROUNDING_MS: u64 = 3;
 /// How early the broken variant fires, in milliseconds.
 const EARLY_MS: u64 = 1_000;
 
@@ -64,6 +68,19 @@ impl PartitionTimers {
         // At the bound the next turn comes when one of them is applied.
         let next_due = if self.firing < self.firing_max { self.wheel.next_due(reader)? } else { None };
         Ok(TimersTurn { events, next_due })
+    }
+}
+
+impl PartitionTimers {
+    /// A timer that is due while none is on its way. After a jump of the wall clock that is noticed with the next look at it.
+    pub(crate) fn undone(&self, reader: &Reader<'_>, now: Timestamp, reread: Duration) -> Result<Option<Undone>, StateError> {
+        if self.firing > 0 {
+            return Ok(None);
+        }
+        let first = reader.timers_from(&FIRST, 1)?.pop();
+        let due = first.filter(|key| key.due.after_ms(ROUNDING_MS) <= now);
+        let what = |key: TimerKey| format!("a timer is due since {} and nobody fires it (rule T2)", key.due.0);
+        Ok(due.map(|key| Undone { what: what(key), patience: reread + Duration::from_millis(ROUNDING_MS) }))
     }
 }
 

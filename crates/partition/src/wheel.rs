@@ -9,7 +9,8 @@ use surefoot_machine::{StateError, TimerKey, Timers};
 use surefoot_model::{Incarnation, InvocationId, Life, TimerOwner, Timestamp};
 use surefoot_storage::Reader;
 
-const FIRST: TimerKey = TimerKey {
+/// Before every other.
+pub(crate) const FIRST: TimerKey = TimerKey {
     due: Timestamp(0),
     owner: TimerOwner::Invocation {
         life: Life { id: InvocationId { partition_key: 0, unique: 0 }, incarnation: Incarnation(0) },

@@ -12,8 +12,9 @@ use crate::settings::Mutant;
 use crate::starting::AttemptStarter;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use surefoot_env::{Step, Steps};
+use surefoot_env::{Step, Steps, Undone};
 use surefoot_invoker::Invoker;
 use surefoot_log::Entry as LogEntry;
 use surefoot_model::{PartitionId, Timestamp};
@@ -65,6 +66,24 @@ impl Steps for Worker {
         }
         // What came since the mailbox was emptied has woken this worker.
         if self.inputs.is_empty() { Step::IdleFor(idle) } else { Step::Worked }
+    }
+
+    /// What could go on in its partitions by what lies in their tables, whatever this worker believes.
+    fn undone(&self) -> Vec<Undone> {
+        if self.stopping.is_some() || self.shared.is_stopping.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut undone = Vec::new();
+        if !self.inputs.is_empty() || !self.mailbox.is_empty() {
+            undone.push(Undone::at_once("a worker's inputs wait (rule O3)".to_owned()));
+        }
+        undone.extend(self.starter.undone(&self.partitions).unwrap_or_default());
+        let time = self.time();
+        // What cannot be read stops the partition elsewhere.
+        undone.extend(self.partitions.iter().filter_map(|partition| partition.undone(time, CLOCK_REREAD).ok()).flatten());
+        let share = self.shared.settings.active_bytes_max() / self.shared.workers.len() as u64;
+        undone.extend(self.partitions.undone(share));
+        undone
     }
 }
 
@@ -158,7 +177,7 @@ impl Worker {
 
     /// Timers, messages, sweeps and checkpoints; says for how long nothing will be due.
     fn turn(&mut self) -> Duration {
-        let time = TurnTime { now: Timestamp(self.shared.env.clock.now_ms()), monotonic_ms: self.monotonic_ms() };
+        let time = self.time();
         if let Some(holder) = self.oldest_holder(time.monotonic_ms)
             && self.shared.worker_of(holder) == self.number
             && let Some(partition) = self.partitions.find(holder)
@@ -191,6 +210,10 @@ impl Worker {
         self.next_log_look_ms = monotonic_ms + LOG_LOOK_MS;
         let retained = self.shared.log.retained();
         retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
+    }
+
+    fn time(&self) -> TurnTime {
+        TurnTime { now: Timestamp(self.shared.env.clock.now_ms()), monotonic_ms: self.monotonic_ms() }
     }
 
     fn monotonic_ms(&self) -> u64 {

@@ -11,13 +11,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use surefoot_env::sim::Rng;
-use surefoot_env::{BoxFuture, Clock, Ids, Step, Steps, Tasks, Wake};
+use surefoot_env::{BoxFuture, Clock, Ids, Step, Steps, Tasks, Undone, Wake};
 
 /// The life of tasks that belong to the world and not to a node.
 pub(crate) const WORLD: u64 = 0;
 
 /// Unix time at which every simulation begins, in milliseconds.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// The longest step of a stepper that is not slow, in microseconds.
+const STEP_MICROS_MAX: u64 = 8_000;
+/// For how long work may be left undone while others are busy: what one stepper makes room for, another hears of at the end of a
+/// step, and perhaps through a third.
+const HANDED_ON_MAX: Duration = Duration::from_micros(3 * STEP_MICROS_MAX);
+/// Idle steppers are looked at before time passes, but not more often than this.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// One simulated world's time and tasks. Cheap to clone.
 #[derive(Clone)]
@@ -33,10 +41,27 @@ struct State {
     next_task: u64,
     timers: BTreeMap<(Duration, u64), Waker>,
     next_timer: u64,
+    /// Steppers of nodes, by their number.
+    steppers: BTreeMap<u64, Driven>,
+    findings: Vec<String>,
+    /// When idle steppers are looked at again.
+    next_look: Duration,
     /// Where the wall clock stood against the monotonic one, from when on, in milliseconds.
     jumps: Vec<(Duration, i64)>,
     polls: u64,
     hash: u64,
+}
+
+type Stepper = Arc<Mutex<Box<dyn Steps>>>;
+
+/// A stepper, as the executor looks at it before it lets time pass.
+struct Driven {
+    life: u64,
+    stepper: Stepper,
+    /// It waits, and did nothing in its last step that takes time.
+    is_idle: bool,
+    /// What it has left undone, since when.
+    undone: BTreeMap<String, Duration>,
 }
 
 /// Why [`Executor::run`] returned.
@@ -61,6 +86,9 @@ impl Executor {
             next_task: 1,
             timers: BTreeMap::new(),
             next_timer: 0,
+            steppers: BTreeMap::new(),
+            findings: Vec::new(),
+            next_look: Duration::ZERO,
             jumps: vec![(Duration::ZERO, 0)],
             polls: 0,
             hash: seed,
@@ -78,10 +106,11 @@ impl Executor {
 
     /// Drops every task of a life, after whoever asks has made its disk dead: destructors still run.
     pub(crate) fn kill(&self, life: u64) {
-        let doomed: Vec<_> = {
+        let doomed: (Vec<_>, Vec<_>) = {
             let mut state = self.lock();
             let ids: Vec<u64> = state.tasks.iter().filter(|(_, (of, _))| *of == life).map(|(id, _)| *id).collect();
-            ids.into_iter().filter_map(|id| state.tasks.remove(&id)).collect()
+            let tasks = ids.into_iter().filter_map(|id| state.tasks.remove(&id)).collect();
+            (tasks, state.steppers.extract_if(.., |_, driven| driven.life == life).collect())
         };
         drop(doomed);
     }
@@ -89,14 +118,64 @@ impl Executor {
     /// Drops all tasks, of every life: they hold what holds them.
     pub(crate) fn end(&self) {
         loop {
-            let (tasks, timers) = {
+            let (tasks, timers, _steppers) = {
                 let state = &mut *self.lock();
                 state.ready.clear();
-                (std::mem::take(&mut state.tasks), std::mem::take(&mut state.timers))
+                (std::mem::take(&mut state.tasks), std::mem::take(&mut state.timers), std::mem::take(&mut state.steppers))
             };
             if tasks.is_empty() && timers.is_empty() {
                 return;
             }
+        }
+    }
+
+    /// What a node left undone while time passed.
+    pub(crate) fn findings(&self) -> Vec<String> {
+        self.lock().findings.clone()
+    }
+
+    pub(crate) fn has_findings(&self) -> bool {
+        !self.lock().findings.is_empty()
+    }
+
+    /// Nothing runs, and time is to pass up to `until`: whoever is idle has nothing to do.
+    fn look_for_undone(&self, until: Duration) {
+        let idle: Vec<(u64, Stepper)> = {
+            let state = self.lock();
+            let idle = state.steppers.iter().filter(|(_, driven)| driven.is_idle);
+            idle.map(|(number, driven)| (*number, driven.stepper.clone())).collect()
+        };
+        for (number, stepper) in idle {
+            let found = stepper.lock().unwrap_or_else(PoisonError::into_inner).undone();
+            let state = &mut *self.lock();
+            let Some(driven) = state.steppers.get_mut(&number) else { continue };
+            driven.undone.retain(|what, _| found.iter().any(|undone| undone.what == *what));
+            for Undone { what, patience } in found {
+                let since = *driven.undone.entry(what.clone()).or_insert(state.now);
+                let finding = format!("time passes while there is work: {what}");
+                if until - since > patience.max(HANDED_ON_MAX) && !state.findings.contains(&finding) {
+                    state.findings.push(finding);
+                }
+            }
+        }
+    }
+
+    fn add_stepper(&self, life: u64, stepper: Stepper) -> u64 {
+        let state = &mut *self.lock();
+        let number = state.next_task;
+        state.next_task += 1;
+        state.steppers.insert(number, Driven { life, stepper, is_idle: false, undone: BTreeMap::new() });
+        number
+    }
+
+    fn drop_stepper(&self, number: u64) {
+        let driven = self.lock().steppers.remove(&number);
+        drop(driven);
+    }
+
+    fn set_idle(&self, number: u64, is_idle: bool) {
+        if let Some(driven) = self.lock().steppers.get_mut(&number) {
+            driven.is_idle = is_idle;
         }
     }
 
@@ -108,7 +187,14 @@ impl Executor {
             }
             let mut state = self.lock();
             if state.ready.is_empty() {
-                let Some(((at, _), waker)) = state.timers.pop_first() else { return Ran::Quiet };
+                let Some((&(at, _), _)) = state.timers.first_key_value() else { return Ran::Quiet };
+                if at > state.now && at >= state.next_look {
+                    state.next_look = state.now + LOOK_EVERY;
+                    drop(state);
+                    self.look_for_undone(at);
+                    state = self.lock();
+                }
+                let (_, waker) = state.timers.pop_first().expect("no timer goes while nothing runs");
                 state.now = state.now.max(at);
                 drop(state);
                 waker.wake();
@@ -310,26 +396,31 @@ impl Tasks for Life {
         self.executor.spawn(self.life, future);
     }
 
-    fn try_drive(&self, name: &'static str, wake: Wake, mut stepper: Box<dyn Steps>) -> std::io::Result<()> {
+    fn try_drive(&self, name: &'static str, wake: Wake, stepper: Box<dyn Steps>) -> std::io::Result<()> {
         let executor = self.executor.clone();
+        let stepper = Arc::new(Mutex::new(stepper));
+        let number = executor.add_stepper(self.life, stepper.clone());
         let slowness = if name == self.slow.0 { self.slow.1 } else { 1 };
         self.executor.spawn(
             self.life,
             Box::pin(async move {
                 loop {
-                    match stepper.step() {
+                    let step = stepper.lock().unwrap_or_else(PoisonError::into_inner).step();
+                    executor.set_idle(number, matches!(step, Step::Idle | Step::IdleFor(_)));
+                    match step {
                         // A step takes some time, at times as long as a slow disk, so that others run between any two of it.
                         Step::Worked => {
                             let micros = {
                                 let rng = &mut executor.lock().rng;
-                                if rng.below(8) == 0 { rng.below(8_000) } else { rng.below(300) }
+                                if rng.below(8) == 0 { rng.below(STEP_MICROS_MAX) } else { rng.below(300) }
                             };
                             executor.sleep(Duration::from_micros(micros * slowness)).await;
                         }
                         Step::Idle => wake.woken().await,
                         Step::IdleFor(limit) => woken_or_over(&wake, executor.sleep(limit)).await,
-                        Step::Done => return,
+                        Step::Done => return executor.drop_stepper(number),
                     }
+                    executor.set_idle(number, false);
                 }
             }),
         );

@@ -204,7 +204,7 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
         let polls = if is_last { POLLS_LIMIT } else { rng.below(POLLS_MAX) };
         let ran = world.executor.run(polls, || {
             let model = world.model();
-            world.disk.is_dead() || model.tasks_left == 0 || !model.findings.is_empty()
+            world.disk.is_dead() || model.tasks_left == 0 || !model.findings.is_empty() || world.executor.has_findings()
         });
         world.check()?;
         if is_last {
@@ -497,6 +497,7 @@ impl World {
         let mut findings = self.model().findings.clone();
         findings.extend(self.handlers.findings());
         findings.extend(self.broker.findings());
+        findings.extend(self.executor.findings());
         if findings.is_empty() { Ok(()) } else { Err(findings.join("; ")) }
     }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_env::{Disk, File, Step, Steps, is_out_of_descriptors, is_shortage};
+use surefoot_env::{Disk, File, Step, Steps, Undone, is_out_of_descriptors, is_shortage};
 use surefoot_model::{Lsn, PartitionId};
 
 /// A log that has been idle for this long writes one empty batch, to vouch for its last (rule L2). Late enough not to stand in
@@ -319,6 +319,16 @@ impl Steps for Writer {
             self.shared.end_inbox();
         }
         step
+    }
+
+    /// What is queued is written, or waits for room that there is not.
+    fn undone(&self) -> Vec<Undone> {
+        let is_writing = matches!(self.stage, Stage::Write) && !self.shared.has_failed();
+        let is_left =
+            !self.taken.is_empty() || !self.shared.is_empty() || !self.held.is_empty() && !self.shared.reserve_is_taken();
+        let left =
+            (is_writing && is_left).then(|| Undone::at_once("the log writes nothing of what is queued (rule O3)".to_owned()));
+        left.into_iter().collect()
     }
 }
 
