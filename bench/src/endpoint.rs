@@ -65,6 +65,33 @@ impl Sleeper {
     }
 }
 
+struct Fan;
+
+#[service]
+impl Fan {
+    /// Calls another service so often, all at once, and waits for all answers.
+    #[handler]
+    async fn calls(&self, ctx: Context<'_>, count: u64) -> Result<u64, TerminalError> {
+        let calls: Vec<_> = (0..count).map(|_| ctx.service_client::<EchoClient>().echo("one of many".to_owned()).call()).collect();
+        for call in calls {
+            call.await?;
+        }
+        Ok(count)
+    }
+}
+
+struct Wide;
+
+#[object]
+impl Wide {
+    /// Sets so many keys of the object's state.
+    #[handler]
+    async fn keys(&self, ctx: ObjectContext<'_>, count: u64) -> Result<u64, TerminalError> {
+        (0..count).for_each(|n| ctx.set(&format!("key-{n}"), n));
+        Ok(count)
+    }
+}
+
 struct Counter;
 
 #[object]
@@ -90,7 +117,7 @@ impl Counter {
 pub(crate) async fn serve(port: u16, progress_port: u16) -> Result<()> {
     let progress = TcpListener::bind((Ipv4Addr::LOCALHOST, progress_port)).await.context("listen for progress")?;
     let handlers = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("listen for handlers")?;
-    let endpoint = Endpoint::builder().bind(Echo).bind(Nested).bind(Sleeper).bind(Counter).build();
+    let endpoint = Endpoint::builder().bind(Echo).bind(Nested).bind(Sleeper).bind(Fan).bind(Wide).bind(Counter).build();
     tokio::select! {
         biased;
         // Either ends with the process: nothing is lost.

@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -82,6 +83,31 @@ pub(crate) async fn run(load: Load, address: &str, next: NextCall, mut at_edge: 
     timeout(LAST_CALL_LIMIT, all).await.context("wait for the last answers")??;
     ensure!(!seen.latencies.is_empty(), "no call was answered in {window:?}");
     Ok(seen)
+}
+
+/// Runs `work` to its end, with callers beside it all the while. The latencies of their calls, in microseconds.
+pub(crate) async fn beside(
+    callers: usize,
+    address: &str,
+    next: NextCall,
+    work: impl Future<Output = Result<()>>,
+) -> Result<Histogram<u64>> {
+    let phase = Arc::new(AtomicU8::new(MEASURING));
+    let mut beside = JoinSet::new();
+    for _ in 0..callers {
+        beside.spawn(caller(Caller::connect(address).await?, next, Arc::clone(&phase)));
+    }
+    work.await?;
+    phase.store(STOPPING, Ordering::Relaxed);
+    let mut latencies = histogram();
+    let all = async {
+        while let Some(ended) = beside.join_next().await {
+            latencies.add(ended.context("wait for a caller")??.0).context("add up the latencies")?;
+        }
+        anyhow::Ok(())
+    };
+    timeout(LAST_CALL_LIMIT, all).await.context("wait for the last answers")??;
+    Ok(latencies)
 }
 
 async fn caller(mut caller: Caller, next: NextCall, phase: Arc<AtomicU8>) -> Result<(Histogram<u64>, u64)> {

@@ -10,6 +10,7 @@ use crate::side::{Contestant, Side, Usage};
 use crate::topic::{Kafka, PARTITIONS};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{KafkaCluster, NewSubscription};
@@ -58,6 +59,21 @@ pub(crate) enum Scenario {
     Sleepers60000,
     /// 5,000 invocations that sleep for 10 seconds and then call an object, and a kill in between
     WakeAndCall,
+    /// 200,000 invocations that sleep, a kill, and a restart once all sleeps are over; 4 callers of another service beside them
+    #[value(name = "overdue-200000")]
+    Overdue200000,
+    /// An invocation that makes 1,000 calls at once, 20 times; a caller of another service beside them
+    #[value(name = "fan-out-1000")]
+    FanOut1000,
+    /// The same with 100,000 calls, once
+    #[value(name = "fan-out-100000")]
+    FanOut100000,
+    /// An invocation that sets 1,000 keys of state, 20 times; a caller of another service beside them
+    #[value(name = "state-keys-1000")]
+    StateKeys1000,
+    /// The same with 100,000 keys, once
+    #[value(name = "state-keys-100000")]
+    StateKeys100000,
     /// An object that counts in its state, 1,000 keys, 64 callers
     Counter,
     /// The same object fed from a topic that is full when it is subscribed, then a kill and new records
@@ -83,6 +99,11 @@ impl Scenario {
             Self::Sleepers20000 => "sleepers-20000",
             Self::Sleepers60000 => "sleepers-60000",
             Self::WakeAndCall => "wake-and-call",
+            Self::Overdue200000 => "overdue-200000",
+            Self::FanOut1000 => "fan-out-1000",
+            Self::FanOut100000 => "fan-out-100000",
+            Self::StateKeys1000 => "state-keys-1000",
+            Self::StateKeys100000 => "state-keys-100000",
             Self::Counter => "counter",
             Self::Kafka => "kafka",
         }
@@ -102,15 +123,75 @@ impl Scenario {
             Self::Sleepers20000 => sleepers(&side, 20_000, Nap { ms: 5_000, body: "5000" }).await,
             Self::Sleepers60000 => sleepers(&side, 60_000, Nap { ms: 30_000, body: "30000" }).await,
             Self::WakeAndCall => wake_and_call(side, 5_000, Nap { ms: 10_000, body: "10000" }).await,
+            Self::Overdue200000 => overdue(side, 200_000, Nap { ms: 60_000, body: "60000" }).await,
+            Self::FanOut1000 => large(&side, "Fan/calls", Large { each: 1_000, body: "1000", times: 20 }).await,
+            Self::FanOut100000 => large(&side, "Fan/calls", Large { each: 100_000, body: "100000", times: 1 }).await,
+            Self::StateKeys1000 => large(&side, "Wide/{}/keys", Large { each: 1_000, body: "1000", times: 20 }).await,
+            Self::StateKeys100000 => large(&side, "Wide/{}/keys", Large { each: 100_000, body: "100000", times: 1 }).await,
             Self::Counter => counter(&side, extent).await,
             Self::Kafka => topic(side, extent.records, kafka.context("open a broker first")?).await,
         }
     }
 }
 
+fn echo_call() -> Call {
+    Call { path: "/Echo/echo".to_owned(), body: "\"a short text to repeat\"" }
+}
+
 async fn echo(side: &Side, callers: usize, extent: Extent) -> Result<Figures> {
-    let next = || Call { path: "/Echo/echo".to_owned(), body: "\"a short text to repeat\"" };
-    Ok(calls(side, callers, extent, next).await?.0)
+    Ok(calls(side, callers, extent, echo_call).await?.0)
+}
+
+/// Invocations that do much each, one after the other. The latencies are those of a caller of another service beside them.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    each: u64,
+    body: &'static str,
+    times: u64,
+}
+
+async fn large(side: &Side, path: &str, Large { each, body, times }: Large) -> Result<Figures> {
+    let (before, start) = (side.usage()?, Instant::now());
+    let latencies = load::beside(1, side.ingress(), echo_call, async {
+        let mut caller = Caller::connect(side.ingress()).await?;
+        for n in 0..times {
+            caller.call(Call { path: format!("/{}", path.replace("{}", &key(n))), body }).await?;
+        }
+        Ok(())
+    });
+    let latencies = latencies.await?;
+    Ok(Figures {
+        p50_ms: milliseconds(&latencies, 0.50),
+        p99_ms: milliseconds(&latencies, 0.99),
+        ..used(before, side.usage()?, each * times, start.elapsed())
+    })
+}
+
+/// The latencies are those of callers of another service, from their first answer after the restart until all have woken.
+async fn overdue(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
+    submit(side.ingress(), count, move || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
+    let submitted = Instant::now();
+    side.kill()?;
+    let awake = side.handled(NAPS).await?;
+    ensure!(awake == 0, "{awake} have woken before the last one was submitted");
+    // Until the last one is due.
+    sleep(Duration::from_millis(nap.ms).saturating_sub(submitted.elapsed())).await;
+    let start = Instant::now();
+    side.restart()?;
+    eventually("an answer", COUNT_LIMIT, || async {
+        Caller::connect(side.ingress()).await?.call(echo_call()).await.map(drop)
+    })
+    .await?;
+    let resumed_ms = Some(start.elapsed().as_secs_f64() * 1000.0);
+    let latencies = load::beside(4, side.ingress(), echo_call, until_handled(&side, NAPS, count, WAKE_LIMIT)).await?;
+    let (p50_ms, p99_ms) = (milliseconds(&latencies, 0.50), milliseconds(&latencies, 0.99));
+    let late_ms = Some(start.elapsed().as_secs_f64() * 1000.0);
+    let peak_mib = Some(side.usage()?.peak_kib as f64 / 1024.0);
+    Ok(Figures { p50_ms, p99_ms, resumed_ms, late_ms, peak_mib, ..Figures::default() })
+}
+
+fn milliseconds(latencies: &Histogram<u64>, quantile: f64) -> Option<f64> {
+    (!latencies.is_empty()).then(|| latencies.value_at_quantile(quantile) as f64 / 1000.0)
 }
 
 async fn nested(side: &Side, callers: usize, extent: Extent) -> Result<Figures> {
@@ -190,10 +271,9 @@ async fn calls(side: &Side, callers: usize, extent: Extent, next: load::NextCall
     };
     let seen = load::run(load, side.ingress(), next, at_edge).await?;
     let [before, after] = edges[..] else { unreachable!("the window has two edges") };
-    let milliseconds = |quantile| Some(seen.latencies.value_at_quantile(quantile) as f64 / 1000.0);
     let figures = Figures {
-        p50_ms: milliseconds(0.50),
-        p99_ms: milliseconds(0.99),
+        p50_ms: milliseconds(&seen.latencies, 0.50),
+        p99_ms: milliseconds(&seen.latencies, 0.99),
         ..used(before, after, seen.latencies.len(), seen.window)
     };
     Ok((figures, seen.calls))
