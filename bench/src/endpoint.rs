@@ -13,13 +13,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The state that the counter keeps under a key.
 const COUNT: &str = "count";
-/// Batches of executions: Kafka records of a topic that is full, those produced after a kill, calls of those that woke, and naps.
+/// Batches of executions: Kafka records of a topic that is full, those produced after a kill, calls of those that woke, naps, and naps
+/// that have begun.
 pub(crate) const FULL: usize = 0;
 pub(crate) const AFTER_KILL: usize = 1;
 pub(crate) const WOKEN: usize = 2;
 pub(crate) const NAPS: usize = 3;
+pub(crate) const NAPPING: usize = 4;
 /// Executions that came to their end, by batch. An attempt that is repeated counts again.
-static HANDLED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static HANDLED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
 /// Objects that are called by those that woke.
 const WOKEN_KEYS: u64 = 1_000;
 
@@ -50,6 +52,7 @@ struct Sleeper;
 impl Sleeper {
     #[handler]
     async fn nap(&self, ctx: Context<'_>, milliseconds: u64) -> Result<(), TerminalError> {
+        HANDLED[NAPPING].fetch_add(1, Ordering::Relaxed);
         ctx.sleep(Duration::from_millis(milliseconds)).await?;
         HANDLED[NAPS].fetch_add(1, Ordering::Relaxed);
         Ok(())

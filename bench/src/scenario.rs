@@ -3,7 +3,7 @@
 //! Owns: one trial of a scenario against one server, and the check that every counted invocation was applied exactly once. Does
 //! not own: rounds and medians.
 
-use crate::endpoint::{AFTER_KILL, FULL, NAPS, WOKEN};
+use crate::endpoint::{AFTER_KILL, FULL, NAPPING, NAPS, WOKEN};
 use crate::load::{self, Call, Caller, Load};
 use crate::report::Figures;
 use crate::side::{Contestant, Side, Usage};
@@ -170,6 +170,9 @@ async fn large(side: &Side, path: &str, Large { each, body, times }: Large) -> R
 /// The latencies are those of callers of another service, from their first answer after the restart until all have woken.
 async fn overdue(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
     submit(side.ingress(), count, move || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
+    until_handled(&side, NAPPING, count, DRAIN_LIMIT).await?;
+    // What the last ones said is in the log before what is called later.
+    expect_counted(&side, 0).await?;
     let submitted = Instant::now();
     side.kill()?;
     let awake = side.handled(NAPS).await?;

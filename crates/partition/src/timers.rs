@@ -11,8 +11,8 @@ use surefoot_machine::{StateError, TimerKey};
 use surefoot_model::{Event, Timestamp};
 use surefoot_storage::Reader;
 
-/// Timers of a node that may be fired and not applied: a call waits behind no more, some ten milliseconds.
-const FIRING_MAX: usize = 1_024;
+/// Timers of a node that may be fired and not applied. What each of them resumes comes on top, and a call waits behind all of it.
+const FIRING_MAX: usize = 256;
 /// Each partition's share is at least this.
 const FIRING_MIN: usize = 16;
 /// What a look at a timer may be late: waits are whole milliseconds of either clock.
