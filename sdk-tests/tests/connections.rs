@@ -1,9 +1,11 @@
 //! Servers that handlers run on, as they come, and what they do to connections: one bad request there is no other's trouble.
 #![expect(clippy::print_stderr, reason = "what was measured")]
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use restate_sdk::prelude::{Context, Endpoint as Handlers, HandlerResult, HttpServer, Json, service};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{InvocationFilter, NewDeployment};
 use surefoot_client::ingress::{Call, Target};
@@ -11,7 +13,8 @@ use surefoot_sdk_tests::process::Process;
 use surefoot_sdk_tests::wait::eventually;
 use surefoot_sdk_tests::{Language, Server, places};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -150,5 +153,103 @@ async fn large_answers_are_no_trouble_of_their_neighbours() -> Result<()> {
     let (large, neighbours) = tokio::join!(large.buffer_unordered(4).try_collect::<()>(), neighbours_answer(&server, NEIGHBOURS));
     large?;
     neighbours?;
+    server.expect_quiet(&["invocation keeps failing"])
+}
+
+struct Healthy;
+
+#[service]
+impl Healthy {
+    #[handler]
+    async fn echo(&self, _ctx: Context<'_>, Json(number): Json<usize>) -> HandlerResult<Json<usize>> {
+        Ok(Json(number))
+    }
+}
+
+struct Deaf;
+
+#[service]
+impl Deaf {
+    #[handler]
+    async fn echo(&self, _ctx: Context<'_>, Json(number): Json<usize>) -> HandlerResult<Json<usize>> {
+        Ok(Json(number))
+    }
+}
+
+/// A deployment in this process. Stopped, its port takes connections and says nothing on them.
+struct Deployment {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl Deployment {
+    async fn serve(handlers: Handlers, address: Option<SocketAddr>) -> Result<Self> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = TcpListener::bind(address.unwrap_or(any)).await.context("bind")?;
+        let address = listener.local_addr().context("read the address")?;
+        Ok(Self { address, serving: tokio::spawn(HttpServer::new(handlers).serve(listener)) })
+    }
+
+    async fn fall_silent(self) -> Result<Self> {
+        self.stop().await;
+        let listener = TcpListener::bind(self.address).await.context("bind again")?;
+        let serving = tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.push(connection);
+            }
+        });
+        Ok(Self { address: self.address, serving })
+    }
+
+    /// Its port is free after this.
+    async fn stop(&self) {
+        self.serving.abort();
+        while !self.serving.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Flooded with calls, it took all places of the node, and nothing else ran.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_that_takes_connections_and_never_answers_is_no_trouble_of_the_others() -> Result<()> {
+    const PLACES: usize = 8;
+    const FLOOD: usize = 400;
+    const NEIGHBOURS: usize = 200;
+    let server = Server::start(&[("WORKER__INVOKER__CONCURRENT_INVOCATIONS_LIMIT", &PLACES.to_string())]).await?;
+    let (healthy, deaf) = (|| Handlers::builder().bind(Healthy).build(), || Handlers::builder().bind(Deaf).build());
+    let neighbour = Deployment::serve(healthy(), None).await?;
+    let silent = Deployment::serve(deaf(), None).await?;
+    for deployment in [&neighbour, &silent] {
+        let uri = format!("http://{}", deployment.address);
+        server.admin().register(&NewDeployment::at(uri.as_str())).await.context("register")?;
+    }
+    let silent = silent.fall_silent().await?;
+    let ingress = server.ingress();
+    for number in 0..FLOOD {
+        ingress.send(Call::new(Target::service("Deaf", "echo")).json(&number)).await?;
+    }
+    let ingress = &ingress;
+    let answers = stream::iter(0..NEIGHBOURS).map(async |number| {
+        let call = Call::new(Target::service("Healthy", "echo")).json(&number);
+        let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
+        ensure!(answer == number, "{answer} for {number}");
+        Ok(())
+    });
+    answers.buffer_unordered(4).try_collect::<()>().await?;
+    // What was held back goes on once the deployment answers.
+    silent.stop().await;
+    let _answering = Deployment::serve(deaf(), Some(silent.address)).await?;
+    let admin = server.admin();
+    eventually("all that was held back", LIMIT, || async {
+        for status in ["running", "backing-off", "paused"] {
+            let unfinished = InvocationFilter { status: Some(status.into()), ..Default::default() };
+            let left = admin.invocations(&unfinished).await?.invocations.len();
+            ensure!(left == 0, "{left} and more are {status}");
+        }
+        Ok(())
+    })
+    .await?;
     server.expect_quiet(&["invocation keeps failing"])
 }

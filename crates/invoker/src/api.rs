@@ -4,7 +4,9 @@ use crate::feed::Notifications;
 use bytes::Bytes;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::Defaults;
-use surefoot_model::{Attempt, AttemptProgress, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp};
+use surefoot_model::{
+    Attempt, AttemptProgress, DeploymentId, Entry, InvocationId, Notification, PartitionId, Pin, Target, Text, Timestamp,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Bounds and defaults of attempts.
@@ -40,6 +42,17 @@ pub enum Mutant {
     None,
     /// Asks no attempt that waits to suspend (rule O5).
     NeverAsk,
+    /// Lets a deployment that does not answer have all places (rule O5).
+    TakeAllPlaces,
+}
+
+/// Where an attempt runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// On the deployment that the invocation stays with.
+    Pinned(DeploymentId),
+    /// On the newest deployment that serves this service once it starts.
+    Newest(Text),
 }
 
 /// One attempt to advance an invocation.
@@ -110,7 +123,8 @@ pub trait Output: Send + Sync {
     /// The attempt is over, whatever became of it, and its slot is free.
     fn ended(&self);
 
-    /// Replays in flight are below their bound again: attempts that were refused a slot may ask again.
+    /// Replays in flight are below their bound again, or a deployment may have more than its share was: attempts that were refused may
+    /// ask again.
     fn has_room(&self);
 
     /// Whether memory lets attempts start and read on (rule C7). Where it does not, the caller of `try_reserve` is told when to ask

@@ -1,7 +1,7 @@
 //! The room's front: slots, bytes in flight, and the tasks that take them.
 
-use crate::api::{AttemptStart, Mutant, Output, Settings};
-use crate::attempt::{self, Chosen};
+use crate::api::{AttemptStart, Destination, Mutant, Output, Settings};
+use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
 use crate::places::{Idle, Places};
@@ -78,8 +78,8 @@ impl Invoker {
         })
     }
 
-    /// Takes a place if there is memory, one is free, replays in flight are below their bound. It is for one [`Self::start`], or
-    /// [`Self::release`] where nothing is to start after all.
+    /// Takes a place if there is memory, one is free, replays in flight are below their bound. It is for one [`Self::admit`] and
+    /// [`Self::start`], or [`Self::release`] where nothing is to start after all.
     pub fn try_reserve(&self) -> bool {
         if self.replay_bytes.load(Ordering::Relaxed) >= self.settings.replay_bytes_max || !self.output.has_memory() {
             return false;
@@ -107,13 +107,36 @@ impl Invoker {
         self.metrics.slots_released.increment(1);
     }
 
+    /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places (rule O5).
+    /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
+    pub fn share_left(&self, destination: &Destination) -> usize {
+        let deployment = match destination {
+            Destination::Pinned(deployment) => Some(*deployment),
+            Destination::Newest(service) => self.catalog.load().deployment_of(service).map(|deployment| deployment.id),
+        };
+        // An attempt without a deployment fails at once.
+        deployment.map_or(usize::MAX, |deployment| self.reach.share_left(deployment, self.places.watch_within_reach()))
+    }
+
+    /// Leave for an attempt that has a place to begin on its deployment. None: that one holds its share; see [`Self::share_left`].
+    pub fn admit(self: &Arc<Self>, target: &Target, pin: Option<Pin>) -> Option<Admission> {
+        let chosen = match attempt::choose(&self.catalog.load(), &target.service, pin) {
+            Ok(chosen) => chosen,
+            Err(failure) => return Some(Admission { chosen: Err(failure), unanswered: None }),
+        };
+        let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
+        let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
+        let deployment = chosen.deployment.id;
+        let may_begin = self.reach.try_begin(deployment, places_left);
+        may_begin.then(|| Admission { unanswered: Some(Unanswered::new(self.clone(), deployment)), chosen: Ok(chosen) })
+    }
+
     /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
-    pub fn start(self: &Arc<Self>, start: AttemptStart) {
+    pub fn start(self: &Arc<Self>, start: AttemptStart, admission: Admission) {
         self.metrics.started.increment(1);
+        let Admission { chosen, unanswered } = admission;
         let place = AttemptPlace { invoker: self.clone(), idle: None };
         let replay = Some(ReplayBytes::new(self.clone(), &start));
-        let chosen = attempt::choose(&self.catalog.load(), &start.target.service, start.pin);
-        let unanswered = chosen.as_ref().ok().map(|chosen| Unanswered::new(self.clone(), chosen));
         self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, Held { replay, unanswered, place })));
     }
 
@@ -200,6 +223,9 @@ impl AttemptPlace {
     pub(crate) fn idle(&mut self, deployment: DeploymentId, line: &Arc<Line>, since: Duration, journal_bytes: usize) {
         let now = self.invoker.env.clock.monotonic();
         self.idle = Some(self.invoker.places.idle(deployment, line.clone(), since, journal_bytes, now));
+        if self.invoker.places.take_watched() {
+            self.invoker.output.has_room();
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -232,6 +258,13 @@ pub(crate) struct Held {
     pub(crate) place: AttemptPlace,
 }
 
+/// Leave to begin, with the deployment that the attempt runs on. It counts there until the deployment has answered, or this is
+/// dropped unused.
+pub struct Admission {
+    chosen: Result<Chosen, Failure>,
+    unanswered: Option<Unanswered>,
+}
+
 /// An attempt in its deployment's count of those that have no answer; dropped with the answer, or without one.
 pub(crate) struct Unanswered {
     invoker: Arc<Invoker>,
@@ -240,9 +273,8 @@ pub(crate) struct Unanswered {
 }
 
 impl Unanswered {
-    fn new(invoker: Arc<Invoker>, chosen: &Chosen) -> Self {
-        let deployment = chosen.deployment.id;
-        invoker.reach.begin(deployment);
+    /// Of one that was counted.
+    fn new(invoker: Arc<Invoker>, deployment: DeploymentId) -> Self {
         Self { invoker, deployment, is_connecting: false }
     }
 
@@ -264,7 +296,9 @@ impl Drop for Unanswered {
         if self.is_connecting {
             self.connected(Tried::GivenUp);
         }
-        self.invoker.reach.answered(self.deployment);
+        if self.invoker.reach.answered(self.deployment) {
+            self.invoker.output.has_room();
+        }
     }
 }
 

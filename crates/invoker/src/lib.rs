@@ -16,9 +16,9 @@ mod retry;
 pub mod submission;
 pub mod transport;
 
-pub use api::{AttemptStart, EagerState, Live, Mutant, Output, Room, Settings};
+pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
-pub use invoker::Invoker;
+pub use invoker::{Admission, Invoker};
 pub use retry::{Delay, Wish, verdict};
 pub use transport::{
     DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,

@@ -6,7 +6,7 @@
 
 use crate::feed::Line;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_model::DeploymentId;
@@ -22,6 +22,9 @@ pub(crate) struct Places {
     taken: AtomicUsize,
     /// Starts that wait for a place, of all workers.
     wanted: AtomicUsize,
+    /// Attempts that only wait, and were not asked yet.
+    idle: AtomicUsize,
+    is_watched: AtomicBool,
     waits: Mutex<Waits>,
     /// Nobody is ever asked: the broken variant of rule O5.
     never_asks: bool,
@@ -67,8 +70,8 @@ struct Rank {
 
 impl Places {
     pub(crate) fn new(max: usize, never_asks: bool) -> Self {
-        let (taken, wanted) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { max, taken, wanted, waits: Mutex::default(), never_asks }
+        let [taken, wanted, idle] = [0; 3].map(AtomicUsize::new);
+        Self { max, taken, wanted, idle, is_watched: AtomicBool::new(false), waits: Mutex::default(), never_asks }
     }
 
     /// Takes a place if one is free.
@@ -91,12 +94,32 @@ impl Places {
         // At once: nobody is asked in between for the place that is free.
         let mut waits = self.lock();
         waits.is_idle_no_more(rank);
+        self.count_idle(&waits);
         waits.forget_asked(rank.number);
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn free(&self) -> usize {
         self.max.saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// Places that are free, or may be had from attempts that only wait.
+    pub(crate) fn within_reach(&self) -> usize {
+        self.free() + self.idle.load(Ordering::Relaxed)
+    }
+
+    /// The same, for somebody who wants to hear of more that may be had: see [`Self::take_watched`].
+    pub(crate) fn watch_within_reach(&self) -> usize {
+        self.is_watched.store(true, Ordering::Relaxed);
+        // Either this sees who waits by now, or they see that somebody wants to hear of it.
+        fence(Ordering::SeqCst);
+        self.within_reach()
+    }
+
+    /// Whether somebody wants to hear that one more attempt only waits.
+    pub(crate) fn take_watched(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.is_watched.load(Ordering::Relaxed) && self.is_watched.swap(false, Ordering::Relaxed)
     }
 
     /// So many starts of a worker wait. Where places do not help (`is_short`: memory is what lacks), free ones do not count.
@@ -146,6 +169,7 @@ impl Places {
         let rank = Rank { idle_since, journal_bytes, number };
         waits.idle.insert(rank, IdleAttempt { deployment, line });
         waits.idle_of.insert((deployment, rank));
+        self.count_idle(&waits);
         if self.wanted.load(Ordering::Relaxed) > 0 {
             self.ask(&mut waits, false, now);
         }
@@ -155,7 +179,9 @@ impl Places {
 
     /// The attempt has work again: it is asked no more. One that has been asked already counts on.
     pub(crate) fn resume(&self, idle: Idle) -> Option<Idle> {
-        let was_asked = self.lock().is_idle_no_more(idle.0).is_none();
+        let mut waits = self.lock();
+        let was_asked = waits.is_idle_no_more(idle.0).is_none();
+        self.count_idle(&waits);
         was_asked.then_some(idle)
     }
 
@@ -172,6 +198,7 @@ impl Places {
         while !self.never_asks && wanted > free + waits.asked.len() {
             let Some((&rank, _)) = waits.idle.first_key_value() else { return };
             waits.ask(rank, now);
+            self.count_idle(waits);
         }
     }
 
@@ -181,7 +208,12 @@ impl Places {
             && let Some(&(_, rank)) = waits.idle_of.range((deployment, Rank::FIRST)..).next().filter(|(of, _)| *of == deployment)
         {
             waits.ask(rank, now);
+            self.count_idle(waits);
         }
+    }
+
+    fn count_idle(&self, waits: &Waits) {
+        self.idle.store(waits.idle.len(), Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Waits> {

@@ -1,7 +1,8 @@
-//! Deployments that cannot be connected to, and how soon they are tried again.
+//! Deployments that do not answer: what they may hold, and how soon they are tried again.
 //!
-//! Owns: for how long a deployment that could not be connected to is not tried again, as long as attempts of it have no response.
-//! Does not own: connections (`transport`), or retries.
+//! Owns: how many attempts of each deployment have no response yet, the share of the places that they may hold (rule O5), and for
+//! how long a deployment that could not be connected to is not tried again. Does not own: connections (`transport`), retries, or
+//! in which order those go on that are held back (`partition`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,8 @@ pub(crate) enum Tried {
 struct Known {
     /// Attempts that have no response yet.
     unanswered: usize,
+    /// A start was held back because of them.
+    is_awaited: bool,
     /// Failures in a row to connect.
     failures: u32,
     error: String,
@@ -39,19 +42,38 @@ struct Known {
 }
 
 impl Reach {
-    /// An attempt begins, and has no answer yet.
-    pub(crate) fn begin(&self, deployment: DeploymentId) {
-        self.lock().entry(deployment).or_default().unanswered += 1;
+    /// How many more attempts of a deployment may begin while others find so many places: as many may be without an answer as places
+    /// are left to others. One deployment that does not answer holds half of them, n hold n of n + 1 parts, and the first of each
+    /// always begins. Where it is 0, [`Self::answered`] says when to ask again.
+    pub(crate) fn share_left(&self, deployment: DeploymentId, places_left: usize) -> usize {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return places_left.max(1) };
+        let share = if known.unanswered == 0 { places_left.max(1) } else { places_left.saturating_sub(known.unanswered) };
+        known.is_awaited |= share == 0;
+        share
     }
 
-    /// An attempt has its answer, or has ended without one.
-    pub(crate) fn answered(&self, deployment: DeploymentId) {
+    /// An attempt begins, and has no answer yet. `places_left` are those that others find once it has its own. False: it has to wait
+    /// until [`Self::answered`] says that one more may, or until more places are left.
+    pub(crate) fn try_begin(&self, deployment: DeploymentId, places_left: usize) -> bool {
         let mut deployments = self.lock();
-        let Some(known) = deployments.get_mut(&deployment) else { return };
+        let known = deployments.entry(deployment).or_default();
+        let may_begin = known.unanswered <= places_left;
+        known.unanswered += usize::from(may_begin);
+        known.is_awaited |= !may_begin;
+        may_begin
+    }
+
+    /// An attempt has its answer, or has ended without one. Whether somebody waits for that.
+    pub(crate) fn answered(&self, deployment: DeploymentId) -> bool {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return false };
         known.unanswered -= 1;
+        let is_awaited = std::mem::take(&mut known.is_awaited);
         if known.unanswered == 0 && known.failures == 0 {
             deployments.remove(&deployment);
         }
+        is_awaited
     }
 
     /// Leave to connect, to be followed by [`Self::connected`]. **Errors**: why the last one who tried could not, where that was a
@@ -94,12 +116,44 @@ mod tests {
 
     const BAD: DeploymentId = DeploymentId(1);
 
+    /// Lets attempts of a deployment begin as long as they may, with so many places free; how many did.
+    fn flood(reach: &Reach, deployment: DeploymentId, free: usize) -> usize {
+        (1..=free).take_while(|begun| reach.try_begin(deployment, free - begun)).count()
+    }
+
+    #[test]
+    fn deployments_that_do_not_answer_leave_places_to_others_however_many_they_are() {
+        for (places, held) in [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [2, 1, 0]), (100, [50, 25, 13])] {
+            let reach = Reach::default();
+            let mut free = places;
+            let holds = [1, 2, 3].map(|number| {
+                let begun = flood(&reach, DeploymentId(number), free);
+                free -= begun;
+                begun
+            });
+            assert_eq!(holds, held, "of {places}");
+        }
+    }
+
+    #[test]
+    fn one_more_begins_once_one_has_its_answer_or_others_find_more_places() {
+        let reach = Reach::default();
+        assert_eq!(reach.share_left(BAD, 8), 8);
+        assert_eq!((flood(&reach, BAD, 8), reach.share_left(BAD, 4)), (4, 0));
+        assert_eq!(reach.share_left(BAD, 6), 2, "others have left");
+        assert!(reach.answered(BAD), "somebody waits for it");
+        assert!(!reach.answered(BAD));
+        assert_eq!(reach.share_left(BAD, 4), 2);
+        assert!(!reach.answered(BAD) && !reach.answered(BAD));
+        assert!(reach.lock().is_empty());
+    }
+
     #[test]
     fn one_that_cannot_be_connected_to_is_tried_by_one_at_a_time() {
         let reach = Reach::default();
         let ms = Duration::from_millis;
         let try_at = |now| reach.try_connect(BAD, now).is_ok();
-        reach.begin(BAD);
+        assert!(reach.try_begin(BAD, 0));
         for _ in 0..FAILURES_MIN {
             assert!(try_at(ms(0)));
             reach.connected(BAD, Tried::Failed("refused".to_owned()), ms(0));

@@ -9,6 +9,7 @@ use crate::attempts::PartitionAttempts;
 use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
 use crate::handle::Shared;
+use crate::held_back::HeldBack;
 use crate::housekeeping::{Housekeeping, Looks};
 use crate::mailbox::Input;
 use crate::outbox::{MessageBatch, OutboxLooks, OutboxSender};
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use surefoot_env::Undone;
+use surefoot_invoker::Destination;
 use surefoot_log::Entry as LogEntry;
 use surefoot_machine::{Effect, Mutant as MachineMutant, StateError};
 use surefoot_model::{AttemptClass, Epoch, Event, PartitionId, Timestamp};
@@ -184,12 +186,25 @@ impl ActingPartition {
             Effect::Send { to, sequence } => self.outbox.on_send(to, sequence),
             // The source asks for the number when it needs it.
             Effect::CountParked { .. } => {}
-            Effect::PublishCatalog(event) => self.catalog.on_change(&event),
+            Effect::PublishCatalog(event) => {
+                self.catalog.on_change(&event);
+                // What is held back for one deployment may start on another one.
+                self.shared.slot_freed();
+            }
         }
     }
 
     pub(crate) fn page_backlog(&mut self, class: AttemptClass, queue: &mut StartQueue) -> Result<(), StateError> {
         self.attempts.page_backlog(&self.store.read(), class, queue)
+    }
+
+    pub(crate) fn page_aside(
+        &mut self,
+        destination: &Destination,
+        class: AttemptClass,
+        held: &mut HeldBack,
+    ) -> Result<usize, StateError> {
+        self.attempts.page_aside(&self.store.read(), destination, class, held)
     }
 
     /// Views, timers, messages, sweeps and a checkpoint.

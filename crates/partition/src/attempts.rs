@@ -4,11 +4,12 @@
 //! is shown (rule M5). Does not own: slots and the order of starting across partitions (`starting`), reading long journals
 //! (`replay`), or the streams (`invoker`).
 
+use crate::held_back::HeldBack;
 use crate::replay::{ON_WORKER, Replay};
 use crate::settings::Mutant;
 use crate::starting::{StartQueue, WaitingAttempt};
 use std::collections::BTreeMap;
-use surefoot_invoker::{AttemptStart, EagerState, Live as LiveNotification, Notifications, Notifier};
+use surefoot_invoker::{AttemptStart, Destination, EagerState, Live as LiveNotification, Notifications, Notifier};
 use surefoot_machine::{Invocations, Meta, Running, RunningKey, StateError};
 use surefoot_model::{
     Active, Attempt, AttemptClass, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage,
@@ -26,6 +27,10 @@ pub(crate) struct PartitionAttempts {
     /// By class, where the pass over the running invocations in the tables is: attempts from this one on are not queued yet, or were
     /// too many to be. New ones come last, so that the pass meets all of them.
     backlogs: BTreeMap<AttemptClass, Attempt>,
+    /// Attempts of a class up to this one were looked at to be started.
+    seen: BTreeMap<AttemptClass, Attempt>,
+    /// By destination and class: attempts from this one on that were looked at are held back, and too many to be remembered.
+    aside: BTreeMap<(Destination, AttemptClass), Attempt>,
     mutant: Mutant,
 }
 
@@ -33,6 +38,30 @@ struct RunningAttempt {
     attempt: Attempt,
     /// Dropped to abort it.
     notifications: Notifier,
+}
+
+/// An attempt that waits, as its row stands.
+pub(crate) struct FoundAttempt {
+    waiting: WaitingAttempt,
+    invocation: Invocation,
+    active: Active,
+}
+
+impl FoundAttempt {
+    pub(crate) fn target(&self) -> &Target {
+        &self.invocation.target
+    }
+
+    pub(crate) fn pin(&self) -> Option<Pin> {
+        self.active.pin
+    }
+
+    pub(crate) fn destination(&self) -> Destination {
+        match self.active.pin {
+            Some(pin) => Destination::Pinned(pin.deployment),
+            None => Destination::Newest(self.invocation.target.service.clone()),
+        }
+    }
 }
 
 /// An attempt as it stands in the tables at one instant.
@@ -49,13 +78,13 @@ pub(crate) struct PreparedAttempt {
 
 impl PartitionAttempts {
     pub(crate) fn new(partition: PartitionId, mutant: Mutant) -> Self {
-        Self { partition, running: BTreeMap::new(), backlogs: BTreeMap::new(), mutant }
+        let (running, backlogs, seen, aside) = Default::default();
+        Self { partition, running, backlogs, seen, aside, mutant }
     }
 
     /// A term of this process begins: attempts of an earlier one are void (rule M6), and what runs is found in the tables.
     pub(crate) fn begin_term(&mut self, queue: &mut StartQueue) {
-        self.running.clear();
-        self.backlogs.clear();
+        self.end_term();
         if self.mutant != Mutant::ForgetRunning {
             AttemptClass::ALL.into_iter().for_each(|class| self.leave_to_tables(class, Attempt(0), queue));
         }
@@ -65,6 +94,8 @@ impl PartitionAttempts {
     pub(crate) fn end_term(&mut self) {
         self.running.clear();
         self.backlogs.clear();
+        self.seen.clear();
+        self.aside.clear();
     }
 
     /// What ended an attempt has been applied.
@@ -82,7 +113,7 @@ impl PartitionAttempts {
         } else if queue.is_closed(class) {
             self.leave_to_tables(class, attempt, queue);
         } else {
-            queue.push(class, WaitingAttempt { partition: self.partition, id, attempt });
+            queue.push(WaitingAttempt { partition: self.partition, id, attempt, class });
         }
     }
 
@@ -126,35 +157,90 @@ impl PartitionAttempts {
         };
         for (RunningKey { attempt, .. }, id) in rows {
             assert!(!self.runs(id, attempt), "who runs was met by the pass, or never left to it: {id}");
-            queue.push(class, WaitingAttempt { partition: self.partition, id, attempt });
+            queue.push(WaitingAttempt { partition: self.partition, id, attempt, class });
         }
         Ok(())
     }
 
-    /// Attempts that the tables ask for, and that do not run.
-    pub(crate) fn not_started(&self, reader: &Reader<'_>) -> Result<Vec<(AttemptClass, WaitingAttempt)>, StateError> {
+    /// Attempts that the tables ask for, and that do not run, with where each would.
+    pub(crate) fn not_started(&self, reader: &Reader<'_>) -> Result<Vec<(WaitingAttempt, Destination)>, StateError> {
         let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
-        let rows = reader.scan::<Running>(&first, None, usize::MAX)?.into_iter();
-        let waiting = rows.filter(|(key, id)| !self.runs(*id, key.attempt));
-        let partition = self.partition;
-        Ok(waiting.map(|(RunningKey { class, attempt }, id)| (class, WaitingAttempt { partition, id, attempt })).collect())
+        let mut waiting = Vec::new();
+        for (RunningKey { class, attempt }, id) in reader.scan::<Running>(&first, None, usize::MAX)? {
+            let row = WaitingAttempt { partition: self.partition, id, attempt, class };
+            waiting.extend(self.read(reader, row)?.map(|found| (row, found.destination())));
+        }
+        Ok(waiting)
     }
 
-    /// Reads what an attempt starts with, all of one instant (rule M5): what comes into the journal from now on it gets live.
-    /// `feed` is how it hears of that. Nothing where it was killed, paused or voided while it waited, or runs already. `eager_state_bytes` says how much of a
-    /// key's state is sent along.
-    pub(crate) fn prepare(
-        &self,
+    /// An attempt was looked at and is held back, without a place in memory: it is found in the tables again, and so are those for the
+    /// same destination that are looked at after it.
+    pub(crate) fn leave_aside(&mut self, destination: Destination, waiting: WaitingAttempt) {
+        self.aside.entry((destination, waiting.class)).or_insert(waiting.attempt);
+    }
+
+    /// Attempts that were left aside are still to be found in the tables.
+    pub(crate) fn has_aside(&self, destination: &Destination, class: AttemptClass) -> bool {
+        self.aside.contains_key(&(destination.clone(), class))
+    }
+
+    /// Has one page of what was left aside for a destination held back again in memory; how many rows it looked at.
+    pub(crate) fn page_aside(
+        &mut self,
         reader: &Reader<'_>,
-        waiting: WaitingAttempt,
-        (notifications, live): (Notifier, Notifications),
-        eager_state_bytes: impl FnOnce(&Target, Option<Pin>) -> usize,
-    ) -> Result<Option<PreparedAttempt>, StateError> {
-        let WaitingAttempt { partition, id, attempt } = waiting;
+        destination: &Destination,
+        class: AttemptClass,
+        held: &mut HeldBack,
+    ) -> Result<usize, StateError> {
+        let aside = (destination.clone(), class);
+        let Some(&next) = self.aside.get(&aside) else { return Ok(0) };
+        // What comes later is queued, or in a backlog.
+        let seen = self.seen.get(&class).copied().unwrap_or_default();
+        let key = |attempt| RunningKey { class, attempt };
+        let rows = reader.scan::<Running>(&key(next), Some(&key(Attempt(seen.0 + 1))), BACKLOG_PAGE)?;
+        let looks = rows.len();
+        let mut goes_on_at = rows.last().filter(|_| looks == BACKLOG_PAGE).map(|(last, _)| Attempt(last.attempt.0 + 1));
+        for (RunningKey { attempt, .. }, id) in rows {
+            let waiting = WaitingAttempt { partition: self.partition, id, attempt, class };
+            let is_meant = self.read(reader, waiting)?.is_some_and(|found| found.destination() == *destination);
+            if is_meant && !held.refill(destination, waiting) {
+                goes_on_at = Some(attempt);
+                break;
+            }
+        }
+        match goes_on_at {
+            Some(attempt) => self.aside.insert(aside, attempt),
+            None => self.aside.remove(&aside),
+        };
+        Ok(looks)
+    }
+
+    /// Looks at an attempt that is to be started. Nothing where it was killed, paused or voided while it waited, or runs already.
+    pub(crate) fn find(&mut self, reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<FoundAttempt>, StateError> {
+        let seen = self.seen.entry(waiting.class).or_default();
+        *seen = waiting.attempt.max(*seen);
+        self.read(reader, waiting)
+    }
+
+    fn read(&self, reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<FoundAttempt>, StateError> {
+        let WaitingAttempt { id, attempt, .. } = waiting;
         if self.runs(id, attempt) {
             return Ok(None);
         }
-        let Some((invocation, active)) = current(reader, id, attempt)? else { return Ok(None) };
+        let found = current(reader, id, attempt)?;
+        Ok(found.map(|(invocation, active)| FoundAttempt { waiting, invocation, active }))
+    }
+
+    /// Reads what an attempt starts with, all of the instant in which it was found (rule M5): what comes into the journal from now on it
+    /// gets live. The feed is how it hears of that. `eager_state_bytes` says how much of a key's state is sent along.
+    pub(crate) fn prepare(
+        &self,
+        reader: &Reader<'_>,
+        found: FoundAttempt,
+        (notifications, live): (Notifier, Notifications),
+        eager_state_bytes: impl FnOnce(&Target, Option<Pin>) -> usize,
+    ) -> Result<PreparedAttempt, StateError> {
+        let FoundAttempt { waiting: WaitingAttempt { partition, id, attempt, .. }, invocation, active } = found;
         let state_bytes = eager_state_bytes(&invocation.target, active.pin);
         let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
         let mut replay = Replay::new(invocation.life(id), active.journal_len, object);
@@ -182,7 +268,7 @@ impl PartitionAttempts {
         } else {
             Some(replay)
         };
-        Ok(Some(PreparedAttempt { start, unread, journal_len, journal_bytes, notifications }))
+        Ok(PreparedAttempt { start, unread, journal_len, journal_bytes, notifications })
     }
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.
@@ -223,6 +309,7 @@ fn misread(mutant: Mutant, replay: &mut Vec<Entry>, live: &Notifier) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::held_back::HELD_MAX;
     use crate::testing::{HERE, command, empty_store, id, invocation, write, write_running, write_running_in};
     use std::task::{Context, Poll, Waker};
     use surefoot_invoker::{Feeds, Told};
@@ -237,7 +324,7 @@ mod tests {
     }
 
     fn waiting(unique: u128, attempt: Attempt) -> WaitingAttempt {
-        WaitingAttempt { partition: HERE, id: id(unique), attempt }
+        WaitingAttempt { partition: HERE, id: id(unique), attempt, class: AttemptClass::Fresh }
     }
 
     /// So many that run, each in the attempt with the number of its id.
@@ -249,8 +336,9 @@ mod tests {
 
     /// Prepares an attempt and lets it run; what it is shown.
     fn start(attempts: &mut PartitionAttempts, store: &Store, waiting: WaitingAttempt) -> Option<AttemptStart> {
+        let found = attempts.find(&store.read(), waiting).unwrap()?;
         let PreparedAttempt { start, unread, notifications, .. } =
-            attempts.prepare(&store.read(), waiting, Feeds::default().feed(), |_, _| 0).unwrap()?;
+            attempts.prepare(&store.read(), found, Feeds::default().feed(), |_, _| 0).unwrap();
         assert!(unread.is_none());
         attempts.started(waiting.id, waiting.attempt, notifications);
         Some(start)
@@ -297,9 +385,10 @@ mod tests {
 
     #[test]
     fn a_long_journal_is_left_to_a_view() {
-        let (mut store, attempts) = (empty_store(), attempts());
+        let (mut store, mut attempts) = (empty_store(), attempts());
         write(&mut store, |txn| write_running(txn, id(1), FIRST, 5_000));
-        let prepared = attempts.prepare(&store.read(), waiting(1, FIRST), Feeds::default().feed(), |_, _| 0).unwrap().unwrap();
+        let found = attempts.find(&store.read(), waiting(1, FIRST)).unwrap().unwrap();
+        let prepared = attempts.prepare(&store.read(), found, Feeds::default().feed(), |_, _| 0).unwrap();
         assert!(prepared.unread.is_some() && prepared.start.replay.is_empty());
     }
 
@@ -380,6 +469,46 @@ mod tests {
         assert_eq!(page_all(&mut attempts, &store), [asked + 1, asked + 2].map(id));
     }
 
+    /// Half of them run on a deployment that holds its share; those that found no room are met again, and the others are not.
+    #[test]
+    fn what_was_left_aside_is_found_again_once_and_in_order() {
+        let (mut store, mut attempts) = (empty_store(), attempts());
+        let destination = |n: u128| Destination::Pinned(DeploymentId(n % 2));
+        let count = 4 * HELD_MAX as u128;
+        write(&mut store, |txn| {
+            for n in 1..=count {
+                write_running(txn, id(n), Attempt(n as u64), 1);
+                let pin = Some(Pin { deployment: DeploymentId(n % 2), protocol: 6 });
+                txn.put::<Invocations>(id(n), invocation(Active { pin, ..crate::testing::active(Attempt(n as u64), 1) }));
+            }
+        });
+        let mut held = HeldBack::default();
+        // The last ones are queued and were not looked at.
+        for waiting in (1..=count - 10).map(|n| waiting(n, Attempt(n as u64))) {
+            let found = attempts.find(&store.read(), waiting).unwrap().unwrap();
+            assert_eq!(found.destination(), destination(waiting.id.unique));
+            if found.destination() == destination(1) && !held.push(destination(1), waiting) {
+                attempts.leave_aside(destination(1), waiting);
+            }
+        }
+        let mut begun = Vec::new();
+        let mut looks = 0;
+        while held.holds(&destination(1)) {
+            held.look(|_| usize::MAX);
+            while let Some(waiting) = held.front(AttemptClass::Fresh) {
+                begun.push(waiting.id);
+                held.pop_begun(AttemptClass::Fresh);
+            }
+            looks += attempts.page_aside(&store.read(), &destination(1), AttemptClass::Fresh, &mut held).unwrap();
+            if !attempts.has_aside(&destination(1), AttemptClass::Fresh) {
+                held.on_no_more(&destination(1), AttemptClass::Fresh);
+            }
+        }
+        let expected: Vec<_> = (1..=count - 10).filter(|n| n % 2 == 1).map(id).collect();
+        assert_eq!(begun, expected);
+        assert!(looks <= count as usize, "each row is looked at once more: {looks}");
+    }
+
     /// Its invocations stood still for as long as another partition's came faster than slots became free.
     #[test]
     fn a_backlog_has_its_turn_while_another_partition_goes_on_starting() {
@@ -400,12 +529,12 @@ mod tests {
         behind.on_start(id(1), FIRST, fresh, &mut queue);
         assert!(behind.has_backlog(fresh));
         for _ in 0..queued {
-            assert_eq!(queue.pop().unwrap().partition, PartitionId(1));
+            assert_eq!(queue.pop_begun().unwrap().partition, PartitionId(1));
             ask(&mut busy, &mut busy_store, &mut queue);
         }
         assert!(queue.wants_page(fresh), "it drains while others push");
         behind.page_backlog(&behind_store.read(), fresh, &mut queue).unwrap();
-        assert_eq!(queue.pop(), Some(waiting(1, FIRST)));
+        assert_eq!(queue.pop_begun(), Some(waiting(1, FIRST)));
         // What the other one has left meanwhile is found, and then all goes through the queue again.
         while busy.has_backlog(fresh) {
             busy.page_backlog(&busy_store.read(), fresh, &mut queue).unwrap();

@@ -19,6 +19,7 @@ mod clients;
 mod disk;
 mod gate;
 mod handle;
+mod held_back;
 mod housekeeping;
 mod mailbox;
 mod outbox;

@@ -9,7 +9,7 @@ use crate::views::Lent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
-use surefoot_invoker::{AttemptStart, EagerState, Invoker};
+use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker};
 use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues, States};
 use surefoot_model::{Entry, Life, ObjectKey, Text};
 use surefoot_storage::{Limit, Reader};
@@ -182,6 +182,7 @@ impl Drop for LoadTurn {
 pub(crate) struct Load {
     pub(crate) replay: Replay,
     pub(crate) start: AttemptStart,
+    pub(crate) admission: Admission,
     pub(crate) source: LoadSource,
 }
 
@@ -196,7 +197,7 @@ impl Load {
     /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
     /// channel closed.
     pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
-        let Self { mut replay, mut start, mut source } = self;
+        let Self { mut replay, mut start, admission, mut source } = self;
         loop {
             let state_bytes = replay.state_bytes;
             let step = source.view.read(|reader| replay.step(reader, ON_VIEW));
@@ -207,6 +208,7 @@ impl Load {
                 Ok(false) => yield_now().await,
                 Err(error) => {
                     shared.unreadable(start.partition, error);
+                    drop(admission);
                     invoker.release();
                     shared.slot_freed();
                     return;
@@ -215,7 +217,7 @@ impl Load {
         }
         replay.hand_over(&mut start);
         // Counted there before it is not here any more.
-        invoker.start(start);
+        invoker.start(start, admission);
         drop(source);
     }
 }

@@ -5,10 +5,13 @@
 use crate::answers::{Answer, Stopped};
 use crate::settings::{Mutant, Settings};
 use crate::start::Recovering;
-use crate::testing::{COUNT, NodeLife, TestLog, TestNode, settings};
+use crate::testing::{COUNT, NodeLife, TestLog, TestNode, TestPlaces, settings};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use surefoot_invoker::Mutant as InvokerMutant;
 use surefoot_log::Log;
+use surefoot_model::catalog::{CatalogEvent, Deployment, HttpVersion, Options, Service, ServiceKind, StreamMode};
 use surefoot_model::{
     Action, Attempt, AttemptEnd, AttemptProgress, DeploymentId, Epoch, Event, InvocationId, Item, Origin, PartitionId, Pin,
     Record, Retention, Submission, SubscriptionId, Target, TargetKind, Timestamp, encoding, entry_type,
@@ -298,4 +301,85 @@ fn messages_and_chores_wait_while_memory_has_no_room() {
     node.settle();
     assert_eq!(messages(&log, PartitionId(2)), [here]);
     assert!(chores() > 0, "the rest of the journal goes");
+}
+
+/// Registers a deployment for a service, as its newest revision.
+fn register(node: &TestNode, deployment: u128, service: &str) {
+    let id = DeploymentId(deployment);
+    let service = Service {
+        name: service.into(),
+        kind: ServiceKind::Service,
+        revision: deployment as u32,
+        deployment: id,
+        public: true,
+        handlers: BTreeMap::new(),
+        options: Options::default(),
+        documentation: None,
+        metadata: BTreeMap::new(),
+    };
+    let deployment = Deployment {
+        id,
+        uri: format!("http://handlers{deployment}/"),
+        http: HttpVersion::Http2,
+        mode: StreamMode::Bidirectional,
+        additional_headers: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+        created_at: Timestamp(0),
+        min_protocol: 5,
+        max_protocol: 6,
+        sdk_version: None,
+        services: vec![service],
+    };
+    node.ask(node.partitions.change_catalog(CatalogEvent::DeploymentRegistered(deployment))).unwrap();
+    node.settle();
+}
+
+const SILENT: DeploymentId = DeploymentId(1);
+const OTHER: DeploymentId = DeploymentId(2);
+
+/// One deployment for `Silent`, another one for `Greeter`, and four places. More calls of the first than are held back in memory.
+fn flooded(mutant: InvokerMutant) -> (TestNode, Vec<InvocationId>) {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::with_places(&log, &engine, NodeLife(1), settings(), TestPlaces { max: 4, mutant });
+    register(&node, 1, "Silent");
+    register(&node, 2, "Greeter");
+    let calls: Vec<_> = (1..=700).map(|n| id(0, n)).collect();
+    for call in &calls {
+        let target = Target::new(TargetKind::Service, "Silent", "", "hear");
+        node.append(PartitionId(0), Event::InvocationSubmitted(Box::new(Submission { target, ..submission(*call, 10) })));
+    }
+    (node, calls)
+}
+
+/// One deployment that took connections and never answered stopped all handlers of a node.
+#[test]
+fn a_deployment_that_does_not_answer_holds_its_share_of_the_places_and_others_start_past_what_waits_for_it() {
+    let (node, calls) = flooded(InvokerMutant::None);
+    assert_eq!(node.handlers.asked(SILENT), calls[..2], "half of the places");
+    node.append(PartitionId(1), submitted(id(1, 1), 10));
+    assert_eq!(node.handlers.asked(OTHER), [id(1, 1)]);
+    for begun in 3..=calls.len() {
+        node.handlers.fail_one(SILENT);
+        node.settle();
+        let (asked, expected) = (node.handlers.asked(SILENT), &calls[begun - 2..begun]);
+        assert_eq!(asked, expected, "the first that was held back goes on, with the {begun}th begun");
+    }
+}
+
+#[test]
+fn what_is_held_back_goes_on_at_a_new_deployment() {
+    let (node, calls) = flooded(InvokerMutant::None);
+    register(&node, 3, "Silent");
+    assert_eq!(node.handlers.asked(DeploymentId(3)), calls[2..3], "one, for others have the only place left");
+    node.handlers.fail_one(DeploymentId(3));
+    node.settle();
+    assert_eq!(node.handlers.asked(DeploymentId(3)), calls[3..4]);
+}
+
+/// The check of rule O5 that simulation cannot make while all handlers of a world share a deployment.
+#[test]
+fn a_node_whose_places_one_deployment_takes_is_caught() {
+    let (node, calls) = flooded(InvokerMutant::TakeAllPlaces);
+    node.append(PartitionId(1), submitted(id(1, 1), 10));
+    assert_eq!((node.handlers.asked(SILENT), node.handlers.asked(OTHER)), (calls[..4].to_vec(), vec![]));
 }

@@ -1,11 +1,13 @@
 //! In which order the attempts of a worker's partitions take slots, and how they are handed to the invoker.
 //!
 //! Owns: the queue of attempts that wait for a slot, the turns in which partitions page their backlogs into it, and the replays
-//! that are read from views. Does not own: what an attempt is shown (`attempts`), or what becomes of it (`invoker`).
+//! that are read from views. Does not own: what an attempt is shown (`attempts`), what is held back for its deployment alone
+//! (`held_back`), or what becomes of it (`invoker`).
 
 use crate::acting::ActingPartition;
 use crate::attempts::PreparedAttempt;
 use crate::handle::Shared;
+use crate::held_back::HeldBack;
 use crate::owned::OwnedPartitions;
 use crate::replay::{Load, LoadSource, LoadsInFlight};
 use crate::views::Lent;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 use surefoot_env::Undone;
-use surefoot_invoker::Invoker;
+use surefoot_invoker::{Destination, Invoker};
 use surefoot_machine::StateError;
 use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
 
@@ -22,6 +24,9 @@ use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
 const WAITING_MAX: usize = 4_096;
 /// Attempts that wait for their turn to do so while others start; beyond it they hold up the rest.
 const POSTPONED_MAX: usize = 256;
+/// Attempts that a turn looks at and does not start: held back, gone meanwhile, or of no concern in a page. A few milliseconds; then
+/// records and timers have their turn.
+const LOOKS_MAX: usize = 1_024;
 
 /// What a replay may wait for a view to be read from, where others hold all that may be held.
 const VIEW_MAX: Duration = Duration::from_secs(5);
@@ -35,14 +40,39 @@ pub(crate) struct WaitingAttempt {
     pub(crate) partition: PartitionId,
     pub(crate) id: InvocationId,
     pub(crate) attempt: Attempt,
+    pub(crate) class: AttemptClass,
+}
+
+/// One of something for each class.
+#[derive(Debug, Default)]
+pub(crate) struct ByClass<T> {
+    needed: T,
+    fresh: T,
+}
+
+impl<T> ByClass<T> {
+    pub(crate) fn of(&self, class: AttemptClass) -> &T {
+        match class {
+            AttemptClass::Needed => &self.needed,
+            AttemptClass::Fresh => &self.fresh,
+        }
+    }
+
+    pub(crate) fn of_mut(&mut self, class: AttemptClass) -> &mut T {
+        match class {
+            AttemptClass::Needed => &mut self.needed,
+            AttemptClass::Fresh => &mut self.fresh,
+        }
+    }
 }
 
 /// Attempts that wait for a slot: what is needed before what is fresh, each class in the order in which it was asked for (rule O5).
-/// A page of a backlog may exceed its bound.
+/// A page of a backlog may exceed its bound. Those whose deployment holds its share of the places stand aside: the others start past
+/// them, and once it may have more they go first, since they were asked for before.
 #[derive(Default)]
 pub(crate) struct StartQueue {
-    needed: VecDeque<WaitingAttempt>,
-    fresh: VecDeque<WaitingAttempt>,
+    waiting: ByClass<VecDeque<WaitingAttempt>>,
+    pub(crate) held: HeldBack,
     /// Classes of which some partition has a backlog, or had one when this was last looked at. All partitions then leave what is new
     /// to their tables: the queue drains to the backlogs' pages, and no partition's starts keep another's backlog waiting for ever.
     backlogged: BTreeSet<AttemptClass>,
@@ -50,17 +80,24 @@ pub(crate) struct StartQueue {
     turn: u32,
 }
 
-impl StartQueue {
-    fn of(&mut self, class: AttemptClass) -> &mut VecDeque<WaitingAttempt> {
-        match class {
-            AttemptClass::Needed => &mut self.needed,
-            AttemptClass::Fresh => &mut self.fresh,
-        }
-    }
+/// What starts next, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextAttempt {
+    pub(crate) waiting: WaitingAttempt,
+    stands: Standing,
+}
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    InQueue,
+    /// Among those that were held back.
+    Aside,
+}
+
+impl StartQueue {
     /// More of this class are left to the tables.
-    pub(crate) fn is_closed(&mut self, class: AttemptClass) -> bool {
-        self.backlogged.contains(&class) || self.of(class).len() >= WAITING_MAX
+    pub(crate) fn is_closed(&self, class: AttemptClass) -> bool {
+        self.backlogged.contains(&class) || self.waiting.of(class).len() >= WAITING_MAX
     }
 
     /// A partition has left attempts of this class to its tables.
@@ -74,49 +111,66 @@ impl StartQueue {
     }
 
     /// A class is to be paged before anything of it can start.
-    pub(crate) fn wants_page(&mut self, class: AttemptClass) -> bool {
-        self.of(class).is_empty() && self.backlogged.contains(&class)
+    pub(crate) fn wants_page(&self, class: AttemptClass) -> bool {
+        self.waiting.of(class).is_empty() && self.backlogged.contains(&class)
     }
 
-    pub(crate) fn push(&mut self, class: AttemptClass, waiting: WaitingAttempt) {
-        self.of(class).push_back(waiting);
+    pub(crate) fn push(&mut self, waiting: WaitingAttempt) {
+        self.waiting.of_mut(waiting.class).push_back(waiting);
     }
 
     fn len(&self) -> usize {
-        self.needed.len() + self.fresh.len()
+        self.waiting.needed.len() + self.waiting.fresh.len()
     }
 
-    fn is_turn_of_fresh(&self) -> bool {
-        self.needed.is_empty() || self.turn % FRESH_TURN == FRESH_TURN - 1 && !self.fresh.is_empty()
+    fn next_of(&self, class: AttemptClass) -> Option<NextAttempt> {
+        let (aside, in_queue) = (self.held.front(class), self.waiting.of(class).front().copied());
+        let next = |stands| move |waiting| NextAttempt { waiting, stands };
+        aside.map(next(Standing::Aside)).or(in_queue.map(next(Standing::InQueue)))
     }
 
-    fn front(&self) -> Option<&WaitingAttempt> {
-        if self.is_turn_of_fresh() { self.fresh.front() } else { self.needed.front() }
+    /// What starts next.
+    pub(crate) fn front(&self) -> Option<NextAttempt> {
+        let (needed, fresh) = (self.next_of(AttemptClass::Needed), self.next_of(AttemptClass::Fresh));
+        if self.turn % FRESH_TURN == FRESH_TURN - 1 { fresh.or(needed) } else { needed.or(fresh) }
     }
 
-    /// Takes what is in front.
-    pub(crate) fn pop(&mut self) -> Option<WaitingAttempt> {
-        let taken = if self.is_turn_of_fresh() { self.fresh.pop_front() } else { self.needed.pop_front() };
+    /// Takes what is in front: it begins.
+    pub(crate) fn pop_begun(&mut self) -> Option<WaitingAttempt> {
+        let NextAttempt { waiting, stands } = self.front()?;
         self.turn = self.turn.wrapping_add(1);
-        taken
+        match stands {
+            Standing::Aside => self.held.pop_begun(waiting.class),
+            Standing::InQueue => self.waiting.of_mut(waiting.class).pop_front(),
+        }
+    }
+
+    /// Takes what is in front: it does not begin from here.
+    pub(crate) fn pop_other(&mut self) -> Option<WaitingAttempt> {
+        let NextAttempt { waiting, stands } = self.front()?;
+        match stands {
+            Standing::Aside => self.held.pop_other(waiting.class),
+            Standing::InQueue => self.waiting.of_mut(waiting.class).pop_front(),
+        }
     }
 
     fn contains(&self, waiting: &WaitingAttempt) -> bool {
-        self.needed.contains(waiting) || self.fresh.contains(waiting)
+        self.waiting.of(waiting.class).contains(waiting)
     }
 
     fn clear(&mut self) {
-        AttemptClass::ALL.into_iter().for_each(|class| self.of(class).clear());
+        AttemptClass::ALL.into_iter().for_each(|class| self.waiting.of_mut(class).clear());
+        self.held.clear();
     }
 
     #[cfg(test)]
-    pub(crate) fn len_of(&mut self, class: AttemptClass) -> usize {
-        self.of(class).len()
+    pub(crate) fn len_of(&self, class: AttemptClass) -> usize {
+        self.waiting.of(class).len()
     }
 
     #[cfg(test)]
     pub(crate) fn take_all(&mut self) -> VecDeque<WaitingAttempt> {
-        std::iter::from_fn(|| self.pop()).collect()
+        std::iter::from_fn(|| self.pop_begun()).collect()
     }
 }
 
@@ -141,6 +195,8 @@ enum Started {
     No,
     /// Its replay has to be read from a view, and there is none to be had now. The end of another one wakes.
     Later,
+    /// Its deployment holds its share of the places.
+    HeldBack(Destination),
 }
 
 impl AttemptStarter {
@@ -163,52 +219,98 @@ impl AttemptStarter {
         self.postponed.clear();
     }
 
-    /// Starts what waits while slots are free, and has those that only wait make room for the rest (rule O5).
-    pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) {
-        self.start_waiting(partitions);
-        let wanted = self.queue.len() + self.postponed.len();
+    /// Starts what waits while slots are free, and has those that only wait make room for the rest (rule O5). Whether it has more to
+    /// look at that can start now.
+    pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) -> bool {
+        let held_none = self.queue.held.is_empty();
+        self.look_at_held();
+        let mut has_more = self.start_waiting(partitions);
+        if held_none && !self.queue.held.is_empty() {
+            // Nobody knew before that its end, or its answer, is waited for.
+            self.look_at_held();
+            has_more |= self.start_waiting(partitions);
+        }
+        let wanted = self.queue.len() + self.queue.held.wanted() + self.postponed.len();
         if wanted > 0 || self.wanted > 0 {
             self.invoker.want(self.worker, wanted);
             self.wanted = wanted;
         }
+        has_more
     }
 
-    fn start_waiting(&mut self, partitions: &mut OwnedPartitions) {
-        let mut can_load = true;
-        loop {
-            for class in AttemptClass::ALL {
-                if self.queue.wants_page(class) {
-                    self.page_backlogs(class, partitions);
-                }
-            }
+    /// Which of the destinations may have more.
+    fn look_at_held(&mut self) {
+        if self.queue.held.is_empty() {
+            return;
+        }
+        self.shared.wants_slot[self.worker].store(true, Ordering::Relaxed);
+        // Either this sees what is free, answered and registered now, or whatever changes that wakes.
+        fence(Ordering::SeqCst);
+        self.queue.held.look(|destination| self.invoker.share_left(destination));
+    }
+
+    fn start_waiting(&mut self, partitions: &mut OwnedPartitions) -> bool {
+        let (mut can_load, mut has_place, mut looks) = (true, false, 0);
+        let has_more = loop {
+            looks += self.page(partitions);
             can_load &= self.loads.has_turn();
-            let is_postponed = can_load && !self.postponed.is_empty();
-            let next = if is_postponed { self.postponed.front() } else { self.queue.front() };
-            let Some(&waiting) = next else { return };
-            if self.postponed.len() >= POSTPONED_MAX && !is_postponed || !self.reserve_slot() {
-                return;
+            let postponed = self.postponed.front().copied().filter(|_| can_load);
+            let in_queue = self.queue.front();
+            let Some(waiting) = postponed.or(in_queue.map(|next| next.waiting)) else { break self.wants_page() };
+            if looks >= LOOKS_MAX {
+                break true;
+            }
+            if postponed.is_none() && self.postponed.len() >= POSTPONED_MAX || !has_place && !self.reserve_slot() {
+                break false;
             }
             // A large replay is not overtaken by smaller ones that need a view, too, or it would never have its turn.
-            let may_load = is_postponed || self.postponed.is_empty();
-            let start =
-                |partition: &mut ActingPartition| self.start(partition, waiting, may_load).map_err(|error| error.to_string());
+            let may_load = postponed.is_some() || self.postponed.is_empty();
+            // Those that were asked for before are held back.
+            let is_behind_held = postponed.is_none() && in_queue.is_some_and(|next| next.stands == Standing::InQueue);
+            let start = |partition: &mut ActingPartition| {
+                self.start(partition, waiting, may_load, is_behind_held).map_err(|error| error.to_string())
+            };
             let started = partitions.guard(waiting.partition, start).unwrap_or(Started::No);
-            if !matches!(started, Started::Yes) {
-                self.invoker.release();
-                // Another worker may have found none free meanwhile.
-                self.shared.slot_freed();
-            }
-            let is_later = matches!(started, Started::Later);
-            can_load &= !is_later;
-            match is_postponed {
+            has_place = !matches!(started, Started::Yes);
+            looks += usize::from(has_place);
+            can_load &= !matches!(started, Started::Later);
+            match (postponed.is_some(), started) {
                 // It keeps its place.
-                true if is_later => {}
-                true => drop(self.postponed.pop_front()),
-                false => {
-                    self.queue.pop();
-                    self.postponed.extend(is_later.then_some(waiting));
+                (true, Started::Later) => {}
+                (true, Started::HeldBack(destination)) => {
+                    self.postponed.pop_front();
+                    self.queue.held.push_first(destination, waiting);
                 }
+                (true, Started::Yes | Started::No) => drop(self.postponed.pop_front()),
+                (false, Started::HeldBack(destination)) => self.hold_back(destination, waiting, partitions),
+                (false, Started::Later) => {
+                    self.queue.pop_other();
+                    self.postponed.push_back(waiting);
+                }
+                (false, Started::Yes) => drop(self.queue.pop_begun()),
+                (false, Started::No) => drop(self.queue.pop_other()),
             }
+        };
+        if has_place {
+            self.invoker.release();
+            // Another worker may have found none free meanwhile.
+            self.shared.slot_freed();
+        }
+        has_more
+    }
+
+    /// What is in front stands aside. Where too many do already it is left to the tables.
+    fn hold_back(&mut self, destination: Destination, waiting: WaitingAttempt, partitions: &mut OwnedPartitions) {
+        let Some(NextAttempt { stands: Standing::InQueue, .. }) = self.queue.front() else {
+            // It stays where it is.
+            self.queue.held.on_share_taken(&destination);
+            return;
+        };
+        self.queue.pop_other();
+        if !self.queue.held.push(destination.clone(), waiting)
+            && let Some(partition) = partitions.find(waiting.partition)
+        {
+            partition.attempts.leave_aside(destination, waiting);
         }
     }
 
@@ -223,14 +325,31 @@ impl AttemptStarter {
         self.invoker.try_reserve()
     }
 
+    fn wants_page(&self) -> bool {
+        AttemptClass::ALL.into_iter().any(|class| self.queue.held.wants_page(class).is_some())
+    }
+
+    /// Reads from the tables what comes next, where it is not in memory; how many attempts it looked at that do not come next.
+    fn page(&mut self, partitions: &mut OwnedPartitions) -> usize {
+        let mut looks = 0;
+        for class in AttemptClass::ALL {
+            if self.queue.wants_page(class) {
+                self.page_backlogs(class, partitions);
+            }
+            if let Some(destination) = self.queue.held.wants_page(class) {
+                looks += self.page_aside(&destination, class, partitions);
+            }
+        }
+        looks
+    }
+
     /// Queues a page of the next partition that has a backlog of this class.
     fn page_backlogs(&mut self, class: AttemptClass, partitions: &mut OwnedPartitions) {
         for _ in 0..partitions.len() {
-            let at = self.backlog_turn % partitions.len();
-            self.backlog_turn = at + 1;
+            let at = self.next_backlog(partitions);
             let queue = &mut self.queue;
             partitions.guard_at(at, |partition| partition.page_backlog(class, queue).map_err(|error| error.to_string()));
-            if !self.queue.of(class).is_empty() {
+            if !self.queue.waiting.of(class).is_empty() {
                 break;
             }
         }
@@ -244,12 +363,16 @@ impl AttemptStarter {
         let has_place = self.invoker.has_place() && self.shared.gate.has_attempts_room();
         let mut undone = Vec::new();
         for partition in partitions.iter().filter(|partition| partition.leads()) {
-            for (class, waiting) in partition.attempts.not_started(&partition.store.read())? {
-                let WaitingAttempt { partition: of, id, .. } = waiting;
+            for (waiting, destination) in partition.attempts.not_started(&partition.store.read())? {
+                let WaitingAttempt { partition: of, id, class, .. } = waiting;
+                let stands_aside =
+                    self.queue.held.contains(&destination, &waiting) || partition.attempts.has_aside(&destination, class);
                 if self.postponed.contains(&waiting) || self.postponed.len() >= POSTPONED_MAX {
                     let what = format!("{id} of partition {of} waits for a view, and has a place (rule O5)");
                     undone.extend(has_place.then_some(Undone { what, patience: VIEW_MAX }));
-                } else if !partition.attempts.has_backlog(class) && !self.queue.contains(&waiting) {
+                } else if stands_aside && self.invoker.share_left(&destination) == 0 {
+                    // Its deployment has to answer first.
+                } else if !partition.attempts.has_backlog(class) && !self.queue.contains(&waiting) && !stands_aside {
                     undone.push(Undone::at_once(format!("{id} of partition {of} is to run, and nobody knows (rule M6)")));
                 } else if has_place {
                     undone.push(Undone::at_once(format!("{id} of partition {of} waits, and a place is free (rule O5)")));
@@ -262,22 +385,60 @@ impl AttemptStarter {
         Ok(undone)
     }
 
-    fn start(&self, partition: &mut ActingPartition, waiting: WaitingAttempt, may_load: bool) -> Result<Started, StateError> {
+    /// Has what a partition has left to its tables for a destination stand aside again, as far as that is found on a page.
+    fn page_aside(&mut self, destination: &Destination, class: AttemptClass, partitions: &mut OwnedPartitions) -> usize {
+        let mut looks = 0;
+        for _ in 0..partitions.len() {
+            let at = self.next_backlog(partitions);
+            let held = &mut self.queue.held;
+            let page = |partition: &mut ActingPartition| {
+                partition.page_aside(destination, class, held).map_err(|error| error.to_string())
+            };
+            looks += partitions.guard_at(at, page).unwrap_or(0);
+            if looks > 0 {
+                break;
+            }
+        }
+        if !partitions.iter().any(|partition| partition.attempts.has_aside(destination, class)) {
+            self.queue.held.on_no_more(destination, class);
+        }
+        looks
+    }
+
+    fn next_backlog(&mut self, partitions: &OwnedPartitions) -> usize {
+        let at = self.backlog_turn % partitions.len();
+        self.backlog_turn = at + 1;
+        at
+    }
+
+    /// `is_behind_held`: others for the same destination go first, if there are any that are held back.
+    fn start(
+        &self,
+        partition: &mut ActingPartition,
+        waiting: WaitingAttempt,
+        may_load: bool,
+        is_behind_held: bool,
+    ) -> Result<Started, StateError> {
         if !partition.leads() {
             return Ok(Started::No);
         }
+        let Some(found) = partition.attempts.find(&partition.store.read(), waiting)? else { return Ok(Started::No) };
+        let destination = found.destination();
+        if is_behind_held && self.queue.held.holds(&destination) {
+            return Ok(Started::HeldBack(destination));
+        }
+        let Some(admission) = self.invoker.admit(found.target(), found.pin()) else { return Ok(Started::HeldBack(destination)) };
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
-        let prepared = partition.attempts.prepare(&partition.store.read(), waiting, self.invoker.feed(), eager_state_bytes)?;
-        let Some(prepared) = prepared else { return Ok(Started::No) };
+        let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
         let PreparedAttempt { start, unread, journal_len, journal_bytes, notifications } = prepared;
         match unread {
-            None => self.invoker.start(start),
+            None => self.invoker.start(start, admission),
             Some(replay) => {
                 let turn = may_load.then(|| self.loads.try_take(journal_len, journal_bytes)).flatten();
                 let Some(turn) = turn else { return Ok(Started::Later) };
                 let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
-                let load = Load { replay, start, source: LoadSource { turn, view } };
+                let load = Load { replay, start, admission, source: LoadSource { turn, view } };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }
         }
@@ -291,17 +452,20 @@ mod tests {
     use super::*;
     use crate::testing::{HERE, id};
 
+    fn waiting(n: u128, class: AttemptClass) -> WaitingAttempt {
+        WaitingAttempt { partition: HERE, id: id(n), attempt: Attempt(1), class }
+    }
+
     #[test]
     fn what_is_needed_starts_before_what_is_fresh_which_keeps_a_share() {
         let mut queue = StartQueue::default();
-        let waiting = |n: u128| WaitingAttempt { partition: HERE, id: id(n), attempt: Attempt(1) };
         for n in 0..6 {
-            queue.push(AttemptClass::Fresh, waiting(100 + n));
-            queue.push(AttemptClass::Needed, waiting(n));
+            queue.push(waiting(100 + n, AttemptClass::Fresh));
+            queue.push(waiting(n, AttemptClass::Needed));
         }
         let order: Vec<_> = std::iter::from_fn(|| {
-            let next = queue.front().copied();
-            assert_eq!(queue.pop(), next);
+            let next = queue.front().map(|next| next.waiting);
+            assert_eq!(queue.pop_begun(), next);
             next.map(|waiting| waiting.id)
         })
         .collect();

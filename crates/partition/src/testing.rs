@@ -9,18 +9,20 @@ use crate::start::Recovering;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, OsDisk, Step, Steps, Tasks, Wake};
-use surefoot_invoker::{DiscoverRequest, DiscoverResponse, Exchange, Invoker, OpenRequest, Transport, TransportError};
+use surefoot_invoker::{
+    DiscoverRequest, DiscoverResponse, Exchange, Invoker, Mutant as InvokerMutant, OpenRequest, Transport, TransportError,
+};
 use surefoot_log::{Durable, Entry as LogEntry, Log, Retained, Sink};
 use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, RunningKey, State};
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{
-    Active, Attempt, AttemptClass, Entry, Epoch, Event, Incarnation, Invocation, InvocationId, Lsn, Origin, PartitionId,
-    Progress, Record, Retention, Stage, Target, TargetKind, Timestamp, encoding, entry_type,
+    Active, Attempt, AttemptClass, DeploymentId, Entry, Epoch, Event, Incarnation, Invocation, InvocationId, Lsn, Origin,
+    PartitionId, Progress, Record, Retention, Stage, Target, TargetKind, Timestamp, encoding, entry_type,
 };
 use surefoot_storage::{Engine, MemEngine, Store, Txn};
 
@@ -258,12 +260,41 @@ impl Tasks for TestWorld {
     }
 }
 
-/// Handlers that never answer.
-struct SilentHandlers;
+/// Handlers that do not answer until the test has them fail.
+#[derive(Default)]
+pub(crate) struct SilentHandlers(Mutex<Vec<SilentRequest>>);
+
+struct SilentRequest {
+    deployment: DeploymentId,
+    id: InvocationId,
+    fails: Arc<AtomicBool>,
+}
+
+impl SilentHandlers {
+    /// Whose requests are under way to a deployment, in the order in which they came.
+    pub(crate) fn asked(&self, deployment: DeploymentId) -> Vec<InvocationId> {
+        let requests = self.0.lock().unwrap();
+        requests.iter().filter(|request| request.deployment == deployment).map(|request| request.id).collect()
+    }
+
+    /// The oldest request to a deployment fails.
+    pub(crate) fn fail_one(&self, deployment: DeploymentId) {
+        let mut requests = self.0.lock().unwrap();
+        let at = requests.iter().position(|request| request.deployment == deployment).unwrap();
+        requests.remove(at).fails.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Transport for SilentHandlers {
-    fn open(&self, _: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
-        Box::pin(std::future::pending())
+    fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
+        let fails = Arc::<AtomicBool>::default();
+        let id = request.headers["x-restate-invocation-id"].to_str().unwrap().parse().unwrap();
+        self.0.lock().unwrap().push(SilentRequest { deployment: request.deployment.id, id, fails: fails.clone() });
+        let broken = move |_: &mut Context<'_>| match fails.load(Ordering::Relaxed) {
+            true => Poll::Ready(Err(TransportError::Broken("the test says so".to_owned()))),
+            false => Poll::Pending,
+        };
+        Box::pin(std::future::poll_fn(broken))
     }
 
     fn discover(&self, _: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>> {
@@ -275,8 +306,21 @@ impl Transport for SilentHandlers {
 pub(crate) struct TestNode {
     pub(crate) partitions: Partitions,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) handlers: Arc<SilentHandlers>,
     log: Arc<TestLog>,
     world: Arc<TestWorld>,
+}
+
+/// Places for attempts on a [`TestNode`], and how they are dealt out.
+#[derive(Clone, Copy)]
+pub(crate) struct TestPlaces {
+    pub(crate) max: usize,
+    pub(crate) mutant: InvokerMutant,
+}
+
+impl TestPlaces {
+    /// No attempt starts: a test reports what attempts bring.
+    pub(crate) const NONE: Self = Self { max: 0, mutant: InvokerMutant::None };
 }
 
 /// Partitions of a [`TestNode`], the catalog's not counted.
@@ -287,6 +331,16 @@ pub(crate) struct NodeLife(pub(crate) u64);
 
 impl TestNode {
     pub(crate) fn start(log: &Arc<TestLog>, engine: &MemEngine, life: NodeLife, settings: Settings) -> Self {
+        Self::with_places(log, engine, life, settings, TestPlaces::NONE)
+    }
+
+    pub(crate) fn with_places(
+        log: &Arc<TestLog>,
+        engine: &MemEngine,
+        life: NodeLife,
+        settings: Settings,
+        places: TestPlaces,
+    ) -> Self {
         log.kill();
         let engine: Arc<dyn Engine> = Arc::new(engine.clone());
         let mut recovering = Recovering::open(&engine, COUNT, surefoot_storage::Mutant::None, settings).unwrap();
@@ -294,12 +348,12 @@ impl TestNode {
         entries.iter().for_each(|entry| recovering.replay(entry).unwrap());
         let world = Arc::new(TestWorld { numbers: AtomicU64::new(life.0 << 32), ..TestWorld::default() });
         let env = Env { clock: world.clone(), tasks: world.clone(), ids: world.clone(), disk: Arc::new(OsDisk) };
-        let invoker_env = env.clone();
+        let (invoker_env, handlers) = (env.clone(), Arc::<SilentHandlers>::default());
+        let transport = handlers.clone();
         let invoker = move |catalog, output| {
             let settings = surefoot_invoker::Settings {
                 defaults: Defaults::default(),
-                // None starts: a test reports what attempts bring.
-                attempts_max: 0,
+                attempts_max: places.max,
                 replay_bytes_max: 1 << 20,
                 report_bytes_max: 1 << 20,
                 message_bytes_max: 1 << 20,
@@ -308,15 +362,15 @@ impl TestNode {
                 eager_state_bytes_max: 1 << 20,
                 partitions: COUNT,
                 additional_headers: Vec::new(),
-                mutant: surefoot_invoker::Mutant::None,
+                mutant: places.mutant,
             };
-            Invoker::new(invoker_env, settings, catalog, Arc::new(SilentHandlers), output)
+            Invoker::new(invoker_env, settings, catalog, transport, output)
         };
         let connect = |partition, sink| drop(log.0.lock().unwrap().sinks.insert(partition, sink));
         let fatal: crate::Fatal = Arc::new(|message| panic!("{message}"));
         let started = recovering.start(env, log.clone(), connect, invoker, Vec::new(), fatal).unwrap();
         let shared = started.partitions.shared().clone();
-        let node = Self { partitions: started.partitions, shared, log: log.clone(), world };
+        let node = Self { partitions: started.partitions, shared, handlers, log: log.clone(), world };
         node.settle();
         node
     }

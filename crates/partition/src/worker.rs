@@ -54,7 +54,7 @@ impl Steps for Worker {
             cost = cost.saturating_sub(cost_of(&input));
             self.input(input);
         }
-        self.starter.turn(&mut self.partitions);
+        let has_more = self.starter.turn(&mut self.partitions);
         let idle = self.turn();
         if self.stopping.is_some() && self.partitions.iter().all(ActingPartition::has_ended) {
             self.mailbox.close();
@@ -65,7 +65,7 @@ impl Steps for Worker {
             return Step::Done;
         }
         // What came since the mailbox was emptied has woken this worker.
-        if self.inputs.is_empty() { Step::IdleFor(idle) } else { Step::Worked }
+        if self.inputs.is_empty() && !has_more { Step::IdleFor(idle) } else { Step::Worked }
     }
 
     /// What could go on in its partitions by what lies in their tables, whatever this worker believes.

@@ -126,7 +126,8 @@ impl World {
             live: notifications,
         };
         change(&mut start);
-        self.invoker.start(start);
+        let admission = self.invoker.admit(&start.target, start.pin).expect("the deployment has a share left");
+        self.invoker.start(start, admission);
         self.run();
     }
 

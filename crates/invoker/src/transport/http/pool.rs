@@ -94,11 +94,7 @@ impl Pool {
 
     /// A place for one stream, on a connection that takes new ones. `refused` is the connection that would not take it. Where there is
     /// no room it waits for another stream to end, however long that takes, and tells `no_room`.
-    pub(super) async fn place(
-        self: &Arc<Self>,
-        refused: Option<&Arc<Life>>,
-        no_room: &Notify,
-    ) -> Result<Place, TransportError> {
+    pub(super) async fn place(self: &Arc<Self>, refused: Option<&Arc<Life>>, no_room: &Notify) -> Result<Place, TransportError> {
         loop {
             let mut freed = pin!(self.freed.notified());
             let mut found = self.find(refused);

@@ -57,12 +57,8 @@ async fn open_path(
     deployment: &Arc<Deployment>,
     path: &str,
 ) -> Result<Box<dyn Exchange>, TransportError> {
-    let request = OpenRequest {
-        deployment: deployment.clone(),
-        path: path.to_owned(),
-        headers: HeaderMap::new(),
-        no_room: Arc::default(),
-    };
+    let request =
+        OpenRequest { deployment: deployment.clone(), path: path.to_owned(), headers: HeaderMap::new(), no_room: Arc::default() };
     within("opening", transport.open(request)).await
 }
 
