@@ -75,7 +75,8 @@ impl Fan {
     /// Calls another service so often, all at once, and waits for all answers.
     #[handler]
     async fn calls(&self, ctx: Context<'_>, count: u64) -> Result<u64, TerminalError> {
-        let calls: Vec<_> = (0..count).map(|_| ctx.service_client::<EchoClient>().echo("one of many".to_owned()).call()).collect();
+        let calls: Vec<_> =
+            (0..count).map(|_| ctx.service_client::<EchoClient>().echo("one of many".to_owned()).call()).collect();
         for call in calls {
             call.await?;
         }

@@ -181,10 +181,8 @@ async fn overdue(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
     sleep(Duration::from_millis(nap.ms).saturating_sub(submitted.elapsed())).await;
     let start = Instant::now();
     side.restart()?;
-    eventually("an answer", COUNT_LIMIT, || async {
-        Caller::connect(side.ingress()).await?.call(echo_call()).await.map(drop)
-    })
-    .await?;
+    eventually("an answer", COUNT_LIMIT, || async { Caller::connect(side.ingress()).await?.call(echo_call()).await.map(drop) })
+        .await?;
     let resumed_ms = Some(start.elapsed().as_secs_f64() * 1000.0);
     let latencies = load::beside(4, side.ingress(), echo_call, until_handled(&side, NAPS, count, WAKE_LIMIT)).await?;
     let (p50_ms, p99_ms) = (milliseconds(&latencies, 0.50), milliseconds(&latencies, 0.99));

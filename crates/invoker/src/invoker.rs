@@ -110,12 +110,21 @@ impl Invoker {
     /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places (rule O5).
     /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
+        self.share_of(destination, self.places.watch_within_reach())
+    }
+
+    /// Whether that is any at all, for those who do not wait.
+    pub fn has_share(&self, destination: &Destination) -> bool {
+        self.share_of(destination, self.places.within_reach()) > 0
+    }
+
+    fn share_of(&self, destination: &Destination, places_left: usize) -> usize {
         let deployment = match destination {
             Destination::Pinned(deployment) => Some(*deployment),
             Destination::Newest(service) => self.catalog.load().deployment_of(service).map(|deployment| deployment.id),
         };
         // An attempt without a deployment fails at once.
-        deployment.map_or(usize::MAX, |deployment| self.reach.share_left(deployment, self.places.watch_within_reach()))
+        deployment.map_or(usize::MAX, |deployment| self.reach.share_left(deployment, places_left))
     }
 
     /// Leave for an attempt that has a place to begin on its deployment. None: that one holds its share; see [`Self::share_left`].

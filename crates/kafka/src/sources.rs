@@ -136,6 +136,8 @@ pub enum Mutant {
     TakeRevoked,
     /// Against rule K4: a Kafka partition that is added later is read from its end.
     AddedAtEnd,
+    /// Against rule K4: a topic that was missing when its subscription was created is read from where the subscription asks.
+    MissingAtEnd,
 }
 
 /// The running subscriptions of a node. Cheap to clone.

@@ -272,6 +272,9 @@ impl Task {
                 known.resolved = false;
                 Arc::make_mut(&mut catalog).positions.clear();
             }
+            if mutant == Mutant::MissingAtEnd && known.topic_id == 0 {
+                known.resolved = false;
+            }
             let plan = opening::plan(&catalog, &known, &topic, &committed, reset)?;
             if plan.subscription != *subscription || !plan.positions.is_empty() {
                 let event = CatalogEvent::SubscriptionStored(plan.subscription.clone(), plan.positions.clone());

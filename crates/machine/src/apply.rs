@@ -44,6 +44,8 @@ pub enum Mutant {
     ForgetInbound,
     /// Against rule K1: Kafka records are taken however often they come.
     ForgetStreams,
+    /// Against rule K7: Kafka records of an epoch that is over are taken.
+    TakeOldEpochs,
     /// Against rule K6: the same, for those that are parked.
     ParkAgain,
     /// Against rule R1: the byte bound may remove results that somebody has a name for.

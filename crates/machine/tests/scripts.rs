@@ -608,6 +608,14 @@ fn a_kafka_record_is_taken_once_and_only_in_its_epoch() {
     assert!(world.state.is_empty::<surefoot_machine::Streams>());
 }
 
+/// Rule K7: what the session before has still appended comes after the new epoch was opened.
+#[test]
+fn a_kafka_record_of_an_old_epoch_is_dropped() {
+    let outcome = |mutant| play_broken(mutant, "open 1; open 2; kafka 7 Svc/go as stale").out;
+    assert!(outcome(Mutant::None).is_empty());
+    assert!(!outcome(Mutant::TakeOldEpochs).is_empty(), "the variant that takes it is caught");
+}
+
 /// Rule M9: what is parked may be large, and goes unread.
 #[test]
 fn what_was_parked_goes_with_its_subscription_and_is_not_read_again() {

@@ -278,8 +278,11 @@ impl ActingPartition {
 
     /// Has what was applied written to the engine; false while that is being done, and where nothing was applied.
     pub(crate) fn checkpoint(&mut self) -> bool {
-        let Some(job) = self.store.freeze() else { return false };
         let shared = &self.shared;
+        if shared.settings.mutant == Mutant::CheckpointWaits && !shared.gate.has_work_memory() {
+            return false;
+        }
+        let Some(job) = self.store.freeze() else { return false };
         self.housekeeping.checkpoint_started();
         if shared.settings.mutant == Mutant::TrimAtFreeze {
             shared.log.trim(self.id, self.store.applied());

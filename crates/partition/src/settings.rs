@@ -59,6 +59,8 @@ pub enum Mutant {
     FireEarly,
     /// Sleeps until the next timer is due by the monotonic clock, without a look at the wall clock (rule T2).
     SleepThrough,
+    /// A checkpoint waits for memory, as attempts do (rule O3).
+    CheckpointWaits,
     /// Wakes nobody for a place that has become free (rule O5).
     LoseWake,
     /// Does not look for attempts that an earlier term had running (rule M6).

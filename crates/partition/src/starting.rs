@@ -370,7 +370,7 @@ impl AttemptStarter {
                 if self.postponed.contains(&waiting) || self.postponed.len() >= POSTPONED_MAX {
                     let what = format!("{id} of partition {of} waits for a view, and has a place (rule O5)");
                     undone.extend(has_place.then_some(Undone { what, patience: VIEW_MAX }));
-                } else if stands_aside && self.invoker.share_left(&destination) == 0 {
+                } else if stands_aside && !self.invoker.has_share(&destination) {
                     // Its deployment has to answer first.
                 } else if !partition.attempts.has_backlog(class) && !self.queue.contains(&waiting) && !stands_aside {
                     undone.push(Undone::at_once(format!("{id} of partition {of} is to run, and nobody knows (rule M6)")));

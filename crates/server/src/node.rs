@@ -23,6 +23,8 @@ pub struct Seams {
     pub sources: Arc<dyn SourceClient>,
     /// Called when log or engine cannot make durable what they take; does not return in production (rules L4, C8).
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// What the simulator makes small of the log; nothing in production.
+    pub tune_log: fn(&mut Options),
     /// Threads that apply records: [`WORKERS`], and what a seed says in simulation.
     pub workers: usize,
     /// What the simulator breaks on purpose.
@@ -88,6 +90,7 @@ impl Node {
         let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, settings)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
+        (seams.tune_log)(&mut options);
         options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
         let covered = recovering.covered();
         let opened = local::open(env.disk.clone(), &place.log, options, &covered, &mut |entry| Ok(recovering.replay(&entry)?))?;

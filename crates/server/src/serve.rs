@@ -106,6 +106,7 @@ impl Serving {
             transport: Arc::new(HttpTransport::new(config.worker.invoker.connect_timeout)),
             sources: Arc::new(Librdkafka::new(env.tasks.clone())),
             fatal: process.fatal,
+            tune_log: |_| {},
             workers: WORKERS,
             mutants: Mutants::default(),
         };

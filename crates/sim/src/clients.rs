@@ -1,11 +1,12 @@
 //! Clients that call an object, each operation under its idempotency key until it is acknowledged.
 //!
 //! Checked: every acknowledged result is a prefix of its key's final history, each operation is in it exactly once, what was sent
-//! one way arrived exactly once.
+//! one way arrived exactly once; an operation that is asked for again under its name gets the same answer.
 
 use crate::world::{State, World, numbers, request};
 use std::collections::{BTreeMap, BTreeSet};
 use surefoot_env::sim::Rng;
+use surefoot_ingress::Error;
 use surefoot_model::Outcome;
 
 /// Where operations send something one way.
@@ -56,33 +57,56 @@ async fn call_broken(world: World, mut rng: Rng) {
 }
 
 async fn run(client: u64, world: World, mut rng: Rng) {
+    let mut done = Vec::new();
     for _ in 0..world.scenario.operations {
-        operate(&world, client, &format!("k{}", rng.below(world.scenario.keys))).await;
+        let key = format!("k{}", rng.below(world.scenario.keys));
+        done.extend(operate(&world, client, &key).await.map(|(operation, history)| (key, operation, history)));
         world.sleep_ms(rng.below(40)).await;
+    }
+    for (key, operation, history) in done {
+        world.sleep_ms(rng.below(1_000)).await;
+        ask_again(&world, &key, operation, &history).await;
     }
 }
 
-/// One operation, until it is acknowledged.
-async fn operate(world: &World, client: u64, key: &str) {
+/// What a node answers to an operation, under the operation's name. Absent: the node stopped, or is gone.
+async fn call(world: &World, key: &str, operation: u64) -> Option<Result<Outcome, Error>> {
+    let key = key.to_owned();
+    let answer = world.ask(|open| async move {
+        let name = format!("op-{operation}");
+        open.ingress.call(request("Counter", "add", &key, &operation.to_string(), Some(&name))).await
+    });
+    answer.await.map(|answer| answer.map(|completed| completed.outcome))
+}
+
+/// Asks once more for what was acknowledged: the same is answered, however long ago that was and however much is retained.
+async fn ask_again(world: &World, key: &str, operation: u64, history: &[u64]) {
+    if let Some(Ok(Outcome::Success(again))) = call(world, key, operation).await
+        && numbers(&String::from_utf8_lossy(&again)) != history
+    {
+        let again = numbers(&String::from_utf8_lossy(&again));
+        world.finding(format!("operation {operation} answered {history:?}, and under the same name {again:?} (rule R1)"));
+    }
+}
+
+/// One operation, until it is acknowledged: its number, and the history that was answered.
+async fn operate(world: &World, client: u64, key: &str) -> Option<(u64, Vec<u64>)> {
     let operation = world.model().clients.begin(key);
     loop {
-        let key_of_call = key.to_owned();
-        let answer = world.ask(|open| async move {
-            let name = format!("op-{operation}");
-            open.ingress.call(request("Counter", "add", &key_of_call, &operation.to_string(), Some(&name))).await
-        });
-        match answer.await.map(|answer| answer.map(|completed| completed.outcome)) {
+        match call(world, key, operation).await {
             Some(Ok(Outcome::Success(history))) => {
                 let history = numbers(&String::from_utf8_lossy(&history));
                 world.executor.trace(operation);
-                world.model().clients.acknowledged.entry(key.to_owned()).or_default().push(history);
-                break;
+                world.model().clients.acknowledged.entry(key.to_owned()).or_default().push(history.clone());
+                return Some((operation, history));
             }
             Some(Ok(Outcome::Failure(failure))) => {
-                return world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
+                world.finding(format!("client {client}: operation {operation} failed: {}", failure.message));
+                return None;
             }
             Some(Err(error)) if error.status() != 503 => {
-                return world.finding(format!("client {client}: operation {operation} was refused: {error}"));
+                world.finding(format!("client {client}: operation {operation} was refused: {error}"));
+                return None;
             }
             // The node is stopping or gone: it comes back.
             Some(Err(_)) | None => world.sleep_ms(20).await,

@@ -1,5 +1,5 @@
 //! Operators who interfere: they pause and resume what runs, kill, purge and submit again under the same id, register new revisions
-//! of the handlers, at times with some missing, set the wall clock, and leave no room for the engine.
+//! of the handlers, at times with some missing, set the wall clock, and leave no room for the engine, or on the disk.
 //!
 //! Checked: whatever is paused goes on where it was, and an id that lives again gives its own result. What else could come of it
 //! shows elsewhere: a partition that stops, a replay that differs or goes on at another deployment, an operation that is lost, a
@@ -22,6 +22,9 @@ const REVISIONS: u32 = 5;
 /// Worlds in which the clock jumps, and in which the engine finds no room at times: one in so many.
 const JUMPY: u64 = 4;
 const CRAMPED: u64 = 3;
+/// Worlds whose disk somebody else fills at times, and what is left of it then.
+const FILLED: u64 = 3;
+const FILLED_FREE_MAX: u64 = 96 << 10;
 
 pub(crate) fn start(world: &World, seed: u64) {
     world.spawn(pause_some(world.clone(), Rng::new(seed ^ 0x9a05)));
@@ -33,6 +36,9 @@ pub(crate) fn start(world: &World, seed: u64) {
     }
     if rng.below(CRAMPED) == 0 {
         world.spawn(take_room(world.clone(), Rng::new(rng.next_u64())));
+    }
+    if rng.below(FILLED) == 0 {
+        world.spawn(fill_disk(world.clone(), Rng::new(rng.next_u64())));
     }
 }
 
@@ -72,6 +78,20 @@ async fn take_room(world: World, mut rng: Rng) {
         world.set_full(true);
         world.sleep_ms(rng.below(2_500)).await;
         world.set_full(false);
+    }
+}
+
+/// Somebody else fills the disk, and makes room again: edges refuse, then running work waits, and nobody ends (rules R2, L8).
+async fn fill_disk(world: World, mut rng: Rng) {
+    for _ in 0..3 {
+        world.sleep_ms(rng.below(2_500)).await;
+        if world.model().is_calm {
+            return;
+        }
+        let free = if rng.below(3) == 0 { 0 } else { rng.below(FILLED_FREE_MAX) };
+        world.set_disk_free(Some(free));
+        world.sleep_ms(rng.below(6_000)).await;
+        world.set_disk_free(None);
     }
 }
 

@@ -14,19 +14,19 @@ use crate::{clients, ending, operators, topics};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_admin::{Admin, Readiness};
-use surefoot_env::Env;
 use surefoot_env::sim::{Rng, SimDisk};
+use surefoot_env::{Disk, Env};
 use surefoot_ingress::{Ingress, Request};
 use surefoot_kafka::Bounds;
 use surefoot_model::catalog::{CatalogEvent, KafkaCluster};
 use surefoot_model::{Outcome, PartitionId, Timestamp};
-use surefoot_partition::{MachineMutant, PartitionHealth, Partitions};
+use surefoot_partition::{MachineMutant, PartitionHealth, Partitions, Shortage};
 use surefoot_server::config::Config;
 use surefoot_server::node::{self, Mutants, Node, Place, Seams};
 use surefoot_server::sources::KafkaSources;
@@ -88,8 +88,17 @@ pub struct Report {
 
 /// Polls of a life that is to end in a crash.
 const POLLS_MAX: u64 = 4_000;
+/// A flush of the engine that fails is one of so many first ones of a life.
+const FLUSHES: u64 = 8;
+/// The log's first segments, so small that one is full before long, and what it keeps in reserve.
+const SEGMENT_BYTES: u64 = 4 << 10;
+const LOG_RESERVE: u64 = 16 << 10;
+/// What the edges leave free on the disk, at most this share of it, and for how long it may take until they are shut or open: it is looked at every second.
+const DISK_RESERVE: u64 = 64 << 10;
+const DISK_RESERVE_SHARE: u64 = 8;
+const DISK_MAX: Duration = Duration::from_secs(2);
 /// Polls after which a world that has not ended never will.
-const POLLS_LIMIT: u64 = 3_000_000;
+const POLLS_LIMIT: u64 = 1_000_000;
 /// How long everything that is under way may take to arrive once there is no more trouble.
 const ARRIVAL_MAX: Duration = Duration::from_secs(600);
 /// Where the node has its log.
@@ -139,8 +148,12 @@ struct Door {
     was_whole: AtomicBool,
     /// The engine finds no room.
     is_full: AtomicBool,
-    /// An operation of this life's disk fails, once.
+    /// An operation of this life's disk, or a flush of its engine, fails once.
     has_bad_disk: AtomicBool,
+    /// When somebody else filled the disk last, or made room.
+    disk_changed: Mutex<Duration>,
+    /// Whether the disk is short, and since when it has been seen so.
+    edges: Mutex<Option<(bool, Duration)>>,
 }
 
 /// A node that is up.
@@ -185,15 +198,17 @@ pub fn run(seed: u64, scenario: Scenario) -> Result<Report, String> {
             world.handlers.calm();
             world.model().is_calm = true;
             world.set_full(false);
+            world.set_disk_free(None);
             world.door.has_bad_disk.store(false, Ordering::Relaxed);
         } else {
-            let (fate, at) = (rng.below(6), 1 + rng.below(300));
+            let (fate, at) = (rng.below(7), 1 + rng.below(300));
             match fate {
                 0..3 => world.disk.crash_at(at),
                 3 => world.disk.fail_at(at),
+                4 => lock(&world.engine).fail_flush_at(1 + at % FLUSHES),
                 _ => {}
             }
-            world.door.has_bad_disk.store(fate == 3, Ordering::Relaxed);
+            world.door.has_bad_disk.store(fate == 3 || fate == 4, Ordering::Relaxed);
         }
         let slow = match rng.below(6) {
             0 | 1 => ("checkpointer", 200),
@@ -270,6 +285,7 @@ fn config(rng: &mut Rng) -> Config {
         config.kafka.bounds = Bounds { queue_records: 3, queue_bytes: 1 << 20, pending_records: 4, pending_bytes: 1 << 20 };
     }
     config.kafka.parked_records_max = topics::PARKED_MAX;
+    config.disk_reserve_bytes = DISK_RESERVE;
     config
 }
 
@@ -365,6 +381,35 @@ impl World {
         self.executor.run(POLLS_LIMIT, || self.executor.now() >= until);
     }
 
+    /// So much is left free on the disk now, or there is no end of it.
+    pub(crate) fn set_disk_free(&self, bytes: Option<u64>) {
+        self.disk.set_capacity(bytes.map_or(u64::MAX, |free| self.disk.bytes_used() + free));
+        *lock(&self.door.disk_changed) = self.executor.now();
+    }
+
+    fn has_full_disk(&self) -> bool {
+        self.disk.space(Path::new("/")).is_ok_and(|space| space.total < u64::MAX)
+    }
+
+    /// The edges are shut while the disk is short, and at no other time (rule R2), with some time to notice.
+    fn check_edges(&self, partitions: &Partitions) {
+        let Ok(space) = self.disk.space(Path::new(PLACE)) else { return };
+        let changed = *lock(&self.door.disk_changed);
+        let is_shut = partitions.shortage() == Some(Shortage::Disk);
+        let is_short = space.free < DISK_RESERVE.min(space.total / DISK_RESERVE_SHARE);
+        let since = {
+            let noted = &mut *lock(&self.door.edges);
+            let is_news = noted.is_none_or(|(was_short, at)| was_short != is_short || at < changed);
+            if is_news {
+                *noted = Some((is_short, self.executor.now()));
+            }
+            noted.map_or(Duration::ZERO, |(_, since)| since)
+        };
+        if is_short && !is_shut && self.executor.now() > since + DISK_MAX {
+            self.finding(format!("the edges are open with {} bytes free (rule R2)", space.free));
+        }
+    }
+
     /// Whether the engine finds no room for a commit.
     pub(crate) fn set_full(&self, is_full: bool) {
         self.door.is_full.store(is_full, Ordering::Relaxed);
@@ -386,7 +431,7 @@ impl World {
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
         let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed) && self.door.was_whole.load(Ordering::Relaxed);
-        let dead = self.disk.clone();
+        let fallen = self.clone();
         let mut mutants = self.mutants;
         if self.stumbles(life) {
             mutants.machine = MachineMutant::Stumbles;
@@ -395,7 +440,8 @@ impl World {
             engine: Arc::new(lock(&self.engine).clone()),
             transport: Arc::new(SimTransport { executor: self.executor.clone(), handlers: self.handlers.clone() }),
             sources: Arc::new(SimClient(self.broker.clone())),
-            fatal: Arc::new(move |_| dead.die()),
+            fatal: Arc::new(move |message| fallen.falls(&message)),
+            tune_log: |options| (options.segment_bytes_min, options.reserve_bytes) = (SEGMENT_BYTES, LOG_RESERVE),
             workers: self.workers,
             mutants,
         };
@@ -410,11 +456,21 @@ impl World {
                     Err(_) if world.disk.is_dead() => {}
                     // It says so and ends, as production does.
                     Err(_) if world.door.is_full.load(Ordering::Relaxed) => world.disk.die(),
+                    // What was in reserve may be taken: then a start needs room, and says so.
+                    Err(error) if world.has_full_disk() && error.to_string().contains("no storage space") => world.disk.die(),
                     Err(_) if world.door.has_bad_disk.load(Ordering::Relaxed) => world.disk.die(),
                     Err(error) => world.finding(format!("start of life {life}: {error}")),
                 }
             }),
         );
+    }
+
+    /// A process ends by itself only where log or engine do not know what is durable (rules L4, C8).
+    fn falls(&self, message: &str) {
+        if !self.disk.is_dead() && !self.door.has_bad_disk.load(Ordering::Relaxed) {
+            self.finding(format!("the process ended: {message} (rule L8)"));
+        }
+        self.disk.die();
     }
 
     fn stumbles(&self, life: u64) -> bool {
@@ -475,6 +531,7 @@ impl World {
                 for stopped in node.partitions.stopped().iter().filter(|stopped| !expected(stopped)) {
                     self.finding(format!("partition {} stopped: {}", stopped.partition, stopped.error));
                 }
+                self.check_edges(&node.partitions);
                 let troubles = node.sources.troubles();
                 if troubles.panics() > 0 {
                     self.finding("a subscription's task panicked".to_owned());
