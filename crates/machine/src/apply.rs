@@ -40,6 +40,8 @@ pub enum Mutant {
     AllAtOnce,
     /// All rules hold, and whatever may be put off is: chores come up all the time, and are small.
     TightRows,
+    /// Against rule O5: what stands before one that others wait for stays among what is fresh.
+    LeaveFresh,
     /// Against rule O1: messages are taken however often they come.
     ForgetInbound,
     /// Against rule K1: Kafka records are taken however often they come.

@@ -30,9 +30,25 @@ pub(crate) fn start<S: State>(cx: &mut Context<S>, id: InvocationId, class: Atte
     };
     assert!(active.attempt > before, "rule M4: numbers of attempts never restart: {id}");
     enter_term(cx, active);
-    (active.progress, active.class) = (Progress::Running, class);
-    cx.state.insert::<Running>(running_key(active), id);
-    cx.effect(Effect::StartAttempt { id, attempt: active.attempt, class });
+    (active.progress, active.class, active.turn) = (Progress::Running, class, active.attempt.0);
+    ask_for(cx, id, active);
+}
+
+/// Somebody waits for what this one holds up: its attempt, where it waits for a place, goes with those that are needed (rule O5). The
+/// caller stores the row.
+pub(crate) fn raise<S: State>(cx: &mut Context<S>, id: InvocationId, active: &mut Active) {
+    if active.progress != Progress::Running || active.class == AttemptClass::Needed || cx.mutant == Mutant::LeaveFresh {
+        return;
+    }
+    cx.state.delete::<Running>(&running_key(active));
+    (active.class, active.turn) = (AttemptClass::Needed, cx.next_attempt().0);
+    ask_for(cx, id, active);
+}
+
+fn ask_for<S: State>(cx: &mut Context<S>, id: InvocationId, active: &Active) {
+    let key = running_key(active);
+    cx.state.insert::<Running>(key, id);
+    cx.effect(Effect::StartAttempt { id, attempt: active.attempt, key });
 }
 
 /// The running attempt is over. The caller sets what comes next, and stores the row.
@@ -42,7 +58,7 @@ fn stop<S: State>(cx: &mut Context<S>, active: &Active) {
 }
 
 fn running_key(active: &Active) -> RunningKey {
-    RunningKey { class: active.class, attempt: active.attempt }
+    RunningKey { class: active.class, turn: active.turn }
 }
 
 pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress) -> Result<(), StateError> {

@@ -3,19 +3,17 @@
 //! Effects are never the only trace of work: whoever leads next finds attempts to start, timers to fire, chores to do and messages
 //! to send in the tables alone. Answers to clients are the exception, and go only to the process that asked (rule O2).
 
-use crate::{ExpiryKey, TimerKey};
+use crate::{ExpiryKey, RunningKey, TimerKey};
 use surefoot_model::catalog::CatalogEvent;
-use surefoot_model::{
-    Attempt, AttemptClass, InvocationId, Notification, Outcome, PartitionId, Request, RequestId, SubscriptionId, Timestamp,
-};
+use surefoot_model::{Attempt, InvocationId, Notification, Outcome, PartitionId, Request, RequestId, SubscriptionId, Timestamp};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Start an attempt; what it needs is read from the tables.
+    /// Start an attempt, or have one that waits to be started go where `key` says; what it needs is read from the tables.
     StartAttempt {
         id: InvocationId,
         attempt: Attempt,
-        class: AttemptClass,
+        key: RunningKey,
     },
     /// Stop an attempt; nothing it brings counts any more.
     AbortAttempt {

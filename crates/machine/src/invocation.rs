@@ -52,7 +52,7 @@ fn create<S: State>(cx: &mut Context<S>, submission: &Submission) -> Result<(), 
         stage: Stage::Scheduled,
     };
     if let Some(caller) = submission.caller {
-        wait(cx, &mut invocation, caller);
+        wait(cx, id, &mut invocation, caller)?;
     }
     // The journal's first entry carries the input through every stage before the first attempt.
     let input = Entry::Command { ty: entry_type::INPUT, raw: submission.input.clone() };
@@ -77,20 +77,29 @@ fn create<S: State>(cx: &mut Context<S>, submission: &Submission) -> Result<(), 
 /// Takes the key, or a place in its inbox; an invocation that needs no key starts at once. The caller stores the row.
 pub(crate) fn begin<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &mut Invocation) -> Result<(), StateError> {
     if invocation.target.kind == TargetKind::ObjectExclusive
-        && let Some(slot) = object::take_or_queue(cx, &invocation.target.object_key(), id)?
+        && let Some(slot) = object::take_or_queue(cx, &invocation.target.object_key(), id, invocation)?
     {
         invocation.stage = Stage::Queued(slot);
         return Ok(());
     }
-    activate(cx, id, invocation)
+    let class = class_of(invocation);
+    activate(cx, id, invocation, class)
+}
+
+/// The class of a first attempt that holds up nobody. Whoever waits has begun, and holds up others until this ends.
+pub(crate) fn class_of(invocation: &Invocation) -> AttemptClass {
+    if invocation.waiters > 0 { AttemptClass::Needed } else { AttemptClass::Fresh }
 }
 
 /// Starts the first attempt. The caller stores the row.
-pub(crate) fn activate<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &mut Invocation) -> Result<(), StateError> {
+pub(crate) fn activate<S: State>(
+    cx: &mut Context<S>,
+    id: InvocationId,
+    invocation: &mut Invocation,
+    class: AttemptClass,
+) -> Result<(), StateError> {
     let input = cx.state.get::<Journal>(&JournalKey { life: invocation.incarnation, index: 0 })?;
     let input_bytes = input.ok_or_else(|| no_input(id))?.bytes();
-    // Whoever waits has begun, and holds up others until this ends.
-    let class = if invocation.waiters > 0 { AttemptClass::Needed } else { AttemptClass::Fresh };
     let mut active = Box::new(Active {
         progress: Progress::Paused,
         attempt: Attempt::default(),
@@ -107,6 +116,7 @@ pub(crate) fn activate<S: State>(cx: &mut Context<S>, id: InvocationId, invocati
         journal_bytes: input_bytes,
         counted_in: cx.meta.epoch,
         class,
+        turn: 0,
     });
     attempt::start(cx, id, class, &mut active);
     invocation.modified_at = cx.now();
@@ -135,17 +145,25 @@ fn repeated<S: State>(cx: &mut Context<S>, submission: &Submission, mut existing
         } else if let Stage::Completed { outcome, .. } = &existing.stage {
             reply_to(cx, &caller, outcome.clone())?;
         } else {
-            wait(cx, &mut existing, caller);
+            wait(cx, id, &mut existing, caller)?;
             cx.state.put::<Invocations>(id, existing);
         }
     }
     Ok(())
 }
 
-/// Has an invocation's result sent to one more caller. The caller stores the row.
-fn wait<S: State>(cx: &mut Context<S>, invocation: &mut Invocation, caller: Caller) {
+/// Has an invocation's result sent to one more caller; the first one makes it needed (rule O5). The caller stores the row.
+fn wait<S: State>(cx: &mut Context<S>, id: InvocationId, invocation: &mut Invocation, caller: Caller) -> Result<(), StateError> {
     cx.state.insert::<Waiters>(WaiterKey { callee: invocation.incarnation, caller }, ());
     invocation.waiters += 1;
+    if invocation.waiters == 1 {
+        match &mut invocation.stage {
+            Stage::Queued(_) => object::needed(cx, &invocation.target.object_key())?,
+            Stage::Active(active) => attempt::raise(cx, id, active),
+            Stage::Scheduled | Stage::Completed { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 fn no_input(id: InvocationId) -> StateError {
@@ -194,7 +212,7 @@ pub(crate) fn remove<S: State>(cx: &mut Context<S>, id: InvocationId, mut invoca
                 timer::clear(cx, timer::of_start(invocation.life(id), due));
             }
         }
-        Stage::Queued(slot) => object::leave_queue(cx, &invocation.target.object_key(), *slot)?,
+        Stage::Queued(slot) => object::leave_queue(cx, &invocation.target.object_key(), *slot, &invocation)?,
         Stage::Active(_) | Stage::Completed { .. } => unreachable!("only what has not begun is removed"),
     }
     let outcome = Outcome::Failure(Failure::killed());

@@ -3,17 +3,18 @@
 use crate::apply::Context;
 use crate::chore::Chore;
 use crate::{
-    Inbox, InboxKey, Invocations, ObjectRow, Objects, State, StateError, StateKey, StateNames, StateRow, StateValue, StateValues,
-    States, chore, invocation,
+    Inbox, InboxKey, Invocations, Mutant, ObjectRow, Objects, State, StateError, StateKey, StateNames, StateRow, StateValue,
+    StateValues, States, attempt, chore, invocation,
 };
 use bytes::Bytes;
-use surefoot_model::{InvocationId, ObjectKey, Stage, Text};
+use surefoot_model::{AttemptClass, Invocation, InvocationId, ObjectKey, Stage, Text};
 
-/// Gives the key to `id` if it is free; else the slot in its inbox that `id` got.
+/// Gives the key to `id` if it is free; else the slot in its inbox that `id` got. Where others wait for it, its row counts them.
 pub(crate) fn take_or_queue<S: State>(
     cx: &mut Context<S>,
     object: &ObjectKey,
     id: InvocationId,
+    invocation: &Invocation,
 ) -> Result<Option<u64>, StateError> {
     let mut row = cx.state.get::<Objects>(object)?.unwrap_or_default();
     if row.owner.is_none() {
@@ -26,8 +27,35 @@ pub(crate) fn take_or_queue<S: State>(
     row.tail += 1;
     row.waiting += 1;
     cx.state.insert::<Inbox>(InboxKey { object: object.clone(), slot }, id);
+    if invocation.waiters > 0 {
+        need(cx, &mut row)?;
+    }
     cx.state.put::<Objects>(object.clone(), row);
     Ok(Some(slot))
+}
+
+/// The first one waits for an invocation in the key's inbox.
+pub(crate) fn needed<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<(), StateError> {
+    let mut row = cx.state.get::<Objects>(object)?.expect("a key that somebody waits for has a row");
+    need(cx, &mut row)?;
+    cx.state.put::<Objects>(object.clone(), row);
+    Ok(())
+}
+
+/// One more in the inbox is needed. What stands before it is as well (rule O5): whoever has the key now, and whoever gets it next. The
+/// caller stores the row.
+fn need<S: State>(cx: &mut Context<S>, row: &mut ObjectRow) -> Result<(), StateError> {
+    row.needed += 1;
+    if row.needed > 1 {
+        return Ok(());
+    }
+    let owner = row.owner.expect("a key that somebody waits for has an owner");
+    let mut invocation = cx.state.get::<Invocations>(&owner)?.ok_or_else(|| missing(owner))?;
+    if let Stage::Active(active) = &mut invocation.stage {
+        attempt::raise(cx, owner, active);
+        cx.state.put::<Invocations>(owner, invocation);
+    }
+    Ok(())
 }
 
 /// Frees the key and starts whoever is next.
@@ -35,16 +63,20 @@ pub(crate) fn release<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Resu
     let mut row = cx.state.get::<Objects>(object)?.unwrap_or_default();
     row.owner = None;
     if row.waiting == 0 {
+        assert_eq!(row.needed, 0, "whoever is needed waits");
         cx.state.delete::<Objects>(object);
         return Ok(());
     }
     let (slot, next) = first_in_queue(cx, object, &row)?;
     cx.state.delete::<Inbox>(&InboxKey { object: object.clone(), slot });
-    (row.head, row.waiting, row.owner) = (slot + 1, row.waiting - 1, Some(next));
-    cx.state.put::<Objects>(object.clone(), row);
     let mut invocation = cx.state.get::<Invocations>(&next)?.ok_or_else(|| missing(next))?;
     assert!(matches!(invocation.stage, Stage::Queued(_)), "who waits in an inbox is queued: {next}");
-    invocation::activate(cx, next, &mut invocation)?;
+    let is_needed = row.needed > 0 && cx.mutant != Mutant::LeaveFresh;
+    row.needed -= u64::from(invocation.waiters > 0);
+    (row.head, row.waiting, row.owner) = (slot + 1, row.waiting - 1, Some(next));
+    cx.state.put::<Objects>(object.clone(), row);
+    let class = if is_needed { AttemptClass::Needed } else { invocation::class_of(&invocation) };
+    invocation::activate(cx, next, &mut invocation, class)?;
     cx.state.put::<Invocations>(next, invocation);
     Ok(())
 }
@@ -60,11 +92,17 @@ fn first_in_queue<S: State>(cx: &Context<S>, object: &ObjectKey, row: &ObjectRow
     Ok((key.slot, next))
 }
 
-/// Empties a slot.
-pub(crate) fn leave_queue<S: State>(cx: &mut Context<S>, object: &ObjectKey, slot: u64) -> Result<(), StateError> {
+/// Empties the slot of an invocation.
+pub(crate) fn leave_queue<S: State>(
+    cx: &mut Context<S>,
+    object: &ObjectKey,
+    slot: u64,
+    invocation: &Invocation,
+) -> Result<(), StateError> {
     let mut row = cx.state.get::<Objects>(object)?.expect("a key that somebody waits for has a row");
     assert!(row.waiting > 0 && (row.head..row.tail).contains(&slot), "who leaves a queue was in it");
     row.waiting -= 1;
+    row.needed -= u64::from(invocation.waiters > 0);
     if slot == row.head {
         row.head += 1;
     }

@@ -198,7 +198,9 @@ pub struct WaiterKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunningKey {
     pub class: AttemptClass,
-    pub attempt: Attempt,
+    /// Its turn in the class: the number of the attempt, or a later one of the same counter for an attempt that was raised to the
+    /// class. New ones are last, and none comes again.
+    pub turn: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -214,6 +216,9 @@ pub struct ObjectRow {
     /// Slots that are not.
     #[n(3)]
     pub waiting: u64,
+    /// Those of invocations that others wait for: what stands before them is needed, too.
+    #[n(4)]
+    pub needed: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -141,6 +141,9 @@ impl World {
 
     fn note(&mut self, effect: Effect) {
         let line = match effect {
+            Effect::StartAttempt { id, attempt, .. } if self.attempts.get(&id) == Some(&attempt) => {
+                format!("{}: goes with what is needed", self.name(id))
+            }
             Effect::StartAttempt { id, attempt, .. } => {
                 self.attempts.insert(id, attempt);
                 let invocation = self.state.get::<Invocations>(&id).unwrap().unwrap();
@@ -249,6 +252,12 @@ impl World {
                 submission.execute_at = Some(Timestamp(due.parse().unwrap()));
                 self.submit(submission, false);
             }
+            ["await", target, "as", name] => {
+                let mut submission = self.submission(name, target);
+                let id = InvocationId { partition_key: u64::MAX, unique: submission.id.unique };
+                submission.caller = Some(Caller { partition: PartitionId(3), id, incarnation: Incarnation(1), completion: 2 });
+                self.event(Event::InvocationSubmitted(Box::new(submission)));
+            }
             ["kafka", offset, target, "as", name] => {
                 let mut submission = self.submission(name, target);
                 submission.source = Some(SourceRecord { stream: stream(1), offset: offset.parse().unwrap() });
@@ -316,9 +325,11 @@ impl World {
                 self.epoch.0 += 1;
                 self.event(Event::LeaderElected { process: u64::from(self.epoch.0) });
                 // As whoever leads does: from state, and from nothing else.
-                let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
-                for (RunningKey { class, attempt }, id) in self.state.scan::<Running>(&first, None, usize::MAX).unwrap() {
-                    self.note(Effect::StartAttempt { id, attempt, class });
+                let first = RunningKey { class: AttemptClass::Needed, turn: 0 };
+                self.attempts.clear();
+                for (key, id) in self.state.scan::<Running>(&first, None, usize::MAX).unwrap() {
+                    let attempt = self.state.get::<Invocations>(&id).unwrap().unwrap().active().unwrap().attempt;
+                    self.note(Effect::StartAttempt { id, attempt, key });
                 }
                 self.chores.clear();
                 for (number, _) in self.state.scan::<Chores>(&0, None, usize::MAX).unwrap() {
@@ -1000,7 +1011,7 @@ fn who_waits_for_an_invocation_that_is_killed_in_the_queue_or_before_its_time_he
     world.event(Event::MessageArrived { from: PartitionId(3), sequence: 2, message: Message::Submit(Box::new(scheduled)) });
     world.line("kill B");
     world.line("kill C");
-    expect!["A: accept · A: start, 1 known · C: timer at 900 for 0 · send #1 to 3 · B: complete 409 killed · operator: Done · send #2 to 3 · C: complete 409 killed · operator: Done"]
+    expect!["A: accept · A: start, 1 known · A: goes with what is needed · C: timer at 900 for 0 · send #1 to 3 · B: complete 409 killed · operator: Done · send #2 to 3 · C: complete 409 killed · operator: Done"]
         .assert_eq(&world.out.join(" · "));
     for (number, killed) in world.state.rows.scan::<Outbox>(&first_message(), None, 9).unwrap() {
         assert!(matches!(&killed, Message::Result(result) if !result.outcome.is_success()), "{number:?} {killed:?}");
@@ -1046,6 +1057,74 @@ fn attempts_are_found_in_the_order_in_which_they_are_to_start() {
     world.line("elect");
     let order: Vec<&str> = world.out.iter().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(order, ["callee", "slept", "fresh-2", "fresh-1"]);
+}
+
+/// In which order a new leader starts what waits.
+fn starts(world: &mut World) -> Vec<String> {
+    world.out.clear();
+    world.line("elect");
+    world.out.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect()
+}
+
+/// A handler that called a busy key waited until all that was fresh had been started: its callee was needed, and what stood before it
+/// in the key's inbox was not.
+#[test]
+fn what_stands_before_one_that_others_wait_for_is_needed_too() {
+    let script =
+        "call Svc/go as fresh; call Obj/k/add as owner; call Obj/k/add as next; await Obj/k/add as callee; call Svc/go as late";
+    let mut world = check(
+        script,
+        expect![
+            "fresh: accept · fresh: start, 1 known · owner: accept · owner: start, 1 known · next: accept · owner: goes with what is needed · late: accept · late: start, 1 known"
+        ],
+    );
+    assert_eq!(starts(&mut world), ["owner", "fresh", "late"]);
+    world.line("end owner ok");
+    assert_eq!(starts(&mut world), ["next", "fresh", "late"]);
+    world.line("end next ok");
+    world.line("call Obj/k/add as behind");
+    assert_eq!(starts(&mut world), ["callee", "fresh", "late"]);
+    world.line("end callee ok");
+    assert_eq!(starts(&mut world), ["fresh", "late", "behind"], "nobody waits for what stands behind it");
+    let mut broken = play_broken(Mutant::LeaveFresh, script);
+    assert_eq!(starts(&mut broken), ["fresh", "owner", "late"], "the variant that leaves it is caught");
+}
+
+#[test]
+fn an_invocation_is_needed_from_its_first_caller_on_wherever_it_waits() {
+    let mut world =
+        play("call Svc/go as fresh; call Obj/k/add as owner; retained call Obj/k/add as queued; retained call Svc/go as active");
+    for name in ["queued", "active"] {
+        let target = if name == "queued" { "Obj/k/add" } else { "Svc/go" };
+        for caller in 1..=2 {
+            let mut submission = world.submission(name, target);
+            submission.idempotency_key = Some("key".into());
+            let id = InvocationId { partition_key: u64::MAX, unique: caller };
+            submission.caller = Some(Caller { partition: PartitionId(3), id, incarnation: Incarnation(1), completion: 2 });
+            world.event(Event::InvocationSubmitted(Box::new(submission)));
+        }
+    }
+    assert_eq!(starts(&mut world), ["owner", "active", "fresh"]);
+    world.line("kill queued");
+    world.line("send Obj/k/add as last");
+    world.line("end owner ok");
+    assert_eq!(starts(&mut world), ["active", "fresh", "last"], "nobody is waited for in the inbox any more");
+    for name in ["active", "fresh", "last"] {
+        world.line(&format!("end {name} ok"));
+    }
+    assert!(world.state.is_empty::<Objects>() && world.state.is_empty::<Running>());
+}
+
+/// A flood of callees for one key raises its owner once, and reads it once.
+#[test]
+fn many_callees_of_one_key_raise_its_owner_once() {
+    let mut world = play("call Obj/k/add as owner; await Obj/k/add as c0");
+    world.most = 0;
+    for n in 1..=1_000 {
+        world.line(&format!("await Obj/k/add as c{n}"));
+    }
+    assert!(world.most <= 12, "{} rows touched by one that joins", world.most);
+    assert_eq!(world.out.iter().filter(|line| line.ends_with("needed")).count(), 1);
 }
 
 #[test]

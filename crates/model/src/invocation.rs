@@ -145,6 +145,9 @@ pub struct Active {
     /// Of the newest attempt.
     #[n(14)]
     pub class: AttemptClass,
+    /// Its turn in the class.
+    #[n(15)]
+    pub turn: u64,
 }
 
 impl Active {
@@ -158,7 +161,7 @@ impl Active {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
 pub enum AttemptClass {
-    /// What has begun and what others wait for: resumed and retried attempts, callees.
+    /// What has begun and what others wait for: resumed and retried attempts, callees, and what stands before one in its key's inbox.
     #[n(0)]
     Needed,
     /// The first attempt of what nobody within waits for.

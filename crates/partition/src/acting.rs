@@ -166,7 +166,7 @@ impl ActingPartition {
     fn carry_out(&mut self, effect: Effect, queue: &mut StartQueue) {
         let requests = &self.shared.requests;
         match effect {
-            Effect::StartAttempt { id, attempt, class } => self.attempts.on_start(id, attempt, class, queue),
+            Effect::StartAttempt { id, attempt, key } => self.attempts.on_start(id, attempt, key, queue),
             Effect::AbortAttempt { id, attempt } => self.attempts.forget(id, attempt),
             Effect::DeliverNotification { id, attempt, index, notification } => {
                 self.attempts.on_notification(id, attempt, index, notification);

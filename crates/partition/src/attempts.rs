@@ -24,13 +24,13 @@ const BACKLOG_PAGE: usize = 256;
 pub(crate) struct PartitionAttempts {
     partition: PartitionId,
     running: BTreeMap<InvocationId, RunningAttempt>,
-    /// By class, where the pass over the running invocations in the tables is: attempts from this one on are not queued yet, or were
+    /// By class, where the pass over the running invocations in the tables is: attempts from this turn on are not queued yet, or were
     /// too many to be. New ones come last, so that the pass meets all of them.
-    backlogs: BTreeMap<AttemptClass, Attempt>,
-    /// Attempts of a class up to this one were looked at to be started.
-    seen: BTreeMap<AttemptClass, Attempt>,
-    /// By destination and class: attempts from this one on that were looked at are held back, and too many to be remembered.
-    aside: BTreeMap<(Destination, AttemptClass), Attempt>,
+    backlogs: BTreeMap<AttemptClass, u64>,
+    /// Attempts of a class up to this turn were looked at to be started.
+    seen: BTreeMap<AttemptClass, u64>,
+    /// By destination and class: attempts from this turn on that were looked at are held back, and too many to be remembered.
+    aside: BTreeMap<(Destination, AttemptClass), u64>,
     mutant: Mutant,
 }
 
@@ -86,7 +86,7 @@ impl PartitionAttempts {
     pub(crate) fn begin_term(&mut self, queue: &mut StartQueue) {
         self.end_term();
         if self.mutant != Mutant::ForgetRunning {
-            AttemptClass::ALL.into_iter().for_each(|class| self.leave_to_tables(class, Attempt(0), queue));
+            AttemptClass::ALL.into_iter().for_each(|class| self.leave_to_tables(RunningKey { class, turn: 0 }, queue));
         }
     }
 
@@ -107,19 +107,20 @@ impl PartitionAttempts {
         }
     }
 
-    pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, class: AttemptClass, queue: &mut StartQueue) {
-        if self.backlogs.contains_key(&class) {
-            // It is found in the tables.
-        } else if queue.is_closed(class) {
-            self.leave_to_tables(class, attempt, queue);
+    /// An attempt is asked for, or was raised to another class while it waited. One that was raised while it ran goes on.
+    pub(crate) fn on_start(&mut self, id: InvocationId, attempt: Attempt, key: RunningKey, queue: &mut StartQueue) {
+        if self.backlogs.contains_key(&key.class) || self.runs(id, attempt) {
+            // Where it does not run it is found in the tables.
+        } else if queue.is_closed(key.class) {
+            self.leave_to_tables(key, queue);
         } else {
-            queue.push(WaitingAttempt { partition: self.partition, id, attempt, class });
+            queue.push(WaitingAttempt { partition: self.partition, id, key });
         }
     }
 
-    fn leave_to_tables(&mut self, class: AttemptClass, from: Attempt, queue: &mut StartQueue) {
-        self.backlogs.insert(class, from);
-        queue.on_backlog(class);
+    fn leave_to_tables(&mut self, from: RunningKey, queue: &mut StartQueue) {
+        self.backlogs.insert(from.class, from.turn);
+        queue.on_backlog(from.class);
     }
 
     /// Its stream is reset if it still runs.
@@ -149,25 +150,24 @@ impl PartitionAttempts {
         queue: &mut StartQueue,
     ) -> Result<(), StateError> {
         let Some(&next) = self.backlogs.get(&class) else { return Ok(()) };
-        let key = |attempt| RunningKey { class, attempt };
-        let rows = reader.scan::<Running>(&key(next), Some(&key(Attempt(u64::MAX))), BACKLOG_PAGE)?;
+        let key = |turn| RunningKey { class, turn };
+        let rows = reader.scan::<Running>(&key(next), Some(&key(u64::MAX)), BACKLOG_PAGE)?;
         match rows.last() {
-            Some((last, _)) if rows.len() == BACKLOG_PAGE => self.backlogs.insert(class, Attempt(last.attempt.0 + 1)),
+            Some((last, _)) if rows.len() == BACKLOG_PAGE => self.backlogs.insert(class, last.turn + 1),
             _ => self.backlogs.remove(&class),
         };
-        for (RunningKey { attempt, .. }, id) in rows {
-            assert!(!self.runs(id, attempt), "who runs was met by the pass, or never left to it: {id}");
-            queue.push(WaitingAttempt { partition: self.partition, id, attempt, class });
-        }
+        // Some may run: those that were raised.
+        let waiting = |(key, id)| WaitingAttempt { partition: self.partition, id, key };
+        rows.into_iter().map(waiting).for_each(|waiting| queue.push(waiting));
         Ok(())
     }
 
     /// Attempts that the tables ask for, and that do not run, with where each would.
     pub(crate) fn not_started(&self, reader: &Reader<'_>) -> Result<Vec<(WaitingAttempt, Destination)>, StateError> {
-        let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
+        let first = RunningKey { class: AttemptClass::Needed, turn: 0 };
         let mut waiting = Vec::new();
-        for (RunningKey { class, attempt }, id) in reader.scan::<Running>(&first, None, usize::MAX)? {
-            let row = WaitingAttempt { partition: self.partition, id, attempt, class };
+        for (key, id) in reader.scan::<Running>(&first, None, usize::MAX)? {
+            let row = WaitingAttempt { partition: self.partition, id, key };
             waiting.extend(self.read(reader, row)?.map(|found| (row, found.destination())));
         }
         Ok(waiting)
@@ -176,7 +176,8 @@ impl PartitionAttempts {
     /// An attempt was looked at and is held back, without a place in memory: it is found in the tables again, and so are those for the
     /// same destination that are looked at after it.
     pub(crate) fn leave_aside(&mut self, destination: Destination, waiting: WaitingAttempt) {
-        self.aside.entry((destination, waiting.class)).or_insert(waiting.attempt);
+        let RunningKey { class, turn } = waiting.key;
+        self.aside.entry((destination, class)).or_insert(turn);
     }
 
     /// Attempts that were left aside are still to be found in the tables.
@@ -196,38 +197,36 @@ impl PartitionAttempts {
         let Some(&next) = self.aside.get(&aside) else { return Ok(0) };
         // What comes later is queued, or in a backlog.
         let seen = self.seen.get(&class).copied().unwrap_or_default();
-        let key = |attempt| RunningKey { class, attempt };
-        let rows = reader.scan::<Running>(&key(next), Some(&key(Attempt(seen.0 + 1))), BACKLOG_PAGE)?;
+        let key_of = |turn| RunningKey { class, turn };
+        let rows = reader.scan::<Running>(&key_of(next), Some(&key_of(seen + 1)), BACKLOG_PAGE)?;
         let looks = rows.len();
-        let mut goes_on_at = rows.last().filter(|_| looks == BACKLOG_PAGE).map(|(last, _)| Attempt(last.attempt.0 + 1));
-        for (RunningKey { attempt, .. }, id) in rows {
-            let waiting = WaitingAttempt { partition: self.partition, id, attempt, class };
+        let mut goes_on_at = rows.last().filter(|_| looks == BACKLOG_PAGE).map(|(last, _)| last.turn + 1);
+        for (key, id) in rows {
+            let waiting = WaitingAttempt { partition: self.partition, id, key };
             let is_meant = self.read(reader, waiting)?.is_some_and(|found| found.destination() == *destination);
             if is_meant && !held.refill(destination, waiting) {
-                goes_on_at = Some(attempt);
+                goes_on_at = Some(key.turn);
                 break;
             }
         }
         match goes_on_at {
-            Some(attempt) => self.aside.insert(aside, attempt),
+            Some(turn) => self.aside.insert(aside, turn),
             None => self.aside.remove(&aside),
         };
         Ok(looks)
     }
 
-    /// Looks at an attempt that is to be started. Nothing where it was killed, paused or voided while it waited, or runs already.
+    /// Looks at an attempt that is to be started. Nothing where it was killed, paused, raised or voided while it waited, or runs
+    /// already.
     pub(crate) fn find(&mut self, reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<FoundAttempt>, StateError> {
-        let seen = self.seen.entry(waiting.class).or_default();
-        *seen = waiting.attempt.max(*seen);
+        let RunningKey { class, turn } = waiting.key;
+        let seen = self.seen.entry(class).or_default();
+        *seen = turn.max(*seen);
         self.read(reader, waiting)
     }
 
     fn read(&self, reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<FoundAttempt>, StateError> {
-        let WaitingAttempt { id, attempt, .. } = waiting;
-        if self.runs(id, attempt) {
-            return Ok(None);
-        }
-        let found = current(reader, id, attempt)?;
+        let found = current(reader, waiting)?.filter(|(_, active)| !self.runs(waiting.id, active.attempt));
         Ok(found.map(|(invocation, active)| FoundAttempt { waiting, invocation, active }))
     }
 
@@ -240,7 +239,7 @@ impl PartitionAttempts {
         (notifications, live): (Notifier, Notifications),
         eager_state_bytes: impl FnOnce(&Target, Option<Pin>) -> usize,
     ) -> Result<PreparedAttempt, StateError> {
-        let FoundAttempt { waiting: WaitingAttempt { partition, id, attempt, .. }, invocation, active } = found;
+        let FoundAttempt { waiting: WaitingAttempt { partition, id, .. }, invocation, active } = found;
         let state_bytes = eager_state_bytes(&invocation.target, active.pin);
         let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
         let mut replay = Replay::new(invocation.life(id), active.journal_len, object);
@@ -248,7 +247,7 @@ impl PartitionAttempts {
         let mut start = AttemptStart {
             partition,
             id,
-            attempt,
+            attempt: active.attempt,
             random_seed: invocation.random_seed,
             pin: active.pin.filter(|_| self.mutant != Mutant::IgnorePin),
             commands: active.commands,
@@ -282,11 +281,12 @@ impl PartitionAttempts {
     }
 }
 
-/// A running invocation, if the attempt that was asked for is still its newest.
-fn current(reader: &Reader<'_>, id: InvocationId, attempt: Attempt) -> Result<Option<(Invocation, Active)>, StateError> {
+/// A running invocation, if the attempt that was asked for is still its newest, and in the same row.
+fn current(reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<(Invocation, Active)>, StateError> {
+    let WaitingAttempt { id, key: RunningKey { class, turn }, .. } = waiting;
     let Some(mut invocation) = reader.get::<Invocations>(&id)? else { return Ok(None) };
     match std::mem::replace(&mut invocation.stage, Stage::Scheduled) {
-        Stage::Active(active) if active.attempt == attempt && active.progress == Progress::Running => {
+        Stage::Active(active) if (active.class, active.turn) == (class, turn) && active.progress == Progress::Running => {
             Ok(Some((invocation, *active)))
         }
         _ => Ok(None),
@@ -324,7 +324,11 @@ mod tests {
     }
 
     fn waiting(unique: u128, attempt: Attempt) -> WaitingAttempt {
-        WaitingAttempt { partition: HERE, id: id(unique), attempt, class: AttemptClass::Fresh }
+        WaitingAttempt { partition: HERE, id: id(unique), key: fresh(attempt) }
+    }
+
+    fn fresh(attempt: Attempt) -> RunningKey {
+        RunningKey { class: AttemptClass::Fresh, turn: attempt.0 }
     }
 
     /// So many that run, each in the attempt with the number of its id.
@@ -340,7 +344,7 @@ mod tests {
         let PreparedAttempt { start, unread, notifications, .. } =
             attempts.prepare(&store.read(), found, Feeds::default().feed(), |_, _| 0).unwrap();
         assert!(unread.is_none());
-        attempts.started(waiting.id, waiting.attempt, notifications);
+        attempts.started(waiting.id, start.attempt, notifications);
         Some(start)
     }
 
@@ -445,7 +449,7 @@ mod tests {
         attempts.begin_term(&mut queue);
         attempts.page_backlog(&store.read(), AttemptClass::Fresh, &mut queue).unwrap();
         write(&mut store, |txn| write_running(txn, id(0), Attempt(301), 1));
-        attempts.on_start(id(0), Attempt(301), AttemptClass::Fresh, &mut queue);
+        attempts.on_start(id(0), Attempt(301), fresh(Attempt(301)), &mut queue);
         assert_eq!(queue.take_all().len(), BACKLOG_PAGE, "one page, and nothing beside the tables");
         let rest: Vec<_> = (BACKLOG_PAGE as u128 + 1..=300).chain([0]).map(id).collect();
         assert_eq!(page_all(&mut attempts, &store), rest);
@@ -458,15 +462,44 @@ mod tests {
         while !queue.is_closed(AttemptClass::Fresh) {
             asked += 1;
             write(&mut store, |txn| write_running(txn, id(asked), Attempt(asked as u64), 1));
-            attempts.on_start(id(asked), Attempt(asked as u64), AttemptClass::Fresh, &mut queue);
+            attempts.on_start(id(asked), Attempt(asked as u64), fresh(Attempt(asked as u64)), &mut queue);
         }
         assert!(!attempts.has_backlog(AttemptClass::Fresh));
         for n in [asked + 1, asked + 2] {
             write(&mut store, |txn| write_running(txn, id(n), Attempt(n as u64), 1));
-            attempts.on_start(id(n), Attempt(n as u64), AttemptClass::Fresh, &mut queue);
+            attempts.on_start(id(n), Attempt(n as u64), fresh(Attempt(n as u64)), &mut queue);
         }
         queue.take_all();
         assert_eq!(page_all(&mut attempts, &store), [asked + 1, asked + 2].map(id));
+    }
+
+    /// One that others wait for by now goes with those that are needed, once; one that runs already goes on.
+    #[test]
+    fn an_attempt_that_was_raised_starts_from_its_new_row_alone() {
+        let (mut store, mut attempts, mut queue) = (running(2), attempts(), StartQueue::default());
+        let raised = |n: u64| RunningKey { class: AttemptClass::Needed, turn: 2 + n };
+        for n in 1..=2 {
+            attempts.on_start(id(u128::from(n)), Attempt(n), fresh(Attempt(n)), &mut queue);
+        }
+        let mut runs = start(&mut attempts, &store, queue.pop_begun().unwrap()).unwrap();
+        write(&mut store, |txn| {
+            for n in 1..=2 {
+                txn.delete::<Running>(&fresh(Attempt(n)));
+                txn.put::<Running>(raised(n), id(u128::from(n)));
+                let RunningKey { class, turn } = raised(n);
+                txn.put::<Invocations>(
+                    id(u128::from(n)),
+                    invocation(Active { class, turn, ..crate::testing::active(Attempt(n), 1) }),
+                );
+            }
+        });
+        for n in 1..=2 {
+            attempts.on_start(id(u128::from(n)), Attempt(n), raised(n), &mut queue);
+        }
+        let order = queue.take_all();
+        assert_eq!(order.iter().map(|waiting| waiting.key).collect::<Vec<_>>(), [raised(2), fresh(Attempt(2))]);
+        let started: Vec<_> = order.into_iter().map(|waiting| start(&mut attempts, &store, waiting).is_some()).collect();
+        assert_eq!((started, is_aborted(&mut runs)), (vec![true, false], false));
     }
 
     /// Half of them run on a deployment that holds its share; those that found no room are met again, and the others are not.
@@ -512,36 +545,36 @@ mod tests {
     /// Its invocations stood still for as long as another partition's came faster than slots became free.
     #[test]
     fn a_backlog_has_its_turn_while_another_partition_goes_on_starting() {
-        let fresh = AttemptClass::Fresh;
+        let class = AttemptClass::Fresh;
         let mut queue = StartQueue::default();
         let (mut busy_store, mut busy) = (empty_store(), PartitionAttempts::new(PartitionId(1), Mutant::None));
         let mut asked = 0;
         let mut ask = |busy: &mut PartitionAttempts, store: &mut Store, queue: &mut StartQueue| {
             asked += 1;
             write(store, |txn| write_running(txn, id(asked), Attempt(asked as u64), 1));
-            busy.on_start(id(asked), Attempt(asked as u64), fresh, queue);
+            busy.on_start(id(asked), Attempt(asked as u64), fresh(Attempt(asked as u64)), queue);
         };
-        while !queue.is_closed(fresh) {
+        while !queue.is_closed(class) {
             ask(&mut busy, &mut busy_store, &mut queue);
         }
-        let queued = queue.len_of(fresh);
+        let queued = queue.len_of(class);
         let (behind_store, mut behind) = (running(1), attempts());
-        behind.on_start(id(1), FIRST, fresh, &mut queue);
-        assert!(behind.has_backlog(fresh));
+        behind.on_start(id(1), FIRST, fresh(FIRST), &mut queue);
+        assert!(behind.has_backlog(class));
         for _ in 0..queued {
             assert_eq!(queue.pop_begun().unwrap().partition, PartitionId(1));
             ask(&mut busy, &mut busy_store, &mut queue);
         }
-        assert!(queue.wants_page(fresh), "it drains while others push");
-        behind.page_backlog(&behind_store.read(), fresh, &mut queue).unwrap();
+        assert!(queue.wants_page(class), "it drains while others push");
+        behind.page_backlog(&behind_store.read(), class, &mut queue).unwrap();
         assert_eq!(queue.pop_begun(), Some(waiting(1, FIRST)));
         // What the other one has left meanwhile is found, and then all goes through the queue again.
-        while busy.has_backlog(fresh) {
-            busy.page_backlog(&busy_store.read(), fresh, &mut queue).unwrap();
+        while busy.has_backlog(class) {
+            busy.page_backlog(&busy_store.read(), class, &mut queue).unwrap();
         }
         assert_eq!(queue.take_all().len(), queued);
-        queue.on_no_backlog(fresh);
+        queue.on_no_backlog(class);
         ask(&mut busy, &mut busy_store, &mut queue);
-        assert_eq!(queue.len_of(fresh), 1);
+        assert_eq!(queue.len_of(class), 1);
     }
 }

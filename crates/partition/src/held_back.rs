@@ -46,14 +46,14 @@ impl HeldBack {
     }
 
     pub(crate) fn contains(&self, destination: &Destination, waiting: &WaitingAttempt) -> bool {
-        self.destinations.get(destination).is_some_and(|queues| queues.of(waiting.class).attempts.contains(waiting))
+        self.destinations.get(destination).is_some_and(|queues| queues.of(waiting.key.class).attempts.contains(waiting))
     }
 
     /// Holds an attempt back, behind all others of its class. False: there is no room, and it has to be found in its partition's tables
     /// again, as all that follow it.
     #[must_use]
     pub(crate) fn push(&mut self, destination: Destination, waiting: WaitingAttempt) -> bool {
-        let queue = self.destinations.entry(destination).or_default().of_mut(waiting.class);
+        let queue = self.destinations.entry(destination).or_default().of_mut(waiting.key.class);
         queue.has_more |= queue.attempts.len() >= HELD_MAX;
         if !queue.has_more {
             queue.attempts.push_back(waiting);
@@ -63,13 +63,13 @@ impl HeldBack {
 
     /// Holds an attempt back that was to begin before all others of its class.
     pub(crate) fn push_first(&mut self, destination: Destination, waiting: WaitingAttempt) {
-        self.destinations.entry(destination).or_default().of_mut(waiting.class).attempts.push_front(waiting);
+        self.destinations.entry(destination).or_default().of_mut(waiting.key.class).attempts.push_front(waiting);
     }
 
     /// Takes in one that was found in the tables again. False: there is no room.
     #[must_use]
     pub(crate) fn refill(&mut self, destination: &Destination, waiting: WaitingAttempt) -> bool {
-        let queue = self.destinations.get_mut(destination).map(|queues| queues.of_mut(waiting.class));
+        let queue = self.destinations.get_mut(destination).map(|queues| queues.of_mut(waiting.key.class));
         let Some(queue) = queue.filter(|queue| queue.attempts.len() < HELD_MAX) else { return false };
         queue.attempts.push_back(waiting);
         true
@@ -178,7 +178,8 @@ impl HeldBack {
 mod tests {
     use super::*;
     use crate::testing::{HERE, id};
-    use surefoot_model::{Attempt, DeploymentId, InvocationId};
+    use surefoot_machine::RunningKey;
+    use surefoot_model::{DeploymentId, InvocationId};
 
     const NEEDED: AttemptClass = AttemptClass::Needed;
     const FRESH: AttemptClass = AttemptClass::Fresh;
@@ -188,7 +189,7 @@ mod tests {
     }
 
     fn waiting(n: u128, class: AttemptClass) -> WaitingAttempt {
-        WaitingAttempt { partition: HERE, id: id(n), attempt: Attempt(n as u64), class }
+        WaitingAttempt { partition: HERE, id: id(n), key: RunningKey { class, turn: n as u64 } }
     }
 
     fn holding(held: &[(u128, u128, AttemptClass)]) -> HeldBack {

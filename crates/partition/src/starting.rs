@@ -17,8 +17,8 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 use surefoot_env::Undone;
 use surefoot_invoker::{Destination, Invoker};
-use surefoot_machine::StateError;
-use surefoot_model::{Attempt, AttemptClass, InvocationId, PartitionId};
+use surefoot_machine::{RunningKey, StateError};
+use surefoot_model::{AttemptClass, InvocationId, PartitionId};
 
 /// Attempts of a class that wait for a slot in memory; further ones are found in the tables once these have started.
 const WAITING_MAX: usize = 4_096;
@@ -39,8 +39,8 @@ const FRESH_TURN: u32 = 4;
 pub(crate) struct WaitingAttempt {
     pub(crate) partition: PartitionId,
     pub(crate) id: InvocationId,
-    pub(crate) attempt: Attempt,
-    pub(crate) class: AttemptClass,
+    /// Its row. Once the attempt was raised it has another one, and this says nothing any more.
+    pub(crate) key: RunningKey,
 }
 
 /// One of something for each class.
@@ -116,7 +116,7 @@ impl StartQueue {
     }
 
     pub(crate) fn push(&mut self, waiting: WaitingAttempt) {
-        self.waiting.of_mut(waiting.class).push_back(waiting);
+        self.waiting.of_mut(waiting.key.class).push_back(waiting);
     }
 
     fn len(&self) -> usize {
@@ -140,8 +140,8 @@ impl StartQueue {
         let NextAttempt { waiting, stands } = self.front()?;
         self.turn = self.turn.wrapping_add(1);
         match stands {
-            Standing::Aside => self.held.pop_begun(waiting.class),
-            Standing::InQueue => self.waiting.of_mut(waiting.class).pop_front(),
+            Standing::Aside => self.held.pop_begun(waiting.key.class),
+            Standing::InQueue => self.waiting.of_mut(waiting.key.class).pop_front(),
         }
     }
 
@@ -149,13 +149,13 @@ impl StartQueue {
     pub(crate) fn pop_other(&mut self) -> Option<WaitingAttempt> {
         let NextAttempt { waiting, stands } = self.front()?;
         match stands {
-            Standing::Aside => self.held.pop_other(waiting.class),
-            Standing::InQueue => self.waiting.of_mut(waiting.class).pop_front(),
+            Standing::Aside => self.held.pop_other(waiting.key.class),
+            Standing::InQueue => self.waiting.of_mut(waiting.key.class).pop_front(),
         }
     }
 
     fn contains(&self, waiting: &WaitingAttempt) -> bool {
-        self.waiting.of(waiting.class).contains(waiting)
+        self.waiting.of(waiting.key.class).contains(waiting)
     }
 
     fn clear(&mut self) {
@@ -191,7 +191,7 @@ pub(crate) struct AttemptStarter {
 
 enum Started {
     Yes,
-    /// It was killed, paused or voided while it waited, or runs already.
+    /// It was killed, paused, raised or voided while it waited, or runs already.
     No,
     /// Its replay has to be read from a view, and there is none to be had now. The end of another one wakes.
     Later,
@@ -364,7 +364,7 @@ impl AttemptStarter {
         let mut undone = Vec::new();
         for partition in partitions.iter().filter(|partition| partition.leads()) {
             for (waiting, destination) in partition.attempts.not_started(&partition.store.read())? {
-                let WaitingAttempt { partition: of, id, class, .. } = waiting;
+                let WaitingAttempt { partition: of, id, key: RunningKey { class, .. } } = waiting;
                 let stands_aside =
                     self.queue.held.contains(&destination, &waiting) || partition.attempts.has_aside(&destination, class);
                 if self.postponed.contains(&waiting) || self.postponed.len() >= POSTPONED_MAX {
@@ -431,6 +431,7 @@ impl AttemptStarter {
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
         let PreparedAttempt { start, unread, journal_len, journal_bytes, notifications } = prepared;
+        let attempt = start.attempt;
         match unread {
             None => self.invoker.start(start, admission),
             Some(replay) => {
@@ -442,7 +443,7 @@ impl AttemptStarter {
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }
         }
-        partition.attempts.started(waiting.id, waiting.attempt, notifications);
+        partition.attempts.started(waiting.id, attempt, notifications);
         Ok(Started::Yes)
     }
 }
@@ -453,7 +454,7 @@ mod tests {
     use crate::testing::{HERE, id};
 
     fn waiting(n: u128, class: AttemptClass) -> WaitingAttempt {
-        WaitingAttempt { partition: HERE, id: id(n), attempt: Attempt(1), class }
+        WaitingAttempt { partition: HERE, id: id(n), key: RunningKey { class, turn: 1 } }
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(crate) fn write_running(txn: &mut Txn<'_>, id: InvocationId, attempt: Attemp
 
 pub(crate) fn write_running_in(txn: &mut Txn<'_>, id: InvocationId, attempt: Attempt, journal_len: u32, class: AttemptClass) {
     let life = Incarnation(id.unique as u64);
-    txn.put::<Running>(RunningKey { class, attempt }, id);
+    txn.put::<Running>(RunningKey { class, turn: attempt.0 }, id);
     let active = Active { class, ..active(attempt, journal_len) };
     txn.put::<Invocations>(id, Invocation { incarnation: life, ..invocation(active) });
     for index in 0..journal_len {
@@ -85,6 +85,7 @@ pub(crate) fn active(attempt: Attempt, journal_len: u32) -> Active {
         attempts_started: 1,
         journal_bytes: 0,
         counted_in: Epoch(1),
+        turn: attempt.0,
         class: AttemptClass::Fresh,
     }
 }

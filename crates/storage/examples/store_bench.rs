@@ -197,10 +197,10 @@ fn life_of(id: InvocationId) -> Incarnation {
 }
 
 fn running_of(id: InvocationId) -> RunningKey {
-    RunningKey { class: AttemptClass::Fresh, attempt: Attempt(id.unique as u64) }
+    RunningKey { class: AttemptClass::Fresh, turn: id.unique as u64 }
 }
 
-const FIRST_RUNNING: RunningKey = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
+const FIRST_RUNNING: RunningKey = RunningKey { class: AttemptClass::Needed, turn: 0 };
 
 fn object_of(id: InvocationId) -> ObjectKey {
     ObjectKey { service: "Cart".into(), key: format!("customer-{}", id.partition_key).into() }
@@ -228,6 +228,7 @@ fn invocation() -> Invocation {
             output: None,
             attempts_counted: 1,
             counted_in: Epoch(1),
+            turn: 1,
             retries_since_entry: 0,
             last_entry_at: Timestamp(1),
             last_error: None,

@@ -199,7 +199,7 @@ fields! {
     JournalKey { life: Incarnation, index: u32 }
     OpenKey { life: Incarnation, completion: u32 }
     WaiterKey { callee: Incarnation, caller: Caller }
-    RunningKey { class: AttemptClass, attempt: Attempt }
+    RunningKey { class: AttemptClass, turn: u64 }
     InboxKey { object: ObjectKey, slot: u64 }
     StateKey { object: ObjectKey, generation: u64, name: Text }
     TimerKey { due: Timestamp, owner: TimerOwner }

@@ -181,6 +181,7 @@ mod tests {
             attempts_started: 1,
             journal_bytes: 0,
             counted_in: Epoch(1),
+            turn: 1,
             class: AttemptClass::Fresh,
         }
     }

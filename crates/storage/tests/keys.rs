@@ -165,7 +165,7 @@ proptest! {
     #[test]
     fn running(a in (any::<bool>(), number()), b in (any::<bool>(), number())) {
         let class = |needed| if needed { AttemptClass::Needed } else { AttemptClass::Fresh };
-        let key = |(needed, attempt)| RunningKey { class: class(needed), attempt: Attempt(attempt) };
+        let key = |(needed, turn)| RunningKey { class: class(needed), turn };
         check::<Running>(key(a), key(b))?;
     }
 

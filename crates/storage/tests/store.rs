@@ -252,7 +252,7 @@ fn what_does_not_decode_names_table_and_key() {
     assert!(error.starts_with("table invocations: at InvocationId { partition_key: 72623859790382856"), "{error}");
     let error = store.read().scan::<Invocations>(&id(), None, 1).unwrap_err().to_string();
     assert!(error.starts_with("table invocations: at "), "{error}");
-    let first = RunningKey { class: AttemptClass::Needed, attempt: Attempt(0) };
+    let first = RunningKey { class: AttemptClass::Needed, turn: 0 };
     assert_eq!(store.read().scan::<Running>(&first, None, 9).unwrap(), [], "it lies before every key");
     let error = keys::read_entry::<Running>(&other).unwrap_err().to_string();
     assert_eq!(error, "table running: no key of this table: 000009");
@@ -470,7 +470,7 @@ fn memory_is_counted_to_zero_however_entries_go() {
     let mut store = open(&MemEngine::new());
     let stream = |n| StreamId { subscription: SubscriptionId(n), epoch: 0, topic: 0, partition: 0 };
     let invocation_of = |n: u128| surefoot_model::InvocationId { partition_key: 1, unique: n };
-    let running_of = |n: u128| RunningKey { class: AttemptClass::Fresh, attempt: Attempt(n as u64) };
+    let running_of = |n: u128| RunningKey { class: AttemptClass::Fresh, turn: n as u64 };
     for n in 0..100 {
         let mut txn = store.begin();
         txn.insert::<Invocations>(invocation_of(n), invocation());

@@ -52,14 +52,14 @@ pub(crate) fn every_table(each: &mut impl Each) {
     let raw = Bytes::from_static(b"\x0a\x00raw");
     let (life, generation) = (Incarnation(4), 0x6E);
     each.entry::<Journal>(JournalKey { life, index: 5 }, Entry::Command { ty: entry_type::RUN, raw });
-    each.entry::<Objects>(object(), ObjectRow { owner: Some(id), head: 1, tail: 4, waiting: 2 });
+    each.entry::<Objects>(object(), ObjectRow { owner: Some(id), head: 1, tail: 4, waiting: 2, needed: 1 });
     each.entry::<Inbox>(InboxKey { object: object(), slot: 6 }, id);
     let key = StateKey { object: object(), generation, name: "count".into() };
     each.entry::<StateValues>(key.clone(), StateValue { bytes: Bytes::from_static(b"{}") });
     each.entry::<StateNames>(key, ());
     let owner = TimerOwner::Invocation { life: Life { id, incarnation: life }, slot: 1 };
     each.entry::<Timers>(TimerKey { due: at, owner }, ());
-    each.entry::<Running>(RunningKey { class: AttemptClass::Fresh, attempt: Attempt(12) }, id);
+    each.entry::<Running>(RunningKey { class: AttemptClass::Fresh, turn: 12 }, id);
     let key = ExpiryKey { at, id, journal_only: true };
     each.entry::<Expiries>(key, ExpiryRow { incarnation: Incarnation(4), evictable_bytes: 99 });
     let caller = Caller { partition: PartitionId(7), id, incarnation: Incarnation(4), completion: 1 };
