@@ -20,6 +20,10 @@ pub struct Bounds {
     pub item_rows: u32,
     /// Names of state on one page that a chore collects.
     pub page_names: u32,
+    /// Bytes of them; the name that reaches them is the page's last.
+    pub page_name_bytes: usize,
+    /// Bytes of a key's names up to which a handler is told them.
+    pub listed_name_bytes: u64,
     /// Notifications that a suspension names in its row.
     pub awaited_ids: usize,
     /// Bytes of the names of signals among them.
@@ -37,6 +41,8 @@ const VERSION_1: Bounds = Bounds {
     items: 128,
     item_rows: 6,
     page_names: 1_000,
+    page_name_bytes: 256 << 10,
+    listed_name_bytes: 8 << 20,
     awaited_ids: 1_024,
     awaited_name_bytes: 64 << 10,
     error_bytes: 80 << 10,
@@ -73,6 +79,8 @@ mod tests {
             items: 128,
             item_rows: 6,
             page_names: 1_000,
+            page_name_bytes: 262_144,
+            listed_name_bytes: 8_388_608,
             awaited_ids: 1_024,
             awaited_name_bytes: 65_536,
             error_bytes: 81_920,

@@ -4,7 +4,8 @@
 //! change at a time, against the value before.
 
 use crate::apply::Context;
-use crate::{CatalogKey, CatalogRow, CatalogRows, Effect, State, StateError};
+use crate::chore::Chore;
+use crate::{CatalogKey, CatalogRow, CatalogRows, Effect, State, StateError, chore};
 use std::sync::Arc;
 use surefoot_model::catalog::{Catalog, CatalogEvent};
 use surefoot_model::{DeploymentId, StreamId, SubscriptionId};
@@ -22,17 +23,18 @@ pub(crate) fn changed<S: State>(cx: &mut Context<S>, event: &CatalogEvent) -> Re
         CatalogEvent::SubscriptionStored(subscription, positions) => {
             put(cx, CatalogKey::Subscription(subscription.id), CatalogRow::Subscription(subscription.clone()));
             // Positions of earlier epochs are of no use any more.
-            delete_positions(cx, subscription.id, subscription.epoch)?;
+            forget_positions(cx, subscription.id, subscription.epoch)?;
             put_positions(cx, positions);
         }
         CatalogEvent::SubscriptionDeleted(id) => {
             cx.state.delete::<CatalogRows>(&CatalogKey::Subscription(*id));
-            delete_positions(cx, *id, u32::MAX)?;
+            forget_positions(cx, *id, u32::MAX)?;
         }
         CatalogEvent::PositionsAdvanced(positions) => {
-            // One that comes after its subscription's deletion has nothing to belong to.
+            // One that comes after its subscription's deletion, or after its epoch, has nothing to belong to.
             for (stream, position) in positions {
-                if cx.state.get::<CatalogRows>(&CatalogKey::Subscription(stream.subscription))?.is_some() {
+                let row = cx.state.get::<CatalogRows>(&CatalogKey::Subscription(stream.subscription))?;
+                if matches!(row, Some(CatalogRow::Subscription(subscription)) if subscription.epoch <= stream.epoch) {
                     put_positions(cx, &[(*stream, *position)]);
                 }
             }
@@ -52,18 +54,9 @@ fn put_positions<S: State>(cx: &mut Context<S>, positions: &[(StreamId, i64)]) {
     }
 }
 
-fn delete_positions<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, before_epoch: u32) -> Result<(), StateError> {
-    const STEP: usize = 256;
-    let bound = |epoch| CatalogKey::Position(StreamId { subscription, epoch, topic: 0, partition: i32::MIN });
-    loop {
-        let rows = cx.state.scan::<CatalogRows>(&bound(0), Some(&bound(before_epoch)), STEP)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        for (key, _) in rows {
-            cx.state.delete::<CatalogRows>(&key);
-        }
-    }
+/// The value has them no more; their rows go as fast as they can (rule M9).
+fn forget_positions<S: State>(cx: &mut Context<S>, subscription: SubscriptionId, before_epoch: u32) -> Result<(), StateError> {
+    chore::begin(cx, Chore::ForgetPositions { subscription, before_epoch, after: None })
 }
 
 /// The catalog as its rows say.
@@ -124,7 +117,9 @@ pub fn update(catalog: &mut Catalog, event: &CatalogEvent) {
         }
         CatalogEvent::PositionsAdvanced(positions) => {
             for (stream, position) in positions {
-                if catalog.subscriptions.contains_key(&stream.subscription) {
+                // Rows of an earlier epoch may be there still, and go.
+                let subscription = catalog.subscriptions.get(&stream.subscription);
+                if subscription.is_some_and(|subscription| subscription.epoch <= stream.epoch) {
                     catalog.positions.insert(*stream, *position);
                 }
             }

@@ -9,9 +9,9 @@
 
 use crate::apply::Context;
 use crate::{
-    ChorePageKey, ChorePages, Chores, Effect, Invocations, Journal, JournalKey, Open, OpenKey, Parked, ParkedKey, Rows, Sources,
-    State, StateError, StateKey, StateNames, StateValues, Streams, Table, WaiterKey, Waiters, invocation, journal, operator,
-    timer,
+    CatalogKey, CatalogRows, ChoreOutcomes, ChorePageKey, ChorePages, Chores, Effect, Invocations, Journal, JournalKey,
+    ListingKey, Listings, Open, OpenKey, Parked, ParkedKey, Rows, Sources, State, StateError, StateKey, StateNames, StateValues,
+    Streams, Table, WaiterKey, Waiters, invocation, journal, object, operator, timer,
 };
 use minicbor::{Decode, Encode};
 use surefoot_model::{
@@ -45,17 +45,15 @@ pub enum Chore {
         #[n(3)]
         callees: Callees,
     },
-    /// A result is told to the invocations that wait for it.
+    /// A result is told to the invocations that wait for it. It lies in a row of its own, written once.
     #[n(2)]
     AnswerWaiters {
         #[n(0)]
         callee: Incarnation,
         #[n(1)]
         left: u32,
-        #[n(2)]
-        outcome: Outcome,
         /// The last one that has been told.
-        #[n(3)]
+        #[n(2)]
         after: Option<Caller>,
     },
     /// Values of a generation that is over go.
@@ -86,10 +84,23 @@ pub enum Chore {
         /// Collected so far.
         #[n(5)]
         pages: u32,
+        /// Bytes of the names on them.
+        #[n(6)]
+        bytes: u64,
     },
     /// Watermarks of epochs before this one go.
     #[n(5)]
     ForgetStreams {
+        #[n(0)]
+        subscription: SubscriptionId,
+        #[n(1)]
+        before_epoch: u32,
+        #[n(2)]
+        after: Option<StreamId>,
+    },
+    /// Positions of a subscription's epochs before this one go.
+    #[n(7)]
+    ForgetPositions {
         #[n(0)]
         subscription: SubscriptionId,
         #[n(1)]
@@ -126,26 +137,52 @@ pub enum Callees {
 pub(crate) fn begin<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<(), StateError> {
     match step(cx, chore)? {
         Some(rest) => {
-            put_off(cx, rest);
+            let _number = put_off(cx, rest);
             Ok(())
         }
         None => Ok(()),
     }
 }
 
-/// Leaves a chore to other records.
-pub(crate) fn put_off<S: State>(cx: &mut Context<S>, chore: Chore) {
+/// Leaves a chore to other records; its number.
+fn put_off<S: State>(cx: &mut Context<S>, chore: Chore) -> u64 {
     let number = cx.next_chore();
     cx.state.insert::<Chores>(number, chore);
     cx.effect(Effect::SetChore(number));
+    number
+}
+
+/// Has a life told the names of a generation, once they are collected. They stay until then, whether they are cleared or not.
+pub(crate) fn list<S: State>(cx: &mut Context<S>, life: Life, completion: u32, object: ObjectKey, generation: u64) {
+    let (after, pages, bytes) = (None, 0, 0);
+    let chore = put_off(cx, Chore::ListNames { life, completion, object, generation, after, pages, bytes });
+    cx.state.insert::<Listings>(ListingKey { generation, chore }, ());
+}
+
+/// Has a result told to the invocations that wait for it, `left` of them.
+pub(crate) fn answer<S: State>(cx: &mut Context<S>, callee: Incarnation, left: u32, outcome: &Outcome) -> Result<(), StateError> {
+    if let Some(rest) = answer_waiters(cx, callee, left, outcome, None)? {
+        let number = put_off(cx, rest);
+        cx.state.insert::<ChoreOutcomes>(number, outcome.clone());
+    }
+    Ok(())
 }
 
 /// Does the next piece of a chore.
 pub(crate) fn due<S: State>(cx: &mut Context<S>, number: u64) -> Result<(), StateError> {
     let rest = match cx.state.get::<Chores>(&number)? {
         None => return Ok(()),
-        Some(Chore::ListNames { life, completion, object, generation, after, pages }) => {
-            list_names(cx, number, NamesAsked { life, completion, object, generation, after, pages })?
+        Some(Chore::ListNames { life, completion, object, generation, after, pages, bytes }) => {
+            list_names(cx, number, NamesAsked { life, completion, object, generation, after, pages, bytes })?
+        }
+        Some(Chore::AnswerWaiters { callee, left, after }) => {
+            let outcome = cx.state.get::<ChoreOutcomes>(&number)?;
+            let outcome = outcome.expect("rule M9: what a chore tells is there until its end");
+            let rest = answer_waiters(cx, callee, left, &outcome, after)?;
+            if rest.is_none() {
+                cx.state.delete::<ChoreOutcomes>(&number);
+            }
+            rest
         }
         Some(chore) => step(cx, chore)?,
     };
@@ -170,9 +207,9 @@ fn step<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<Option<Chore>, St
             Ok((until < end).then_some(Chore::DeleteJournal { life, next: until, end }))
         }
         Chore::CloseOpen { life, next, left, callees } => close_open(cx, life, next, left, callees),
-        Chore::AnswerWaiters { callee, left, outcome, after } => answer_waiters(cx, callee, left, outcome, after),
         Chore::ClearState { object, generation, left, after } => clear_state(cx, object, generation, left, after),
         Chore::ForgetStreams { subscription, before_epoch, after } => forget_streams(cx, subscription, before_epoch, after),
+        Chore::ForgetPositions { subscription, before_epoch, after } => forget_positions(cx, subscription, before_epoch, after),
         Chore::ForgetParked { subscription, next, end } => {
             let wanted = u32::try_from(end - next).unwrap_or(u32::MAX);
             let until = next + u64::from(cx.take_steps(wanted, 1));
@@ -181,7 +218,7 @@ fn step<S: State>(cx: &mut Context<S>, chore: Chore) -> Result<Option<Chore>, St
             }
             Ok((until < end).then_some(Chore::ForgetParked { subscription, next: until, end }))
         }
-        Chore::ListNames { .. } => unreachable!("it is put off, for its end is told to an invocation of its own"),
+        Chore::ListNames { .. } | Chore::AnswerWaiters { .. } => unreachable!("they have rows of their own, by their numbers"),
     }
 }
 
@@ -218,7 +255,7 @@ fn answer_waiters<S: State>(
     cx: &mut Context<S>,
     callee: Incarnation,
     left: u32,
-    outcome: Outcome,
+    outcome: &Outcome,
     after: Option<Caller>,
 ) -> Result<Option<Chore>, StateError> {
     let steps = cx.take_large_steps(left, 3, outcome.bytes());
@@ -234,7 +271,7 @@ fn answer_waiters<S: State>(
         after = Some(key.caller);
     }
     let left = left - steps;
-    Ok((left > 0).then_some(Chore::AnswerWaiters { callee, left, outcome, after }))
+    Ok((left > 0).then_some(Chore::AnswerWaiters { callee, left, after }))
 }
 
 const FIRST_CALLER: Caller = Caller {
@@ -251,6 +288,10 @@ fn clear_state<S: State>(
     left: u32,
     after: Option<Text>,
 ) -> Result<Option<Chore>, StateError> {
+    if is_listed(cx, generation)? {
+        // Whoever asked for them before they were cleared is told all of them.
+        return Ok(Some(Chore::ClearState { object, generation, left, after }));
+    }
     let steps = cx.take_steps(left, 2);
     let (from, to) = names_range(&object, generation, after.as_ref());
     let rows = first::<StateNames, S>(cx, &from, &to, steps, left)?;
@@ -264,6 +305,12 @@ fn clear_state<S: State>(
     }
     let left = left - steps;
     Ok((left > 0).then_some(Chore::ClearState { object, generation, left, after }))
+}
+
+/// Whether a chore lists the names of a generation.
+fn is_listed<S: State>(cx: &Context<S>, generation: u64) -> Result<bool, StateError> {
+    let first = |generation| ListingKey { generation, chore: 0 };
+    Ok(!cx.state.scan::<Listings>(&first(generation), Some(&first(generation + 1)), 1)?.is_empty())
 }
 
 /// Where the names of a generation lie, behind `after`.
@@ -290,22 +337,56 @@ struct NamesAsked {
     generation: u64,
     after: Option<Text>,
     pages: u32,
+    bytes: u64,
 }
 
-/// The list is of one instant if the handler waits for it before it writes on; one that does not may find some of that in it.
+/// Names that are read at a time: so many of the longest that there are may be read beyond the bytes of a page.
+const NAMES_READ: u32 = 64;
+
+/// A page of names, and whether it is the last one.
+fn page_of_names<S: State>(
+    cx: &mut Context<S>,
+    object: &ObjectKey,
+    generation: u64,
+    after: Option<&Text>,
+) -> Result<(Vec<Text>, bool), StateError> {
+    let mut names: Vec<Text> = Vec::new();
+    let (mut left, mut bytes) = (cx.take_steps(cx.bounds.page_names, 1), 0);
+    while left > 0 && bytes < cx.bounds.page_name_bytes {
+        let wanted = left.min(NAMES_READ);
+        let (from, to) = names_range(object, generation, names.last().or(after));
+        let rows = cx.state.scan::<StateNames>(&from, Some(&to), wanted as usize)?;
+        let is_last = rows.len() < wanted as usize;
+        for (key, ()) in rows {
+            if bytes < cx.bounds.page_name_bytes {
+                bytes += key.name.len();
+                left -= 1;
+                names.push(key.name);
+            }
+        }
+        if is_last {
+            return Ok((names, bytes < cx.bounds.page_name_bytes));
+        }
+    }
+    Ok((names, false))
+}
+
+/// The list is of one instant if nobody sets or clears single values meanwhile; else some of that may show in it. A clear of all does
+/// not: the names stay until they are listed.
 fn list_names<S: State>(cx: &mut Context<S>, number: u64, asked: NamesAsked) -> Result<Option<Chore>, StateError> {
-    let NamesAsked { life, completion, object, generation, after, pages } = asked;
-    let count = cx.take_steps(cx.bounds.page_names, 1) as usize;
-    let (from, to) = names_range(&object, generation, after.as_ref());
-    let rows = cx.state.scan::<StateNames>(&from, Some(&to), count)?;
-    let mut names: Vec<Text> = rows.into_iter().map(|(key, ())| key.name).collect();
+    let NamesAsked { life, completion, object, generation, after, pages, bytes } = asked;
+    let (mut names, is_last) = page_of_names(cx, &object, generation, after.as_ref())?;
+    let bytes = bytes + names.iter().map(|name| name.len() as u64).sum::<u64>();
+    // More may have been set meanwhile.
+    let is_too_large = bytes > cx.bounds.listed_name_bytes;
     let found = cx.state.get::<Invocations>(&life.id)?.filter(|invocation| invocation.incarnation == life.incarnation);
     let is_waiting = found.as_ref().is_some_and(|invocation| matches!(invocation.stage, Stage::Active(_)));
-    if names.len() == count && is_waiting {
+    if !is_last && is_waiting && !is_too_large {
         let after = names.last().cloned();
         cx.state.insert::<ChorePages>(ChorePageKey { chore: number, page: pages }, names);
-        return Ok(Some(Chore::ListNames { life, completion, object, generation, after, pages: pages + 1 }));
+        return Ok(Some(Chore::ListNames { life, completion, object, generation, after, pages: pages + 1, bytes }));
     }
+    cx.state.delete::<Listings>(&ListingKey { generation, chore: number });
     let mut all = Vec::new();
     for page in 0..pages {
         let key = ChorePageKey { chore: number, page };
@@ -319,11 +400,32 @@ fn list_names<S: State>(cx: &mut Context<S>, number: u64, asked: NamesAsked) -> 
         let notification = Notification {
             ty: entry_type::GET_LAZY_STATE_KEYS_COMPLETION,
             id: NotificationId::Completion(completion),
-            result: Resolution::StateKeys(all),
+            result: if is_too_large { Resolution::Failure(object::too_large(cx, bytes)) } else { Resolution::StateKeys(all) },
         };
         journal::notify(cx, life.id, invocation, active, notification);
     }
     Ok(None)
+}
+
+fn forget_positions<S: State>(
+    cx: &mut Context<S>,
+    subscription: SubscriptionId,
+    before_epoch: u32,
+    after: Option<StreamId>,
+) -> Result<Option<Chore>, StateError> {
+    let bound = |epoch| StreamId { subscription, epoch, topic: 0, partition: i32::MIN };
+    let limit = cx.take_steps(cx.steps_left(1).max(1), 1) as usize;
+    let (from, to) = (CatalogKey::Position(after.unwrap_or(bound(0))), CatalogKey::Position(bound(before_epoch)));
+    let rows = cx.state.scan::<CatalogRows>(&from, Some(&to), limit)?;
+    let is_last = rows.len() < limit;
+    let mut after = after;
+    for (key, _) in rows {
+        cx.state.delete::<CatalogRows>(&key);
+        if let CatalogKey::Position(stream) = key {
+            after = Some(stream);
+        }
+    }
+    Ok((!is_last).then_some(Chore::ForgetPositions { subscription, before_epoch, after }))
 }
 
 fn forget_streams<S: State>(

@@ -199,8 +199,7 @@ fn answer_waiters<S: State>(cx: &mut Context<S>, invocation: &mut Invocation, ou
     if left == 0 {
         return Ok(());
     }
-    let callee = invocation.incarnation;
-    chore::begin(cx, Chore::AnswerWaiters { callee, left, outcome: outcome.clone(), after: None })
+    chore::answer(cx, invocation.incarnation, left, outcome)
 }
 
 /// Kills an invocation that has not begun: no trace of it stays, and everyone who waits is told what they would be told of one that

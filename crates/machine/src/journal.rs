@@ -1,7 +1,6 @@
 //! Entries: stored, and acted on.
 
 use crate::apply::Context;
-use crate::chore::Chore;
 use crate::object::Names;
 use crate::{Effect, Invocations, Journal, JournalKey, Open, OpenKey, State, StateError, attempt, chore, object, outbox, timer};
 use bytes::Bytes;
@@ -68,8 +67,11 @@ fn act<S: State>(
                     let ty = entry_type::GET_LAZY_STATE_KEYS_COMPLETION;
                     news.push(complete_command(cx, life, active, ty, completion, Resolution::StateKeys(names)));
                 }
-                Names::TooMany { generation } => {
-                    chore::put_off(cx, Chore::ListNames { life, completion, object, generation, after: None, pages: 0 });
+                Names::TooMany { generation } => chore::list(cx, life, completion, object, generation),
+                Names::TooLarge { bytes } => {
+                    let ty = entry_type::GET_LAZY_STATE_KEYS_COMPLETION;
+                    let failure = Resolution::Failure(object::too_large(cx, bytes));
+                    news.push(complete_command(cx, life, active, ty, completion, failure));
                 }
             }
         }

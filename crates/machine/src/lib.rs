@@ -27,8 +27,9 @@ pub use bounds::Bounds;
 pub use chore::Chore;
 pub use effect::{Effect, OperationAnswer};
 pub use tables::{
-    CatalogKey, CatalogRow, CatalogRows, ChorePageKey, ChorePages, Chores, Expiries, ExpiryKey, ExpiryRow, Family, Inbound,
-    Inbox, InboxKey, Invocations, Journal, JournalKey, Meta, MetaRow, ObjectRow, Objects, Open, OpenKey, Outbox, OutboxKey,
-    OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running, RunningKey, SourceRow, Sources, State, StateError, StateKey,
-    StateNames, StateRow, StateValue, StateValues, States, Streams, Table, TableSet, TimerKey, Timers, Visit, WaiterKey, Waiters,
+    CatalogKey, CatalogRow, CatalogRows, ChoreOutcomes, ChorePageKey, ChorePages, Chores, Expiries, ExpiryKey, ExpiryRow, Family,
+    Inbound, Inbox, InboxKey, Invocations, Journal, JournalKey, ListingKey, Listings, Meta, MetaRow, ObjectRow, Objects, Open,
+    OpenKey, Outbox, OutboxKey, OutboxRow, Outboxes, Parked, ParkedKey, Rows, Running, RunningKey, SourceRow, Sources, State,
+    StateError, StateKey, StateNames, StateRow, StateValue, StateValues, States, Streams, Table, TableSet, TimerKey, Timers,
+    Visit, WaiterKey, Waiters,
 };

@@ -7,7 +7,7 @@ use crate::{
     StateValues, States, attempt, chore, invocation,
 };
 use bytes::Bytes;
-use surefoot_model::{AttemptClass, Invocation, InvocationId, ObjectKey, Stage, Text};
+use surefoot_model::{AttemptClass, Failure, Invocation, InvocationId, ObjectKey, Stage, Text};
 
 /// Gives the key to `id` if it is free; else the slot in its inbox that `id` got. Where others wait for it, its row counts them.
 pub(crate) fn take_or_queue<S: State>(
@@ -126,17 +126,36 @@ pub(crate) enum Names {
     Listed(Vec<Text>),
     /// More than this record may read (rule M9).
     TooMany { generation: u64 },
+    /// More than a handler is told.
+    TooLarge { bytes: u64 },
 }
 
 pub(crate) fn names<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<Names, StateError> {
-    let Some(StateRow { generation, values }) = cx.state.get::<States>(object)? else { return Ok(Names::Listed(Vec::new())) };
-    if cx.take_steps(values, 1) < values {
+    let Some(row) = cx.state.get::<States>(object)? else { return Ok(Names::Listed(Vec::new())) };
+    let StateRow { generation, values, name_bytes: bytes } = row;
+    if bytes > cx.bounds.listed_name_bytes {
+        return Ok(Names::TooLarge { bytes });
+    }
+    let steps = u32::try_from(bytes.div_ceil(u64::from(cx.bounds.row_bytes))).unwrap_or(u32::MAX).max(values);
+    if cx.take_steps(steps, 1) < steps {
         return Ok(Names::TooMany { generation });
     }
     let (from, to) = chore::names_range(object, generation, None);
     let rows = cx.state.all::<StateNames>(&from, &to, values as usize)?;
     assert_eq!(rows.len(), values as usize, "rule O7: a key's row counts its values");
     Ok(Names::Listed(rows.into_iter().map(|(key, ())| key.name).collect()))
+}
+
+/// What a handler is told in place of names that are too large.
+pub(crate) fn too_large<S>(cx: &Context<S>, bytes: u64) -> Failure {
+    let bound = cx.bounds.listed_name_bytes;
+    Failure::new(
+        413,
+        format!(
+            "the names of this key's state have {bytes} bytes, and {bound} may be listed at once: use fewer or shorter names, or keep \
+             a list of them in a value (SF3004)"
+        ),
+    )
 }
 
 pub(crate) fn set_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name: &Text, bytes: Bytes) -> Result<(), StateError> {
@@ -149,12 +168,13 @@ pub(crate) fn set_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name:
             }
             row
         }
-        None => StateRow { generation: cx.next_generation(), values: 0 },
+        None => StateRow { generation: cx.next_generation(), values: 0, name_bytes: 0 },
     };
     let key = key_of(object, row.generation, name);
     cx.state.insert::<StateNames>(key.clone(), ());
     cx.state.insert::<StateValues>(key, StateValue { bytes });
     row.values += 1;
+    row.name_bytes += name.len() as u64;
     cx.state.put::<States>(object.clone(), row);
     Ok(())
 }
@@ -168,6 +188,7 @@ pub(crate) fn clear_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, nam
     cx.state.delete::<StateNames>(&key);
     cx.state.delete::<StateValues>(&key);
     row.values -= 1;
+    row.name_bytes -= name.len() as u64;
     if row.values == 0 {
         cx.state.delete::<States>(object);
     } else {
@@ -176,9 +197,9 @@ pub(crate) fn clear_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, nam
     Ok(())
 }
 
-/// From here on the key has no values; their rows go as fast as they can (rule M9).
+/// From here on the key has no values; their rows go as fast as they can (rule M9), once those have been told who asked before.
 pub(crate) fn clear_all<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<(), StateError> {
-    let Some(StateRow { generation, values }) = cx.state.get::<States>(object)? else { return Ok(()) };
+    let Some(StateRow { generation, values, .. }) = cx.state.get::<States>(object)? else { return Ok(()) };
     cx.state.delete::<States>(object);
     chore::begin(cx, Chore::ClearState { object: object.clone(), generation, left: values, after: None })
 }

@@ -15,7 +15,7 @@ use minicbor::{Decode, Encode};
 use surefoot_model::catalog::{Deployment, KafkaCluster, Subscription};
 use surefoot_model::{
     Attempt, AttemptClass, Caller, DeploymentId, Entry, Epoch, Incarnation, Invocation, InvocationId, Message, ObjectKey,
-    OpenCompletion, ParkedRecord, PartitionId, StreamId, SubscriptionId, Text, TimerOwner, Timestamp, encoding,
+    OpenCompletion, Outcome, ParkedRecord, PartitionId, StreamId, SubscriptionId, Text, TimerOwner, Timestamp, encoding,
 };
 
 /// A stored entry that cannot be read. The partition stops (rule C5).
@@ -145,6 +145,10 @@ tables! {
     21 chores Chores: u64 => Chore;
     /// What chores have collected so far.
     22 chore_pages ChorePages: ChorePageKey => Vec<Text>;
+    /// Chores that list the names of a generation: those stay until they are listed.
+    23 listings Listings: ListingKey => ();
+    /// What a chore tells to all who wait for it, by the chore's number.
+    24 chore_outcomes ChoreOutcomes: u64 => Outcome;
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -242,6 +246,9 @@ pub struct StateRow {
     /// Values, and names; never 0.
     #[n(1)]
     pub values: u32,
+    /// Bytes of the names.
+    #[n(2)]
+    pub name_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -260,6 +267,12 @@ pub struct TimerKey {
 pub struct ChorePageKey {
     pub chore: u64,
     pub page: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListingKey {
+    pub generation: u64,
+    pub chore: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,11 +7,14 @@
 use expect_test::{Expect, expect};
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
+use surefoot_machine::catalog::load as load_catalog;
 use surefoot_machine::testing::MemState;
 use surefoot_machine::{
-    Bounds, ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Mutant, Objects, Open, Outbox, Parked, Rows,
-    Running, RunningKey, State, StateError, StateNames, StateValues, States, Streams, Table, Timers, Waiters, apply_broken,
+    Bounds, CatalogRows, ChoreOutcomes, ChorePages, Chores, Effect, Inbox, Invocations, Journal, JournalKey, Listings, Mutant,
+    Objects, Open, Outbox, Parked, Rows, Running, RunningKey, State, StateError, StateNames, StateValues, States, Streams, Table,
+    Timers, Waiters, apply_broken,
 };
+use surefoot_model::catalog::{CatalogEvent, Subscription};
 use surefoot_model::{
     Action, Attempt, AttemptClass, AttemptEnd, AttemptError, AttemptProgress, Caller, DeploymentId, Entry, Epoch, Event,
     Incarnation, InvocationId, Item, Life, Message, NotificationId, Operation, Origin, Outcome, ParkedRecord, PartitionId, Pin,
@@ -811,6 +814,7 @@ fn assert_nothing_is_left(world: &World) {
     assert!(state.is_empty::<Open>() && state.is_empty::<Waiters>() && state.is_empty::<Timers>());
     assert!(state.is_empty::<States>() && state.is_empty::<StateNames>() && state.is_empty::<StateValues>());
     assert!(state.is_empty::<Chores>() && state.is_empty::<ChorePages>());
+    assert!(state.is_empty::<ChoreOutcomes>() && state.is_empty::<Listings>());
     assert!(state.is_empty::<Objects>() && state.is_empty::<Inbox>());
 }
 
@@ -927,6 +931,8 @@ fn a_large_result_reaches_all_who_wait_piece_by_piece() {
         let bound = (Bounds::PRESENT.rows * Bounds::PRESENT.row_bytes) as usize + 3 * bytes;
         let world = many_waiters_of(Mutant::None, count, &result);
         assert!(world.most_bytes < bound, "{} bytes in one record", world.most_bytes);
+        let all = world.state.written_bytes / bytes;
+        assert!(all <= count as usize + 3, "{all} times the result was written, for {count} who wait");
         let broken = many_waiters_of(Mutant::AllAtOnce, count, &result);
         assert!(broken.most_bytes > bound, "the variant that does all at once is caught: {}", broken.most_bytes);
     }
@@ -993,6 +999,108 @@ fn many_names_are_listed_in_order_once_they_are_collected() {
     world.line("kill A");
     world.line("chores");
     assert!(world.state.is_empty::<Chores>() && world.state.is_empty::<ChorePages>(), "nobody waits for the list any more");
+}
+
+/// A shared handler was told a part of the names, which no moment had ever had.
+#[test]
+fn names_that_are_cleared_while_they_are_collected_are_all_told() {
+    let mut world = play("call Obj/k/add as A");
+    bring(&mut world, "A", (0..5_000).map(set));
+    world.line("call Obj/k/get as B");
+    world.line("keys B 1");
+    for _ in 0..2 {
+        let chore = world.chores.pop_front().unwrap();
+        world.event(Event::ChoreDue { chore });
+    }
+    world.line("clear-all A");
+    world.line("set A new value");
+    world.line("chores");
+    let expected: Vec<String> = (0..5_000).map(|n| format!("key-{n:06}")).collect();
+    let line = world.out.iter().find(|line| line.contains("0x8006")).unwrap();
+    assert!(line.ends_with(&format!("{expected:?}")), "{} bytes of names", line.len());
+    assert_eq!((world.state.len::<StateValues>(), world.state.len::<StateNames>()), (1, 1), "then they go");
+    assert!(world.state.is_empty::<Chores>() && world.state.is_empty::<ChorePages>() && world.state.is_empty::<Listings>());
+}
+
+/// So many names of so many bytes each.
+fn long_names(count: u32, bytes: usize) -> World {
+    let mut world = play("call Obj/k/add as A");
+    let set = |n| {
+        let action = Action::SetState { key: format!("{n:0bytes$}").into(), value: (0, 0) };
+        command(entry_type::SET_STATE, action)
+    };
+    bring(&mut world, "A", (0..count).map(set));
+    (world.most_bytes, world.state.read_bytes) = (0, Cell::default());
+    world
+}
+
+#[test]
+fn long_names_are_collected_in_small_pages() {
+    let mut world = long_names(600, 10_000);
+    world.line("keys A 1");
+    let pages: Vec<usize> = std::iter::from_fn(|| {
+        let chore = world.chores.pop_front()?;
+        let before = world.state.written_bytes;
+        world.event(Event::ChoreDue { chore });
+        Some(world.state.written_bytes - before)
+    })
+    .collect();
+    let (_, pages) = pages.split_last().unwrap();
+    let most = Bounds::PRESENT.page_name_bytes + 20_000;
+    assert!(pages.len() > 20 && pages.iter().all(|bytes| *bytes < most), "{pages:?}");
+    assert!(world.out.last().unwrap().contains("0x8006 [\"0000"));
+}
+
+#[test]
+fn a_handler_that_asks_for_too_many_bytes_of_names_is_told_so() {
+    let mut world = long_names(900, 10_000);
+    world.line("keys A 1");
+    let says = "0x8006 413 the names of this key's state have 9000000 bytes, and 8388608 may be listed at once: use fewer or shorter \
+                names, or keep a list of them in a value (SF3004)";
+    assert!(world.out.last().unwrap().ends_with(says), "{:?}", world.out.last());
+    // Set while it is collected: the same.
+    let mut world = long_names(800, 10_000);
+    world.line("call Obj/k/get as B");
+    world.line("keys B 1");
+    let more = |n| command(entry_type::SET_STATE, Action::SetState { key: format!("z{n:09999}").into(), value: (0, 0) });
+    bring(&mut world, "A", (0..100).map(more));
+    world.line("chores");
+    assert!(world.out.last().unwrap().contains("(SF3004)"), "{:?}", world.out.last());
+    assert!(world.state.is_empty::<Chores>() && world.state.is_empty::<ChorePages>() && world.state.is_empty::<Listings>());
+    world.line("clear-all A");
+    world.line("chores");
+    assert!(world.state.is_empty::<States>() && world.state.is_empty::<StateNames>());
+}
+
+/// Rule M9: a subscription's positions, as many as its topics have Kafka partitions in all epochs, went in one record.
+#[test]
+fn positions_of_earlier_epochs_go_record_by_record_and_none_comes_back() {
+    let subscription = |epoch| Subscription {
+        id: SubscriptionId(1),
+        cluster: "main".into(),
+        topic: "orders".into(),
+        service: "Svc".into(),
+        handler: "go".into(),
+        options: BTreeMap::new(),
+        created_at: Timestamp(0),
+        epoch,
+        topic_id: 5,
+        resolved: true,
+    };
+    let positions = |epoch, count| (0..count).map(|partition| (StreamId { partition, ..stream(epoch) }, 7)).collect::<Vec<_>>();
+    let mut world = World::default();
+    let change = |world: &mut World, event| world.event(Event::CatalogChanged(Box::new(event)));
+    change(&mut world, CatalogEvent::SubscriptionStored(subscription(1), positions(1, 5_000)));
+    world.most = 0;
+    change(&mut world, CatalogEvent::SubscriptionStored(subscription(2), positions(2, 3)));
+    let loaded = load_catalog(&world.state.rows).unwrap();
+    assert_eq!(loaded.positions, positions(2, 3).into_iter().collect(), "a start in between knows those of the present alone");
+    change(&mut world, CatalogEvent::PositionsAdvanced(positions(1, 2)));
+    world.line("chores");
+    assert!(world.most <= Bounds::PRESENT.rows as usize * (1 + READS_PER_WRITE), "{} rows in one record", world.most);
+    assert_eq!(world.state.len::<CatalogRows>(), 4);
+    change(&mut world, CatalogEvent::SubscriptionDeleted(SubscriptionId(1)));
+    assert!(world.state.is_empty::<CatalogRows>() && world.state.is_empty::<Chores>());
 }
 
 /// It said 404, as if there had been no such call.

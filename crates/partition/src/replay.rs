@@ -82,7 +82,7 @@ impl Replay {
         let unread = match &mut self.unread {
             Some(unread) => unread,
             None => {
-                let Some(StateRow { generation, values: count }) = reader.get::<States>(object)? else { return Ok(true) };
+                let Some(StateRow { generation, values: count, .. }) = reader.get::<States>(object)? else { return Ok(true) };
                 self.unread.insert(UnreadValues { generation, count, first: Text::default() })
             }
         };
@@ -259,7 +259,7 @@ mod tests {
                 }
             }
             if values > 0 {
-                txn.put::<States>(object(), StateRow { generation: GENERATION, values });
+                txn.put::<States>(object(), StateRow { generation: GENERATION, values, name_bytes: 0 });
             }
             txn.commit(Lsn(lsn));
             if lsn == 1 {

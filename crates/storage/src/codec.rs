@@ -7,8 +7,9 @@ use crate::keys::TableKey;
 use crate::weight::Weight;
 use std::sync::LazyLock;
 use surefoot_machine::{
-    CatalogRows, ChorePages, Chores, Expiries, Family, Inbound, Inbox, Invocations, Journal, Meta, Objects, Open, Outbox,
-    Outboxes, Parked, Running, Sources, StateNames, StateValues, States, Streams, Table, TableSet, Timers, Waiters,
+    CatalogRows, ChoreOutcomes, ChorePages, Chores, Expiries, Family, Inbound, Inbox, Invocations, Journal, Listings, Meta,
+    Objects, Open, Outbox, Outboxes, Parked, Running, Sources, StateNames, StateValues, States, Streams, Table, TableSet, Timers,
+    Waiters,
 };
 
 /// Functions of one table.
@@ -63,6 +64,8 @@ static CODECS: LazyLock<TableSet<Codecs>> = LazyLock::new(|| {
     list::<Waiters>(&mut set);
     list::<Chores>(&mut set);
     list::<ChorePages>(&mut set);
+    list::<Listings>(&mut set);
+    list::<ChoreOutcomes>(&mut set);
     set
 });
 

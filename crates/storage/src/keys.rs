@@ -6,8 +6,8 @@
 
 use crate::codec;
 use surefoot_machine::{
-    CatalogKey, ChorePageKey, ExpiryKey, InboxKey, JournalKey, OpenKey, OutboxKey, ParkedKey, RunningKey, StateError, StateKey,
-    Table, TimerKey, WaiterKey,
+    CatalogKey, ChorePageKey, ExpiryKey, InboxKey, JournalKey, ListingKey, OpenKey, OutboxKey, ParkedKey, RunningKey, StateError,
+    StateKey, Table, TimerKey, WaiterKey,
 };
 use surefoot_model::{
     Attempt, AttemptClass, Caller, DeploymentId, Incarnation, InvocationId, Life, ObjectKey, PartitionId, StreamId,
@@ -204,6 +204,7 @@ fields! {
     StateKey { object: ObjectKey, generation: u64, name: Text }
     TimerKey { due: Timestamp, owner: TimerOwner }
     ChorePageKey { chore: u64, page: u32 }
+    ListingKey { generation: u64, chore: u64 }
     ExpiryKey { at: Timestamp, id: InvocationId, journal_only: bool }
     OutboxKey { to: PartitionId, sequence: u64 }
     ParkedKey { subscription: SubscriptionId, number: u64 }

@@ -89,13 +89,23 @@ impl Weight for Vec<Text> {
 impl Weight for Chore {
     fn heap_bytes(&self) -> usize {
         match self {
-            Self::AnswerWaiters { outcome: told, .. } => outcome(told),
             Self::ClearState { object, after, .. } | Self::ListNames { object, after, .. } => {
                 let after = after.as_ref().map_or(0, |name| ALLOCATION_BYTES + name.len());
                 2 * ALLOCATION_BYTES + object.service.len() + object.key.len() + after
             }
-            Self::DeleteJournal { .. } | Self::CloseOpen { .. } | Self::ForgetStreams { .. } | Self::ForgetParked { .. } => 0,
+            Self::DeleteJournal { .. }
+            | Self::CloseOpen { .. }
+            | Self::AnswerWaiters { .. }
+            | Self::ForgetStreams { .. }
+            | Self::ForgetPositions { .. }
+            | Self::ForgetParked { .. } => 0,
         }
+    }
+}
+
+impl Weight for Outcome {
+    fn heap_bytes(&self) -> usize {
+        outcome(self)
     }
 }
 

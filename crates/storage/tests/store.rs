@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, RunningKey, State, Table};
-use surefoot_model::{Attempt, AttemptClass, Lsn, PartitionId, StreamId, SubscriptionId};
+use surefoot_model::{AttemptClass, Lsn, PartitionId, StreamId, SubscriptionId};
 use surefoot_storage::{
     Batch, Checkpoint, Checkpointed, Engine, Failure, MemEngine, Mutant, RawEntry, Reader, Store, Txn, View, keys,
 };
@@ -435,7 +435,7 @@ fn every_table_reads_back(engine: Arc<dyn Engine>, again: impl FnOnce(Arc<dyn En
     let running = store.freeze().unwrap();
     every_table(&mut Expect(store.read()));
     let done = running.run().unwrap();
-    assert_eq!(done.operations, 26);
+    assert_eq!(done.operations, 28);
     store.checkpointed(done);
     assert_eq!(store.memory_bytes(), 0);
     every_table(&mut Expect(store.read()));

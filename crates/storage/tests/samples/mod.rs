@@ -112,10 +112,12 @@ pub(crate) fn every_table(each: &mut impl Each) {
     };
     each.entry::<CatalogRows>(CatalogKey::Subscription(subscription.id), CatalogRow::Subscription(subscription));
     each.entry::<CatalogRows>(CatalogKey::Position(stream()), CatalogRow::Position(-3));
-    each.entry::<States>(object(), StateRow { generation, values: 2 });
+    each.entry::<States>(object(), StateRow { generation, values: 2, name_bytes: 9 });
     each.entry::<Open>(OpenKey { life, completion: 9 }, OpenCompletion::Sleep { until: at });
     each.entry::<Waiters>(WaiterKey { callee: life, caller }, ());
     let after = Some("count".into());
     each.entry::<Chores>(5, Chore::ClearState { object: object(), generation, left: 7, after });
     each.entry::<ChorePages>(ChorePageKey { chore: 5, page: 1 }, vec!["count".into(), "".into()]);
+    each.entry::<Listings>(ListingKey { generation, chore: 5 }, ());
+    each.entry::<ChoreOutcomes>(5, Outcome::Success(Bytes::from_static(b"yes")));
 }
