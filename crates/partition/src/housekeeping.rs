@@ -7,10 +7,12 @@
 use crate::settings::Settings;
 use surefoot_machine::{Expiries, ExpiryKey, ExpiryRow, Meta, StateError};
 use surefoot_model::{Event, InvocationId, Timestamp};
-use surefoot_storage::Reader;
+use surefoot_storage::{Limit, Piece, Reader};
 
 /// Expiries looked at per sweep step.
 const SWEEP_STEP: usize = 512;
+/// Keys that one look at the table passes, those of rows that have gone among them: a millisecond or a few.
+const LOOKS_MAX: usize = 8 * SWEEP_STEP;
 /// Removals of a node that may be asked for and not applied: a call waits behind no more.
 const REMOVING_MAX: usize = 2_048;
 /// Each partition's share is at least this.
@@ -146,8 +148,11 @@ impl Housekeeping {
     fn expire(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
         let limit = SWEEP_STEP.min(self.removing_max - self.removing);
         let (from, to) = (self.expired_up_to, ExpiryKey { at: looks.now.after_ms(1), ..FIRST });
-        let due = if from < to { reader.scan::<Expiries>(&from, Some(&to), limit)? } else { Vec::new() };
-        if due.len() < limit {
+        let looks_max = Limit { rows: limit, bytes: usize::MAX, looks: LOOKS_MAX };
+        let Piece { rows: due, goes_on_at, .. } = reader.scan_within::<Expiries>(&from, Some(&to), looks_max)?;
+        if let Some(next) = goes_on_at {
+            self.expired_up_to = next;
+        } else if due.len() < limit {
             self.expired_up_to = from.max(to);
             self.next_sweep_ms = looks.monotonic_ms.saturating_add(looks.interval_ms);
         } else if let Some((last, _)) = due.last() {
@@ -169,7 +174,8 @@ impl Housekeeping {
             self.evicting_bytes = 0;
             return Ok(());
         }
-        let rows = reader.scan::<Expiries>(&self.evicted_up_to, None, SWEEP_STEP)?;
+        let limit = Limit { rows: SWEEP_STEP, bytes: usize::MAX, looks: LOOKS_MAX };
+        let Piece { rows, goes_on_at, .. } = reader.scan_within::<Expiries>(&self.evicted_up_to, None, limit)?;
         for (key, row) in &rows {
             if over == 0 || self.removing == self.removing_max {
                 return Ok(());
@@ -182,7 +188,9 @@ impl Housekeeping {
                 events.push(removal(key, row));
             }
         }
-        if rows.len() < SWEEP_STEP {
+        if let Some(next) = goes_on_at {
+            self.evicted_up_to = next;
+        } else if rows.len() < SWEEP_STEP {
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
         }
         Ok(())
@@ -209,7 +217,7 @@ fn after(key: &ExpiryKey) -> ExpiryKey {
 mod tests {
     use super::*;
     use crate::settings::Mutant;
-    use crate::testing::{empty_store, id, write};
+    use crate::testing::{checkpoint, empty_store, id, write};
     use surefoot_machine::{MetaRow, State};
     use surefoot_model::Incarnation;
     use surefoot_storage::Store;
@@ -277,6 +285,19 @@ mod tests {
         write(&mut store, |txn| txn.put::<Expiries>(key, ExpiryRow { incarnation: Incarnation(2), evictable_bytes: 0 }));
         housekeeping.on_expiry(key);
         assert_eq!(swept(&mut housekeeping, &store, &looks(99, 20_000, u64::MAX))[0], 7);
+    }
+
+    /// What was removed and is not written yet was passed over all at once, by every look.
+    #[test]
+    fn a_sweep_over_very_many_that_have_gone_takes_several_looks() {
+        let count = 5 * LOOKS_MAX as u64;
+        let mut store = completed(0..=count, 0);
+        checkpoint(&mut store);
+        write(&mut store, |txn| (0..count).for_each(|at| txn.delete::<Expiries>(&expiry(at))));
+        let mut housekeeping = housekeeping();
+        let steps: Vec<_> = (0..7).map(|_| swept(&mut housekeeping, &store, &looks(count, 0, u64::MAX))).collect();
+        let first = steps.iter().position(|step| !step.is_empty()).unwrap();
+        assert_eq!((first, &steps[first]), (5, &vec![u128::from(count)]));
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(crate) fn next_id(id: InvocationId) -> InvocationId {
 }
 
 /// Rows and bytes looked at before others have their turn: about a millisecond.
-const STEP: Limit = Limit { rows: 256, bytes: 512 << 10 };
+const STEP: Limit = Limit { rows: 256, bytes: 512 << 10, looks: usize::MAX };
 
 /// Bytes of what a page holds, beyond which it ends before its limit in rows; one that is larger has a page of its own.
 pub(crate) const PAGE_BYTES_MAX: usize = 8 << 20;
@@ -140,8 +140,10 @@ pub(crate) fn invocation(reader: &Reader<'_>, id: InvocationId) -> Result<Option
 
 /// One piece of a listing within one partition: at most `limit` matches, of [`PAGE_BYTES_MAX`] or little more.
 pub(crate) fn list(reader: &Reader<'_>, filter: &ListFilter, range: IdRange, limit: usize) -> Result<ListStep, StateError> {
-    let piece = reader.scan_within::<Invocations>(&range.from, range.to.as_ref(), STEP)?;
-    let next = piece.rows.last().map(|(id, _)| next_id(*id)).filter(|_| !piece.is_last);
+    let pace = Limit { looks: 8 * STEP.rows, ..STEP };
+    let piece = reader.scan_within::<Invocations>(&range.from, range.to.as_ref(), pace)?;
+    let behind = piece.rows.last().map(|(id, _)| next_id(*id)).filter(|_| !piece.is_last);
+    let next = piece.goes_on_at.or(behind);
     let mut step = ListStep { found: Vec::new(), bytes: 0, next };
     for (id, invocation) in piece.rows {
         if matches(filter, &invocation) {

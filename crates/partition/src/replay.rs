@@ -93,7 +93,7 @@ impl Replay {
         let rows = match in_memory {
             Some(rows) => rows,
             None => {
-                let limit = Limit { rows: pace.rows.min(count), bytes: pace.engine_bytes };
+                let limit = Limit { rows: pace.rows.min(count), bytes: pace.engine_bytes, looks: usize::MAX };
                 reader.scan_within::<StateValues>(&from, Some(&to), limit)?.rows
             }
         };

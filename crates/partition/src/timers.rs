@@ -4,10 +4,10 @@
 //! timers are due (`wheel`), the clock, or what a timer's end does (`machine`).
 
 use crate::settings::Mutant;
-use crate::wheel::{FIRST, ReadTimers, Wheel};
+use crate::wheel::{FIRST, Wheel};
 use std::time::Duration;
 use surefoot_env::Undone;
-use surefoot_machine::{StateError, TimerKey};
+use surefoot_machine::{StateError, TimerKey, Timers};
 use surefoot_model::{Event, Timestamp};
 use surefoot_storage::Reader;
 
@@ -77,7 +77,7 @@ impl PartitionTimers {
         if self.firing > 0 {
             return Ok(None);
         }
-        let first = reader.timers_from(&FIRST, 1)?.pop();
+        let first = reader.scan::<Timers>(&FIRST, None, 1)?.pop().map(|(key, ())| key);
         let due = first.filter(|key| key.due.after_ms(ROUNDING_MS) <= now);
         let what = |key: TimerKey| format!("a timer is due since {} and nobody fires it (rule T2)", key.due.0);
         Ok(due.map(|key| Undone { what: what(key), patience: reread + Duration::from_millis(ROUNDING_MS) }))

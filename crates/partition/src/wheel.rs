@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use surefoot_machine::{StateError, TimerKey, Timers};
 use surefoot_model::{Incarnation, InvocationId, Life, TimerOwner, Timestamp};
-use surefoot_storage::Reader;
+use surefoot_storage::{Limit, Reader};
 
 /// Before every other.
 pub(crate) const FIRST: TimerKey = TimerKey {
@@ -20,6 +20,8 @@ pub(crate) const FIRST: TimerKey = TimerKey {
 
 /// Timers in the window.
 const WINDOW_MAX: usize = 2_048;
+/// Keys that one look at the table passes, those of timers that are gone among them: a millisecond or a few.
+const LOOKS_MAX: usize = 2 * WINDOW_MAX;
 
 pub(crate) struct Wheel {
     window: BTreeSet<TimerKey>,
@@ -49,16 +51,18 @@ impl Wheel {
         }
     }
 
-    /// When the next timer is due; reads the table where the window does not tell.
+    /// When the next timer is due, or when there is more to be read: reads the table where the window does not tell, as far as one look
+    /// goes.
     pub(crate) fn next_due(&mut self, state: &impl ReadTimers) -> Result<Option<Timestamp>, StateError> {
         if self.window.is_empty()
             && let Some(from) = self.horizon
         {
-            let mut keys = state.timers_from(&from, WINDOW_MAX)?;
-            self.horizon = if keys.len() < WINDOW_MAX { None } else { keys.pop() };
+            let TimersRead { mut keys, goes_on_at } = state.timers_from(&from)?;
+            self.horizon = goes_on_at.or_else(|| if keys.len() < WINDOW_MAX { None } else { keys.pop() });
             self.window.extend(keys);
         }
-        Ok(self.window.first().map(|key| key.due))
+        // No timer that was not read is due before the horizon.
+        Ok(self.window.first().or(self.horizon.as_ref()).map(|key| key.due))
     }
 
     /// Takes at most `limit` timers that are due at `now`, earliest first.
@@ -70,7 +74,9 @@ impl Wheel {
     ) -> Result<Vec<TimerKey>, StateError> {
         let mut due = Vec::new();
         while due.len() < limit && self.next_due(state)?.is_some_and(|at| at <= now) {
-            due.extend(self.window.pop_first());
+            // Where none was read yet, the next look goes on.
+            let Some(key) = self.window.pop_first() else { break };
+            due.push(key);
         }
         Ok(due)
     }
@@ -78,24 +84,36 @@ impl Wheel {
 
 /// The timers table, in order.
 pub(crate) trait ReadTimers {
-    fn timers_from(&self, from: &TimerKey, limit: usize) -> Result<Vec<TimerKey>, StateError>;
+    /// A window's worth of them, or what one look finds.
+    fn timers_from(&self, from: &TimerKey) -> Result<TimersRead, StateError>;
+}
+
+/// What one look at the timers table finds.
+pub(crate) struct TimersRead {
+    keys: Vec<TimerKey>,
+    /// Where there was more to look at than one look may.
+    goes_on_at: Option<TimerKey>,
 }
 
 impl ReadTimers for Reader<'_> {
-    fn timers_from(&self, from: &TimerKey, limit: usize) -> Result<Vec<TimerKey>, StateError> {
-        Ok(self.scan::<Timers>(from, None, limit)?.into_iter().map(|(key, _)| key).collect())
+    fn timers_from(&self, from: &TimerKey) -> Result<TimersRead, StateError> {
+        let limit = Limit { rows: WINDOW_MAX, bytes: usize::MAX, looks: LOOKS_MAX };
+        let piece = self.scan_within::<Timers>(from, None, limit)?;
+        Ok(TimersRead { keys: piece.rows.into_iter().map(|(key, ())| key).collect(), goes_on_at: piece.goes_on_at })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{checkpoint, empty_store, write};
     use surefoot_machine::State;
     use surefoot_machine::testing::MemState;
 
     impl ReadTimers for MemState {
-        fn timers_from(&self, from: &TimerKey, limit: usize) -> Result<Vec<TimerKey>, StateError> {
-            Ok(self.scan::<Timers>(from, None, limit)?.into_iter().map(|(key, _)| key).collect())
+        fn timers_from(&self, from: &TimerKey) -> Result<TimersRead, StateError> {
+            let rows = self.scan::<Timers>(from, None, WINDOW_MAX)?;
+            Ok(TimersRead { keys: rows.into_iter().map(|(key, ())| key).collect(), goes_on_at: None })
         }
     }
 
@@ -113,6 +131,28 @@ mod tests {
         let due = wheel.take_due(state, Timestamp(now), usize::MAX).unwrap();
         due.iter().for_each(|key| state.delete::<Timers>(key));
         due.iter().map(|key| key.due.0).collect()
+    }
+
+    /// A million sleepers were killed: their rows lay on disk, and one look passed over all of them.
+    #[test]
+    fn a_look_over_very_many_timers_that_have_gone_is_bounded_and_the_next_goes_on() {
+        let count = 5 * LOOKS_MAX as u64;
+        let mut store = empty_store();
+        write(&mut store, |txn| (1..=count + 1).for_each(|due| txn.put::<Timers>(key(due, 1), ())));
+        checkpoint(&mut store);
+        write(&mut store, |txn| (1..=count).for_each(|due| txn.delete::<Timers>(&key(due, 1))));
+        let mut wheel = Wheel::new();
+        let looks: Vec<_> = (0..6).map(|_| wheel.next_due(&store.read()).unwrap().unwrap().0).collect();
+        let each = LOOKS_MAX as u64;
+        assert_eq!(
+            looks,
+            [each + 1, 2 * each + 1, 3 * each + 1, 4 * each + 1, 5 * each + 1, count + 1],
+            "no timer is due before"
+        );
+        assert_eq!(wheel.take_due(&store.read(), Timestamp(count + 1), 9).unwrap(), [key(count + 1, 1)]);
+        let mut wheel = Wheel::new();
+        let taken: Vec<_> = (0..6).map(|_| wheel.take_due(&store.read(), Timestamp(u64::MAX), 9).unwrap().len()).collect();
+        assert_eq!(taken, [0, 0, 0, 0, 0, 1]);
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl<'a> Layers<'a> {
         Ok(entries)
     }
 
-    /// At most `rows` entries with `from <= key < to`, in key order; no more after the one that makes them `bytes` or more.
+    /// The first entries with `from <= key < to`, in key order, as far as the limit lets them.
     pub(crate) fn scan<T: Table>(
         &self,
         above: Above<'a, T>,
@@ -117,7 +117,7 @@ impl<'a> Layers<'a> {
         to: Option<&T::Key>,
         limit: Limit,
     ) -> Result<Piece<T>, StateError> {
-        let mut piece = Piece { rows: Vec::new(), is_last: true };
+        let mut piece = Piece { rows: Vec::new(), is_last: true, goes_on_at: None };
         if to.is_some_and(|to| to <= from) {
             return Ok(piece);
         }
@@ -126,8 +126,15 @@ impl<'a> Layers<'a> {
         let mut in_memory = Merged::<T>::new(self.newest_first(), Bound::Included(from), end).below(above);
         let mut stored = Stored::<T>::new(self, from, to, limit.rows);
 
-        let mut bytes = 0;
+        let (mut bytes, mut looks) = (0, 0);
         loop {
+            if looks >= limit.looks {
+                let (above, below) = (in_memory.peek(), stored.peek()?);
+                piece.goes_on_at = above.into_iter().chain(below).min().cloned();
+                piece.is_last = piece.goes_on_at.is_none();
+                return Ok(piece);
+            }
+            looks += 1;
             if piece.rows.len() >= limit.rows || bytes >= limit.bytes {
                 piece.is_last = false;
                 return Ok(piece);
@@ -199,14 +206,19 @@ pub struct Limit {
     pub rows: usize,
     /// Bytes of entries, roughly, beyond which no further one is added.
     pub bytes: usize,
+    /// Keys that are looked at in memory and in the engine, those of deleted entries among them. What the engine skips by itself is
+    /// not seen.
+    pub looks: usize,
 }
 
 /// A piece of a scan.
 #[derive(Debug)]
 pub struct Piece<T: Table> {
     pub rows: Vec<Typed<T>>,
-    /// The scan has come to its end; else it goes on behind the last row.
+    /// The scan has come to its end; else it goes on behind the last row, or as `goes_on_at` says.
     pub is_last: bool,
+    /// Where it goes on once it has looked at as many keys as it may.
+    pub goes_on_at: Option<T::Key>,
 }
 
 /// Entries of ascending keys that the caller knows, one by one: `None` for one that is not there. The engine is asked for those

@@ -327,7 +327,7 @@ impl State for Txn<'_> {
 
     fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
         let above = T::of(&self.store.overlay.tables).slots();
-        Ok(self.store.layers().scan::<T>(above, from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
+        Ok(self.store.layers().scan::<T>(above, from, to, Limit { rows: limit, bytes: usize::MAX, looks: usize::MAX })?.rows)
     }
 
     fn all<T: Table>(&self, from: &T::Key, to: &T::Key, count: usize) -> Result<Vec<Typed<T>>, StateError> {
@@ -359,7 +359,7 @@ impl<'a> Reader<'a> {
 
     /// At most `limit` entries with `from <= key < to`, in key order. **Errors** as for [`Reader::get`].
     pub fn scan<T: Table>(&self, from: &T::Key, to: Option<&T::Key>, limit: usize) -> Result<Vec<Typed<T>>, StateError> {
-        Ok(self.scan_within::<T>(from, to, Limit { rows: limit, bytes: usize::MAX })?.rows)
+        Ok(self.scan_within::<T>(from, to, Limit { rows: limit, bytes: usize::MAX, looks: usize::MAX })?.rows)
     }
 
     /// The entries with `from <= key < to`, of which the caller knows that there are `count` and no more, where all of them lie in

@@ -294,18 +294,18 @@ fn read(random: &mut Random, reader: &Reader<'_>, tables: &Tables) -> Result<(),
         same(&found, &expected, "all in memory")?;
     }
     // Piece by piece, however small, a scan finds the same.
-    let limit = Limit { rows: random.below(4) as usize + 1, bytes: random.below(300) as usize + 1 };
+    let mut below = |bound| random.below(bound) as usize + 1;
+    let limit = Limit { rows: below(4), bytes: below(300), looks: below(6) };
     let (mut from, mut found) = (PartitionId(0), Vec::new());
     loop {
         let piece = reader.scan_within::<Inbound>(&from, None, limit).map_err(|e| e.to_string())?;
-        if piece.rows.len() > limit.rows || piece.rows.is_empty() && !piece.is_last {
+        let goes_on = piece.goes_on_at.or(piece.rows.last().map(|(last, _)| PartitionId(last.0 + 1))).filter(|_| !piece.is_last);
+        if piece.rows.len() > limit.rows.min(limit.looks) || goes_on.is_none() && !piece.is_last {
             return Err(format!("a piece of {} rows within {limit:?}", piece.rows.len()));
         }
         found.extend(piece.rows);
-        match found.last() {
-            Some((last, _)) if !piece.is_last => from = PartitionId(last.0 + 1),
-            _ => break,
-        }
+        let Some(next) = goes_on else { break };
+        from = next;
     }
     same(&found.into_iter().collect(), &tables.numbers, "scan in pieces")
 }
