@@ -226,8 +226,9 @@ impl PartitionAttempts {
     }
 
     fn read(&self, reader: &Reader<'_>, waiting: WaitingAttempt) -> Result<Option<FoundAttempt>, StateError> {
-        let found = current(reader, waiting)?.filter(|(_, active)| !self.runs(waiting.id, active.attempt));
-        Ok(found.map(|(invocation, active)| FoundAttempt { waiting, invocation, active }))
+        let Some((invocation, mut active)) = current(reader, waiting)? else { return Ok(None) };
+        active.pin = active.pin.filter(|_| self.mutant != Mutant::IgnorePin);
+        Ok((!self.runs(waiting.id, active.attempt)).then_some(FoundAttempt { waiting, invocation, active }))
     }
 
     /// Reads what an attempt starts with, all of the instant in which it was found (rule M5): what comes into the journal from now on it
@@ -249,7 +250,7 @@ impl PartitionAttempts {
             id,
             attempt: active.attempt,
             random_seed: invocation.random_seed,
-            pin: active.pin.filter(|_| self.mutant != Mutant::IgnorePin),
+            pin: active.pin,
             commands: active.commands,
             journal_bytes: active.journal_bytes,
             replay: Vec::new(),

@@ -98,7 +98,7 @@ const DISK_RESERVE: u64 = 64 << 10;
 const DISK_RESERVE_SHARE: u64 = 8;
 const DISK_MAX: Duration = Duration::from_secs(2);
 /// Polls after which a world that has not ended never will.
-const POLLS_LIMIT: u64 = 1_000_000;
+const POLLS_LIMIT: u64 = 200_000;
 /// How long everything that is under way may take to arrive once there is no more trouble.
 const ARRIVAL_MAX: Duration = Duration::from_secs(600);
 /// Where the node has its log.
