@@ -1,4 +1,4 @@
-//! Topics that are read: a producer, and an operator who subscribes and unsubscribes as on a real node.
+//! Topics that are read: a producer, and an operator who subscribes and unsubscribes as on a real node, and deletes the cluster meanwhile.
 //!
 //! Checked: what was produced is handled exactly once and, per key, in the order of its Kafka partition; what cannot be is parked
 //! exactly once, and never more than may be; a subscription that asked for the latest misses nothing that was produced after its
@@ -11,7 +11,7 @@ use crate::executor::WORLD;
 use crate::world::{Open, State, World};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use surefoot_admin::NewSubscription;
+use surefoot_admin::{NewCluster, NewSubscription};
 use surefoot_env::sim::Rng;
 use surefoot_model::{StreamId, SubscriptionId};
 use surefoot_partition::{LIST_MAX, Partitions};
@@ -29,6 +29,8 @@ const NOTES: &str = "notes";
 const COPY_GROUP: &str = "copy";
 /// Kafka records produced after the operator is done.
 const LAST_RECORDS: u64 = 8;
+/// Worlds whose cluster is deleted under its subscriptions and registered again: one in so many.
+const CHURNED: u64 = 4;
 /// Parked Kafka records of one subscription.
 pub(crate) const PARKED_MAX: u64 = 4;
 
@@ -75,6 +77,9 @@ pub(crate) fn start(world: &World, seed: u64) {
     world.executor.spawn(WORLD, Box::pin(world.broker.clone().trouble(recreated)));
     world.spawn(produce(world.clone(), Rng::new(rng.next_u64())));
     world.spawn(operate(world.clone(), Rng::new(rng.next_u64())));
+    if rng.below(CHURNED) == 0 {
+        world.spawn(churn_cluster(world.clone(), Rng::new(rng.next_u64())));
+    }
     // It has no end, and keeps nobody.
     world.executor.spawn(WORLD, Box::pin(discard(world.clone(), Rng::new(rng.next_u64()))));
 }
@@ -158,6 +163,32 @@ async fn operate(world: World, mut rng: Rng) {
         world.broker.forget_group(COPY_GROUP);
     }
     world.model().topics.operator_is_done = true;
+}
+
+/// Deletes the cluster under its subscriptions, and registers it again: they stop, and go on where they were.
+async fn churn_cluster(world: World, mut rng: Rng) {
+    world.sleep_ms(rng.below(4_000)).await;
+    loop {
+        let asked = world.ask(|open| async move { open.admin.delete_cluster(CLUSTER, true).await });
+        // Not found: an answer was lost, or nobody has registered it yet.
+        match asked.await {
+            Some(Ok(()) | Err(surefoot_admin::Error::ClusterNotFound(_))) => break,
+            _ => world.sleep_ms(20).await,
+        }
+    }
+    world.sleep_ms(rng.below(2_000)).await;
+    loop {
+        let properties = BTreeMap::from([("bootstrap.servers".to_owned(), "broker:9092".to_owned())]);
+        let cluster = NewCluster { name: CLUSTER.to_owned(), properties };
+        let asked = world.ask(|open| async move { open.admin.create_cluster(cluster).await.map(drop) });
+        match asked.await {
+            Some(Ok(()) | Err(surefoot_admin::Error::ClusterExists(_))) => return,
+            Some(Err(error)) if !is_passing(&error) => {
+                return world.finding(format!("the cluster is not registered again: {error}"));
+            }
+            _ => world.sleep_ms(20).await,
+        }
+    }
 }
 
 /// Discards what is parked now and then, so that subscriptions go on.

@@ -94,7 +94,7 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     kafka("K4 resolve again", KafkaMutant::ResolveAgain, &["never took"]),
     kafka("K4 read an added Kafka partition from its end", KafkaMutant::AddedAtEnd, &["never took"]),
     kafka("K4 read a topic that was missing from its end", KafkaMutant::MissingAtEnd, &["never took"]),
-    kafka("K5 the position leads", KafkaMutant::PositionLeads, &["never took"]),
+    kafka("K5 the position leads", KafkaMutant::PositionLeads, &["never took", "(rule K5)"]),
     kafka("K5 commits lead", KafkaMutant::CommitLeads, &["the group was told"]),
     kafka("K5 a stream stays held", KafkaMutant::StreamStaysHeld, &["stood still"]),
     kafka("K6 park without a bound", KafkaMutant::ParkWithoutBound, &["parked"]),
