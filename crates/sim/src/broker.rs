@@ -489,7 +489,8 @@ impl Broker {
             let key = (member.known, *partition);
             let before = group.told.insert(key, *position);
             if before.is_some_and(|before| before > *position) {
-                let finding = format!("group {}: commit of {key:?} went from {before:?} back to {position} (rule K5)", member.group);
+                let finding =
+                    format!("group {}: commit of {key:?} went from {before:?} back to {position} (rule K5)", member.group);
                 state.findings.push(finding);
             }
             if !is_lost {

@@ -20,11 +20,8 @@ use surefoot_storage::{Batch, Engine, MemEngine};
 /// until it is there again.
 const QUIET_MAX: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a probe may take that asks for no more than a second.
+/// How long a probe may take that asks for no more than a second: its steps wait for a log and for checkpoints that are slow.
 const PROBE_MAX: Duration = Duration::from_secs(10);
-/// What a sleep may be late after a machine wakes: the wheel reads the clock every second, and where there is next to no memory the
-/// rest waits for checkpoints that are slow. A node that sleeps through the jump is woken by other things before long.
-const WAKE_MAX: Duration = Duration::from_secs(4);
 /// How long calls within calls may take: far less than the silence after which a handler is asked to suspend if nobody needs its place.
 const CHAIN_MAX: Duration = Duration::from_secs(20);
 /// Calls within one call: more than there are places in many worlds.
@@ -90,7 +87,7 @@ fn wakes_with_the_machine(world: &World) -> Result<(), String> {
     let slept = world.begin(move |open| async move { open.ingress.call(request("Probe", "nap", "", &nap, None)).await });
     world.run_for(PROBE_MAX);
     world.executor.jump(JUMP.as_millis() as i64);
-    answered(world, "a sleep that was due while the machine was suspended (rule T2)", slept, WAKE_MAX)
+    answered(world, "a sleep that was due while the machine was suspended (rule T2)", slept, PROBE_MAX)
 }
 
 /// Somebody sets the clock, something is applied, and somebody sets it back.

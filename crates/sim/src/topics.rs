@@ -194,7 +194,7 @@ async fn churn_cluster(world: World, mut rng: Rng) {
 /// Discards what is parked now and then, so that subscriptions go on.
 async fn discard(world: World, mut rng: Rng) {
     loop {
-        world.sleep_ms(rng.below(3_000)).await;
+        world.sleep_ms(rng.below(1_000)).await;
         let asked = world.ask(|open| async move { open.partitions.catalog().load().subscriptions.keys().copied().collect() });
         let all: Vec<SubscriptionId> = asked.await.unwrap_or_default();
         for id in all {
@@ -212,9 +212,16 @@ async fn discard_of(world: &World, id: SubscriptionId) {
     if page.parked.len() as u64 > PARKED_MAX && !world.scenario.repairs {
         return world.finding(format!("{} are parked, more than may be", page.parked.len()));
     }
+    let mut places = BTreeSet::new();
     for parked in page.parked {
         let (source, number) = (parked.record.source, parked.number);
         let place = Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset };
+        if !places.insert(place) {
+            return world.finding(format!("{place:?} was parked twice (rule K6)"));
+        }
+        if world.model().topics.discarded.get(&place) == Some(&true) && id == orders {
+            return world.finding(format!("{place:?} was parked again after it was discarded (rule K6)"));
+        }
         let is_orders = id == orders;
         if is_orders {
             world.model().topics.discarded.insert(place, false);
@@ -418,14 +425,14 @@ fn parked(world: &World, id: SubscriptionId) -> Result<BTreeSet<u64>, String> {
     let topics = &world.model().topics;
     let mut parked = BTreeSet::new();
     if let Some(twice) = places.iter().find(|place| topics.discarded.get(place) == Some(&true)) {
-        return Err(format!("{twice:?} was parked again after it was discarded"));
+        return Err(format!("{twice:?} was parked again after it was discarded (rule K6)"));
     }
     let gone: Vec<Place> = topics.discarded.keys().copied().filter(|place| !places.contains(place)).collect();
     for place in places.into_iter().chain(gone) {
         let number = topics.produced.iter().position(|record| record.place == place);
         let number = number.ok_or_else(|| format!("{place:?} was parked and never produced"))?;
         if !parked.insert(number as u64) {
-            return Err(format!("{number} was parked twice"));
+            return Err(format!("{number} was parked twice (rule K6)"));
         }
     }
     Ok(parked)
