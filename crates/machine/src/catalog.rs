@@ -7,7 +7,7 @@ use crate::apply::Context;
 use crate::chore::Chore;
 use crate::{CatalogKey, CatalogRow, CatalogRows, Effect, State, StateError, chore};
 use std::sync::Arc;
-use surefoot_model::catalog::{Catalog, CatalogEvent};
+use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, Service};
 use surefoot_model::{DeploymentId, StreamId, SubscriptionId};
 
 pub(crate) fn changed<S: State>(cx: &mut Context<S>, event: &CatalogEvent) -> Result<(), StateError> {
@@ -92,12 +92,14 @@ pub fn load(state: &impl State) -> Result<Catalog, StateError> {
 pub fn update(catalog: &mut Catalog, event: &CatalogEvent) {
     match event {
         CatalogEvent::DeploymentRegistered(deployment) => {
-            catalog.deployments.insert(deployment.id, Arc::new(deployment.clone()));
-            choose_services(catalog);
+            let before = catalog.deployments.insert(deployment.id, Arc::new(deployment.clone()));
+            before.iter().for_each(|before| leave_services(catalog, before));
+            enter_services(catalog, deployment);
         }
         CatalogEvent::DeploymentDeleted(id) => {
-            catalog.deployments.remove(id);
-            choose_services(catalog);
+            if let Some(gone) = catalog.deployments.remove(id) {
+                leave_services(catalog, &gone);
+            }
         }
         CatalogEvent::KafkaClusterStored(cluster) => {
             catalog.kafka_clusters.insert(cluster.name.clone(), Arc::new(cluster.clone()));
@@ -127,15 +129,120 @@ pub fn update(catalog: &mut Catalog, event: &CatalogEvent) {
     }
 }
 
-/// The newest revision of each service wins.
-fn choose_services(catalog: &mut Catalog) {
-    catalog.services.clear();
-    for deployment in catalog.deployments.values() {
-        for service in &deployment.services {
-            let newest = catalog.services.get(&service.name).is_none_or(|s| s.revision < service.revision);
-            if newest {
-                catalog.services.insert(service.name.clone(), Arc::new(service.clone()));
-            }
+/// The newest revision of each service wins. Services of other names stay as they are, so that a change costs what is in it, and not
+/// what there is.
+fn enter_services(catalog: &mut Catalog, deployment: &Deployment) {
+    for service in &deployment.services {
+        if catalog.services.get(&service.name).is_none_or(|newest| newest.revision < service.revision) {
+            catalog.services.insert(service.name.clone(), Arc::new(service.clone()));
         }
+    }
+}
+
+/// A deployment is not there any more as it was: where it had the newest revision of a service, the one before counts.
+fn leave_services(catalog: &mut Catalog, gone: &Deployment) {
+    for Service { name, revision, .. } in &gone.services {
+        if catalog.services.get(name).is_none_or(|newest| newest.revision != *revision) {
+            continue;
+        }
+        let services = catalog.deployments.values().flat_map(|deployment| &deployment.services);
+        let newest = services.filter(|service| service.name == *name).max_by_key(|service| service.revision).cloned();
+        match newest {
+            Some(newest) => catalog.services.insert(name.clone(), Arc::new(newest)),
+            None => catalog.services.remove(name),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use surefoot_model::catalog::{HttpVersion, Options, ServiceKind, StreamMode};
+    use surefoot_model::{Text, Timestamp};
+
+    /// A deployment with these services, each with its revision.
+    fn deployment(number: u128, services: &[(u128, u32)]) -> Deployment {
+        let id = DeploymentId(number);
+        let service = |&(name, revision): &(u128, u32)| Service {
+            name: format!("S{name}").as_str().into(),
+            kind: ServiceKind::Service,
+            revision,
+            deployment: id,
+            public: true,
+            handlers: BTreeMap::new(),
+            options: Options::default(),
+            documentation: None,
+            metadata: BTreeMap::new(),
+        };
+        Deployment {
+            id,
+            uri: format!("http://{number}/"),
+            http: HttpVersion::Http2,
+            mode: StreamMode::Bidirectional,
+            additional_headers: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            created_at: Timestamp(0),
+            min_protocol: 5,
+            max_protocol: 6,
+            sdk_version: None,
+            services: services.iter().map(service).collect(),
+        }
+    }
+
+    fn newest(catalog: &Catalog) -> Vec<(Text, u32, DeploymentId)> {
+        catalog.services.values().map(|service| (service.name.clone(), service.revision, service.deployment)).collect()
+    }
+
+    /// What all deployments together say.
+    fn chosen(catalog: &Catalog) -> Vec<(Text, u32, DeploymentId)> {
+        let mut all = BTreeMap::<Text, (u32, DeploymentId)>::new();
+        for service in catalog.deployments.values().flat_map(|deployment| &deployment.services) {
+            let newest = all.entry(service.name.clone()).or_insert((service.revision, service.deployment));
+            *newest = (service.revision, service.deployment).max(*newest);
+        }
+        all.into_iter().map(|(name, (revision, deployment))| (name, revision, deployment)).collect()
+    }
+
+    #[test]
+    fn the_newest_revision_of_each_service_wins_whatever_is_registered_again_and_deleted() {
+        let (mut catalog, mut revision) = (Catalog::default(), 0);
+        // Numbers that look random, and are the same each time.
+        let mut next = 12_345_u64;
+        let mut below = |bound: u64| {
+            next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u128::from((next >> 33) % bound)
+        };
+        for _ in 0..3_000 {
+            let id = below(12);
+            let event = if below(3) == 0 {
+                CatalogEvent::DeploymentDeleted(DeploymentId(id))
+            } else {
+                let mut services: Vec<(u128, u32)> = Vec::new();
+                for name in 0..6 {
+                    if below(3) == 0 {
+                        revision += 1;
+                        services.push((name, revision));
+                    }
+                }
+                CatalogEvent::DeploymentRegistered(deployment(id, &services))
+            };
+            update(&mut catalog, &event);
+            assert_eq!(newest(&catalog), chosen(&catalog));
+        }
+    }
+
+    /// Each registration copied every service of every deployment.
+    #[test]
+    fn a_registration_leaves_other_services_as_they_are() {
+        let mut catalog = Catalog::default();
+        for number in 0..100 {
+            update(&mut catalog, &CatalogEvent::DeploymentRegistered(deployment(number, &[(number, 1)])));
+        }
+        let before = catalog.services.clone();
+        update(&mut catalog, &CatalogEvent::DeploymentRegistered(deployment(100, &[(7, 2), (100, 1)])));
+        update(&mut catalog, &CatalogEvent::DeploymentDeleted(DeploymentId(8)));
+        let is_same = |name: &&Text| catalog.services.get(*name).is_some_and(|service| Arc::ptr_eq(service, &before[*name]));
+        assert_eq!(before.keys().filter(is_same).count(), 98, "all but the one that is newer, and the one that is gone");
     }
 }
