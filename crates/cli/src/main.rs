@@ -4,6 +4,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to a terminal")]
 
+#[cfg(target_env = "gnu")]
+mod allocator;
 mod logs;
 mod serve;
 
@@ -25,6 +27,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_env = "gnu")]
+    allocator::give_back();
     let Command::Serve(arguments) = Arguments::parse().command;
     match serve::run(arguments) {
         Ok(code) => code,

@@ -15,6 +15,11 @@ use surefoot_env::is_shortage;
 use surefoot_machine::{Family, Table, TableSet, Visit};
 use surefoot_model::{Lsn, PartitionId, encoding};
 
+/// A value of so many bytes in memory is written down when the engine takes it, and not before.
+const LARGE_BYTES: usize = 16 << 10;
+/// What is set aside for a batch at first: much of what the layers hold may be large values.
+const FIRST_BYTES_MAX: usize = 4 << 20;
+
 /// The work of one checkpoint. Given up midway it may have been committed or not; the store then must not go on.
 pub struct Checkpoint {
     engine: Arc<dyn Engine>,
@@ -66,7 +71,7 @@ pub struct Checkpointed {
     pub(crate) view: Arc<dyn View>,
     /// Entries written and deleted, the applied LSN's included.
     pub operations: usize,
-    /// Bytes of their keys and values.
+    /// Bytes of their keys and values, large values left out.
     pub bytes: usize,
 }
 
@@ -90,7 +95,7 @@ impl Checkpoint {
         self.applied
     }
 
-    /// Bytes of what is encoded and not yet committed.
+    /// Bytes of what is encoded and not yet committed; large values are not encoded before.
     pub fn batch_bytes(&self) -> usize {
         match &self.next {
             Next::Commit(batches) => batches.iter().map(Batch::bytes).sum(),
@@ -153,7 +158,7 @@ impl Checkpoint {
     fn encode(&self) -> io::Result<Vec<Batch>> {
         // At rest an entry takes about a quarter of what it takes in memory.
         let (slots, bytes) = self.layers.iter().fold((1, 0), |(slots, bytes), l| (slots + l.slots, bytes + l.bytes));
-        let mut batch = Batch::with_capacity(slots, bytes / 4);
+        let mut batch = Batch::with_capacity(slots, (bytes / 4).min(FIRST_BYTES_MAX));
         batch.put(
             |key| key.extend_from_slice(&keys::applied(self.partition)),
             |value| encoding::encode_into(&self.applied, value),
@@ -189,7 +194,7 @@ struct Encode<'a> {
 
 impl Visit<Tables> for Encode<'_> {
     fn visit<T: Table>(&mut self, (): &mut ()) {
-        let write_key = codec::of::<T>().write_key;
+        let codec = codec::of::<T>();
         let prefix = keys::prefix(self.partition, T::TAG);
         let newest_first = self.layers.iter().rev().map(|layer| &**layer);
         for slot in Merged::<T>::new(newest_first, Bound::Unbounded, Bound::Unbounded) {
@@ -197,10 +202,15 @@ impl Visit<Tables> for Encode<'_> {
             let write_key = |out: &mut Vec<u8>| {
                 let start = out.len();
                 out.extend_from_slice(&prefix);
-                write_key(slot.key, out);
+                (codec.write_key)(slot.key, out);
                 *longest = (*longest).max(out.len() - start);
             };
             match slot.value {
+                // A copy of what is large would take as much memory again as all layers; a clone of it shares it.
+                Some(value) if (codec.value_heap_bytes)(value) >= LARGE_BYTES => {
+                    let value = value.clone();
+                    self.batch.put_later(write_key, move |out| encoding::encode_into(&value, out));
+                }
                 Some(value) => self.batch.put(write_key, |out| encoding::encode_into(value, out)),
                 // Created and deleted in two layers that a view kept from being folded into one.
                 None if slot.absent_below => {}

@@ -23,6 +23,7 @@ fn suite(subject: &mut impl Subject) {
     an_empty_batch_and_a_delete_of_nothing_change_nothing(&*subject.engine());
     scans_are_bounded_ordered_and_half_open(&*subject.engine());
     awkward_keys_and_values_come_back(&*subject.engine());
+    a_value_that_is_written_down_later_is_not_held_by_its_batch(&*subject.engine());
     a_view_outlives_overwrites_and_flushes(&*subject.engine());
     random_batches_match_a_map(subject);
 }
@@ -319,6 +320,25 @@ fn an_empty_batch_and_a_delete_of_nothing_change_nothing(engine: &dyn Engine) {
     engine.flush().unwrap();
     engine.flush().unwrap();
     assert_eq!(get(&*engine.view(), b"b"), None);
+}
+
+fn a_value_that_is_written_down_later_is_not_held_by_its_batch(engine: &dyn Engine) {
+    const BYTES: usize = 1 << 20;
+    let mut batch = Batch::default();
+    let key = |n: u8| move |out: &mut Vec<u8>| out.extend_from_slice(&[b'l', n]);
+    batch.put(key(0), |out| out.push(0));
+    batch.put_later(key(1), |out| out.resize(BYTES, 1));
+    batch.delete(key(2));
+    batch.put_later(key(3), |out| out.resize(BYTES, 3));
+    batch.put(key(4), |out| out.push(4));
+    assert!(batch.bytes() < 100 && batch.len() == 5);
+    // A commit that found no room is tried again with the same batch.
+    for _ in 0..2 {
+        engine.commit(&batch).unwrap();
+    }
+    let expected = [(0, vec![0]), (1, vec![1; BYTES]), (3, vec![3; BYTES]), (4, vec![4])];
+    let expected: Map = expected.into_iter().map(|(n, value)| (vec![b'l', n], value)).collect();
+    assert!(all(&*engine.view(), b"l", b"m") == expected);
 }
 
 fn a_full_engine_refuses_and_leaves_nothing_and_goes_on_once_there_is_room(subject: &mut impl Subject) {

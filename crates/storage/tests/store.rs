@@ -4,12 +4,15 @@
 
 mod samples;
 
+use bytes::Bytes;
 use samples::{Each, every_table, id, invocation};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use surefoot_machine::{CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Running, RunningKey, State, Table};
-use surefoot_model::{AttemptClass, Lsn, PartitionId, StreamId, SubscriptionId};
+use surefoot_machine::{
+    CatalogKey, CatalogRow, CatalogRows, Inbound, Invocations, Journal, JournalKey, Running, RunningKey, State, Table,
+};
+use surefoot_model::{AttemptClass, Entry, Incarnation, Lsn, PartitionId, StreamId, SubscriptionId};
 use surefoot_storage::{
     Batch, Checkpoint, Checkpointed, Engine, Failure, MemEngine, Mutant, RawEntry, Reader, Store, Txn, View, keys,
 };
@@ -300,6 +303,26 @@ fn a_checkpoint_that_found_no_room_goes_on_once_there_is() {
     store.checkpointed(done);
     assert_eq!((store.checkpointed_lsn(), value(&store)), (Lsn(1), Some(2)));
     assert_eq!(value(&open(&engine.restart())), Some(1));
+}
+
+/// A value that a handler had asked for many times lay in memory once, and in the checkpoint as often as it was asked for.
+#[test]
+fn a_checkpoint_does_not_copy_large_values_that_rows_share() {
+    const ROWS: u32 = 16;
+    let value = Bytes::from(vec![7; 1 << 20]);
+    let key = |index| JournalKey { life: Incarnation(1), index };
+    let entry = Entry::Command { ty: 1, raw: value };
+    let engine = MemEngine::new();
+    let mut store = open(&engine);
+    let mut txn = store.begin();
+    (0..ROWS).for_each(|index| txn.insert::<Journal>(key(index), entry.clone()));
+    txn.commit(Lsn(1));
+    let mut running = store.freeze().unwrap();
+    assert!(running.step().unwrap().is_none());
+    assert!(running.batch_bytes() < 16 << 10, "{} bytes", running.batch_bytes());
+    store.checkpointed(running.run().unwrap());
+    let reopened = open(&engine.restart());
+    assert!((0..ROWS).all(|index| reopened.read().get::<Journal>(&key(index)).unwrap().as_ref() == Some(&entry)));
 }
 
 /// Whether a log that is trimmed behind this store's checkpoints loses something when a flush fails and power goes.

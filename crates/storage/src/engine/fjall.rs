@@ -283,13 +283,11 @@ impl Open {
 
     fn ingest(&self, batch: &Batch) -> io::Result<()> {
         let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
-        for (key, value) in batch.iter() {
-            match value {
-                Some(value) => writes.write(key, value),
-                None => writes.write_tombstone(key),
-            }
-            .map_err(io_error)?;
-        }
+        let write = |key: &[u8], value: Option<&[u8]>| match value {
+            Some(value) => writes.write(key, value),
+            None => writes.write_tombstone(key),
+        };
+        batch.each(write).map_err(io_error)?;
         writes.finish().map_err(io_error)
     }
 

@@ -131,16 +131,19 @@ impl Engine for MemEngine {
         }
         shared.commit += 1;
         let commit = shared.commit;
-        for (key, value) in batch.iter() {
-            let versions = match shared.entries.get_mut(key) {
+        let inside = &mut *shared;
+        let write = |key: &[u8], value: Option<&[u8]>| {
+            let versions = match inside.entries.get_mut(key) {
                 Some(versions) => versions,
-                None => shared.entries.entry(key.to_vec()).or_default(),
+                None => inside.entries.entry(key.to_vec()).or_default(),
             };
             versions.push((commit, value.map(Arc::from)));
             if versions.len() > 1 || value.is_none() {
-                shared.garbage.push_back((commit, key.to_vec()));
+                inside.garbage.push_back((commit, key.to_vec()));
             }
-        }
+            Ok::<(), io::Error>(())
+        };
+        batch.each(write)?;
         shared.volatile.push(commit);
         Ok(())
     }

@@ -55,18 +55,27 @@ fn take_within(entries: impl Iterator<Item = io::Result<RawEntry>>, limit: usize
 /// A key and its value.
 pub type RawEntry = (Vec<u8>, Vec<u8>);
 
-/// Puts and deletes in ascending order of distinct keys, in one allocation.
+/// Puts and deletes in ascending order of distinct keys. Keys and values lie in one allocation, but for values that are written down
+/// only when they are wanted: what is large would lie in memory twice, and is shared where it is.
 #[derive(Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     operations: Vec<Operation>,
 }
 
-/// Where an operation's parts end in [`Batch::bytes`]; it begins where the one before ends.
+/// One put or delete. Its key begins in [`Batch::bytes`] where the operation before ends.
 struct Operation {
     key_end: usize,
     end: usize,
-    is_put: bool,
+    value: Value,
+}
+
+enum Value {
+    /// A delete.
+    None,
+    /// From the end of the key to that of the operation.
+    Here,
+    Later(Box<dyn Fn(&mut Vec<u8>) + Send + Sync>),
 }
 
 impl Batch {
@@ -80,21 +89,27 @@ impl Batch {
         key(&mut self.bytes);
         let key_end = self.bytes.len();
         value(&mut self.bytes);
-        self.push(key_end, true);
+        self.push(key_end, Value::Here);
+    }
+
+    /// The same for a large value: it is appended each time that the batch is read. **Panics** as [`Self::put`].
+    pub fn put_later(&mut self, key: impl FnOnce(&mut Vec<u8>), value: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) {
+        key(&mut self.bytes);
+        self.push(self.bytes.len(), Value::Later(Box::new(value)));
     }
 
     /// Adds a delete; the function appends the key. **Panics** unless the key is greater than the one before.
     pub fn delete(&mut self, key: impl FnOnce(&mut Vec<u8>)) {
         key(&mut self.bytes);
-        self.push(self.bytes.len(), false);
+        self.push(self.bytes.len(), Value::None);
     }
 
-    fn push(&mut self, key_end: usize, is_put: bool) {
+    fn push(&mut self, key_end: usize, value: Value) {
         let start = self.operations.last().map_or(0, |last| last.end);
         if let Some(before) = self.operations.len().checked_sub(1) {
             assert!(*self.key(before) < self.bytes[start..key_end], "a batch ascends");
         }
-        self.operations.push(Operation { key_end, end: self.bytes.len(), is_put });
+        self.operations.push(Operation { key_end, end: self.bytes.len(), value });
     }
 
     fn start(&self, index: usize) -> usize {
@@ -105,12 +120,22 @@ impl Batch {
         &self.bytes[self.start(index)..self.operations[index].key_end]
     }
 
-    /// The operations in order: a key, and its value or `None` for a delete.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        self.operations.iter().enumerate().map(|(index, operation)| {
-            let value = operation.is_put.then(|| &self.bytes[operation.key_end..operation.end]);
-            (self.key(index), value)
-        })
+    /// Takes the operations in order: a key, and its value or `None` for a delete. One large value is in memory at a time.
+    /// **Errors**: the first that `take` returns, and nothing is taken after it.
+    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+        for (index, operation) in self.operations.iter().enumerate() {
+            let key = self.key(index);
+            match &operation.value {
+                Value::None => take(key, None)?,
+                Value::Here => take(key, Some(&self.bytes[operation.key_end..operation.end]))?,
+                Value::Later(value) => {
+                    let mut bytes = Vec::new();
+                    value(&mut bytes);
+                    take(key, Some(&bytes))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Number of operations.
@@ -122,7 +147,7 @@ impl Batch {
         self.operations.is_empty()
     }
 
-    /// Bytes of keys and values.
+    /// Bytes that keys and values take in the batch, those left out that are written down later.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
