@@ -21,10 +21,17 @@ const SMALL_BYTES: u64 = 64 << 10;
 /// Room is taken in steps of so many bytes.
 const SMALL_STEP_BYTES: u64 = 4 << 10;
 const LARGE_STEP_BYTES: u64 = 256 << 10;
-/// Shares of the node's memory: what all bodies may have of their first bytes, and of the bytes beyond. The one body that may always
-/// grow comes on top.
-const SMALL_SHARE: u64 = 8;
-const LARGE_SHARE: u64 = 4;
+
+/// What bodies may take.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyBounds {
+    /// Of one body.
+    pub body_bytes_max: u64,
+    /// Of the first 64 KiB of all bodies that are on their way in.
+    pub small_bytes_max: u64,
+    /// Of what they have beyond. The one body that may always grow comes on top.
+    pub large_bytes_max: u64,
+}
 
 /// Receives the bodies of all requests.
 pub(crate) struct Bodies {
@@ -52,13 +59,12 @@ pub(crate) struct Room {
 }
 
 impl Bodies {
-    /// `bytes_max`: of one body. `memory_bytes`: of the node.
-    pub(crate) fn new(bytes_max: u64, memory_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(bounds: BodyBounds, clock: Arc<dyn Clock>) -> Self {
         let pool =
             |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
-        let small = (memory_bytes / SMALL_SHARE).max(SMALL_BYTES);
-        let large = (memory_bytes / LARGE_SHARE).max(LARGE_STEP_BYTES);
-        Self { bytes_max, small: pool(small), large: pool(large), growing: pool(1), clock }
+        let small = bounds.small_bytes_max.max(SMALL_BYTES);
+        let large = bounds.large_bytes_max.max(LARGE_STEP_BYTES);
+        Self { bytes_max: bounds.body_bytes_max, small: pool(small), large: pool(large), growing: pool(1), clock }
     }
 
     /// Waits for the body, and for room as it comes. **Errors**: it is too large, came too slowly or not at all, or found no room.
@@ -197,9 +203,9 @@ mod tests {
     use surefoot_env::BoxFuture;
     use tokio::sync::Notify;
 
-    const MEMORY_BYTES: u64 = 256 << 20;
+    const SMALL_BYTES_MAX: u64 = 32 << 20;
     const BODY_BYTES_MAX: u64 = 32 << 20;
-    const LARGE_BYTES: usize = (MEMORY_BYTES / LARGE_SHARE) as usize;
+    const LARGE_BYTES: usize = 64 << 20;
 
     /// A clock that goes on when it is told, and whose timers are then all due.
     #[derive(Clone, Default)]
@@ -281,7 +287,9 @@ mod tests {
 
     fn bodies() -> (Bodies, Told) {
         let clock = Told::default();
-        (Bodies::new(BODY_BYTES_MAX, MEMORY_BYTES, Arc::new(clock.clone())), clock)
+        let bounds =
+            BodyBounds { body_bytes_max: BODY_BYTES_MAX, small_bytes_max: SMALL_BYTES_MAX, large_bytes_max: LARGE_BYTES as u64 };
+        (Bodies::new(bounds, Arc::new(clock.clone())), clock)
     }
 
     fn receive<'a>(bodies: &'a Bodies, body: &Fed) -> Receiving<'a> {

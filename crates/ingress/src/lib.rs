@@ -17,6 +17,7 @@ mod route;
 mod service;
 mod wait;
 
+pub use body::BodyBounds;
 pub use error::{Error, ErrorSource};
 pub use ingress::{Accepted, Completed, Ingress, Request};
 pub use listen::{Limits, Server};

@@ -3,6 +3,7 @@
 //! Owns: the answer while the node has not recovered yet. Does not own: connections (`listener`), binding the port (`server`), or requests
 //! (`service`).
 
+use crate::body::BodyBounds;
 use crate::metrics::connections;
 use crate::reply::{self, Reply, ReplyBody};
 use crate::service::Service;
@@ -19,10 +20,7 @@ use tokio::net::TcpListener;
 /// Bounds on what clients may ask for.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes of one request's body.
-    pub body_bytes_max: u64,
-    /// Bytes of memory that the node may take; bodies on their way in have a share of it.
-    pub memory_bytes: u64,
+    pub bodies: BodyBounds,
     /// Requests in progress at a time.
     pub requests_max: usize,
     pub connections: ConnectionBounds,

@@ -56,8 +56,8 @@ struct Head<'a> {
 impl Service {
     pub(crate) fn new(ingress: Ingress, limits: &Limits) -> Self {
         let slots = Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS));
-        let bodies = Bodies::new(limits.body_bytes_max, limits.memory_bytes, ingress.env().clock.clone());
-        Self { ingress, body_bytes_max: limits.body_bytes_max, bodies, slots, visitors: limits.visitors.clone() }
+        let bodies = Bodies::new(limits.bodies, ingress.env().clock.clone());
+        Self { ingress, body_bytes_max: limits.bodies.body_bytes_max, bodies, slots, visitors: limits.visitors.clone() }
     }
 
     pub(crate) async fn respond<B>(&self, request: http::Request<IncomingBody<B>>) -> Result<Reply, NoAnswer>

@@ -20,6 +20,8 @@ pub struct Settings {
     /// Bytes that attempts have reported and that are not durable yet; beyond it attempts stop reading. One report may pass it
     /// alone.
     pub report_bytes_max: usize,
+    /// Bytes of notifications that have not left for their handlers, beyond a little of each attempt. One notification may pass it.
+    pub live_bytes_max: usize,
     /// The largest message in either direction. What the server puts around a payload does not count.
     pub message_bytes_max: usize,
     /// Entries of a journal, and payload bytes of them, at which its invocation is paused.

@@ -5,7 +5,7 @@
 
 use crate::api::{AttemptStart, EagerState, Live, Room};
 use crate::completions::Completions;
-use crate::feed::Told;
+use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
 use surefoot_model::{
@@ -31,9 +31,12 @@ use tokio::sync::Notify;
 const WARN_FROM_ATTEMPT: u32 = 3;
 /// A handler that only waits is idle once nothing was said for this long: then it may be asked to suspend.
 const IDLE: Duration = Duration::from_millis(50);
-/// Values of state that a handler may have asked for and not been sent. Reading stops at the bound: each may be as large as a
-/// message, and takes a place in the journal.
+/// Values of state that a handler may have asked for and not been sent, however small they are. Reading stops at the bound: each takes a
+/// place in the journal.
 const VALUES_AWAITED_MAX: u32 = 16;
+/// Bytes of them, by the largest that has come. Nobody knows a value's size before it is read, so the first is awaited alone; and each
+/// may be as large as a message.
+const VALUE_BYTES_AWAITED_MAX: u64 = 1 << 20;
 /// What a piece of a failure's metadata takes beside its texts.
 const PAIR_BYTES: usize = size_of::<(String, String)>();
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
@@ -42,6 +45,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 1 << 20;
 /// Items that are reported in one event.
 const ITEMS_MAX: usize = AttemptProgress::ITEMS_MAX;
+const READS_MAX: usize = AttemptProgress::READS_MAX;
 /// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
 const EVENT_BYTES: usize = 1 << 20;
 /// What an event, and each of its items, takes beside payloads.
@@ -228,12 +232,33 @@ struct Stream {
     is_open: bool,
 }
 
+/// What an attempt looks for in its stream.
+#[derive(Clone, Copy)]
+struct Looks {
+    for_messages: bool,
+    /// Less than the limit on what is unsent, of which it is more.
+    for_little_unsent: bool,
+    /// The replay has not left.
+    for_nothing_unsent: bool,
+}
+
 impl Stream {
     fn half_close(&mut self) {
         if self.is_open {
             self.is_open = false;
             self.exchange.half_close();
         }
+    }
+
+    /// The next event as far as it is looked for.
+    fn poll_event(&mut self, cx: &mut Context<'_>, looks: Looks) -> Poll<ExchangeEvent> {
+        if looks.for_nothing_unsent && self.exchange.poll_unsent(cx, 0).is_ready() {
+            return Poll::Ready(ExchangeEvent::Writable);
+        }
+        if looks.for_little_unsent && self.exchange.poll_unsent(cx, UNSENT_BYTES_MAX).is_ready() {
+            return Poll::Ready(ExchangeEvent::Writable);
+        }
+        if looks.for_messages { self.exchange.poll_event(cx) } else { Poll::Pending }
     }
 
     /// Sends everything, unless one of the messages is larger than any may be.
@@ -266,9 +291,15 @@ struct Attempt<'a> {
     journal: JournalSize,
     /// Nothing is read: see [`VALUES_AWAITED_MAX`].
     is_paused: bool,
+    /// Of the largest value of state that has come; none has while it is 0.
+    value_bytes_max: u64,
+    /// Notifications that have not left for the handler: they count among those of all attempts until they have.
+    sending: Option<FeedBytes>,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
     item_bytes: usize,
+    /// Reads of state among them.
+    reads: usize,
     /// An output has come, now or in an earlier attempt.
     has_output: bool,
     /// Journal index of the last entry that the handler was sent.
@@ -282,7 +313,7 @@ struct Attempt<'a> {
 struct JournalSize {
     entries: u32,
     bytes: u64,
-    /// Values of state that were asked for, and have not come.
+    /// Values and names of state that were asked for, and have not come.
     values_awaited: u32,
 }
 
@@ -308,8 +339,11 @@ impl<'a> Attempt<'a> {
             completions: Completions::default(),
             journal: JournalSize::default(),
             is_paused: false,
+            value_bytes_max: 0,
+            sending: None,
             items: Vec::new(),
             item_bytes: 0,
+            reads: 0,
             has_output: false,
             last_delivered: (start.replay.len() as u32).saturating_sub(1),
             has_ended: false,
@@ -412,44 +446,46 @@ impl<'a> Attempt<'a> {
         let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
         let mut has_head = false;
         loop {
-            if self.is_paused && self.journal.values_awaited < VALUES_AWAITED_MAX {
+            let unsent = stream.exchange.unsent_bytes();
+            // A handler that does not take what it asked for is read no further; once it is asked to suspend it is sent nothing more.
+            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open;
+            if self.is_paused && takes_live && self.journal.values_awaited < self.values_awaited_max() {
                 self.is_paused = false;
                 match self.chunks(stream, &mut decoder, None).await? {
                     Next::More => continue,
                     next @ (Next::Over | Next::Aborted) => return Ok(next),
                 }
             }
-            let unsent = stream.exchange.unsent_bytes();
-            if unsent == 0 {
-                self.held.replay = None;
-            }
-            if self.is_paused && unsent > UNSENT_BYTES_MAX && stream.is_open {
-                // It asks for more and takes nothing: in its next attempt it has what it missed.
-                stream.half_close();
-                patience.closed(patience.inactivity.saturating_add(patience.abort));
+            self.held.replay.take_if(|replay| replay.shrink_to(unsent) == 0);
+            if unsent <= UNSENT_BYTES_MAX {
+                self.sending = None;
             }
             // What a handler does not take waits in its feed, which is bounded; what it will not be sent is taken off at once.
-            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open;
             if patience.due(self.only_waits(stream)) < alarm.due {
                 alarm = patience.alarm(self.only_waits(stream));
             }
+            let looks = Looks {
+                for_messages: !self.is_paused,
+                for_little_unsent: self.is_paused && !takes_live,
+                for_nothing_unsent: self.held.replay.is_some(),
+            };
             tokio::select! {
                 biased;
                 // Taking is whole or has not happened.
                 told = poll_fn(|cx| self.start.live.poll_told(cx, takes_live)) => match told {
                     None => return Ok(Next::Aborted),
-                    Some(Told::Live(live)) => {
-                        let values = u32::from(live.notification.ty == entry_type::GET_LAZY_STATE_COMPLETION);
-                        self.journal.arrived(live.notification.bytes(), values);
+                    Some(Told::Live(live, bytes)) => {
+                        self.arrived(live.notification.bytes(), u32::from(feed::answers_read(&live.notification)));
                         if stream.is_open {
                             self.deliver(stream, &live)?;
+                            self.sending = Some(bytes);
                             patience.active();
                             self.held.place.resume();
                         }
                     }
                     Some(told) => {
                         if let Told::Behind(dropped) = told {
-                            self.journal.arrived(dropped.bytes, dropped.values);
+                            self.arrived(dropped.bytes, dropped.values);
                         }
                         if stream.is_open {
                             // What it still has to do it does first, and has as long for it as if nobody had asked.
@@ -459,7 +495,7 @@ impl<'a> Attempt<'a> {
                     }
                 },
                 // The exchange keeps what it has read until it is asked again.
-                event = poll_fn(|cx| stream.exchange.poll_event(cx)), if !self.is_paused => {
+                event = poll_fn(|cx| stream.poll_event(cx, looks)) => {
                     match event {
                         ExchangeEvent::Head(status, headers) => {
                             has_head = true;
@@ -499,6 +535,20 @@ impl<'a> Attempt<'a> {
                     alarm = patience.alarm(self.only_waits(stream));
                 }
             }
+        }
+    }
+
+    /// Values of state that may be awaited.
+    fn values_awaited_max(&self) -> u32 {
+        let fit = VALUE_BYTES_AWAITED_MAX.checked_div(self.value_bytes_max).unwrap_or(1);
+        u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, VALUES_AWAITED_MAX)
+    }
+
+    /// Notifications have come, or were dropped: so many bytes, and so many answers to reads of state among them.
+    fn arrived(&mut self, bytes: u64, answers: u32) {
+        self.journal.arrived(bytes, answers);
+        if answers > 0 {
+            self.value_bytes_max = self.value_bytes_max.max(bytes).max(1);
         }
     }
 
@@ -568,11 +618,11 @@ impl<'a> Attempt<'a> {
                         End::Failed(failure) => self.fail(failure).await,
                     });
                 }
-                if self.journal.values_awaited >= VALUES_AWAITED_MAX {
+                if self.journal.values_awaited >= self.values_awaited_max() {
                     self.is_paused = true;
                     return Ok(self.report(None).await);
                 }
-                if (self.item_bytes >= EVENT_BYTES || self.items.len() >= ITEMS_MAX)
+                if (self.item_bytes >= EVENT_BYTES || self.items.len() >= ITEMS_MAX || self.reads >= READS_MAX)
                     && let Next::Aborted = self.report(None).await
                 {
                     return Ok(Next::Aborted);
@@ -614,6 +664,7 @@ impl<'a> Attempt<'a> {
                     return Err(self.precondition(ty, &raw, format!("completion id {id} is used by two commands (RT0012)")));
                 }
                 self.journal.command(&action, raw.len());
+                self.reads += usize::from(matches!(action, Action::GetState { .. } | Action::GetStateKeys { .. }));
                 self.has_output |= ty == entry_type::OUTPUT;
                 let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
                 self.item_bytes += FIXED_BYTES + raw.len() + input_bytes;
@@ -797,7 +848,7 @@ impl<'a> Attempt<'a> {
         self.has_ended = end.is_some();
         let first_command = self.commands;
         self.commands += self.commands_taken();
-        self.item_bytes = 0;
+        (self.item_bytes, self.reads) = (0, 0);
         let items = std::mem::take(&mut self.items);
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };
@@ -884,11 +935,11 @@ impl JournalSize {
     /// A command, and what will answer it: each completion becomes an entry, too.
     fn command(&mut self, action: &Action, bytes: usize) {
         let answers = match action {
-            Action::GetState { .. } => {
+            Action::GetState { .. } | Action::GetStateKeys { .. } => {
                 self.values_awaited += 1;
                 1
             }
-            Action::GetStateKeys { .. } | Action::Sleep { .. } | Action::Run { .. } => 1,
+            Action::Sleep { .. } | Action::Run { .. } => 1,
             Action::Call { result, .. } => 1 + u32::from(result.is_some()),
             _ => 0,
         };

@@ -9,18 +9,41 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use surefoot_model::entry_type;
+use surefoot_model::{Notification, entry_type};
 
-/// Bytes that may wait for each attempt, whatever waits for others. One notification may pass it alone.
+/// Bytes that may wait for each attempt, whatever waits for others.
 const OWN_BYTES: usize = 16 << 10;
-/// Bytes that may wait for all attempts of a node together, beyond those of [`OWN_BYTES`].
-const SHARED_BYTES: usize = 32 << 20;
 /// What a notification takes beside its payload.
 const FIXED_BYTES: usize = size_of::<Live>();
 
-/// All feeds of a node: what waits in them to be taken, in bytes.
-#[derive(Clone, Debug, Default)]
-pub struct Feeds(Arc<AtomicUsize>);
+/// All feeds of a node: what waits in them, or has not left for its handler.
+#[derive(Clone, Debug)]
+pub struct Feeds(Arc<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: AtomicUsize,
+    /// Beyond [`OWN_BYTES`] of each; the last notification may exceed it.
+    bytes_max: usize,
+}
+
+/// Bytes of one notification among those of all feeds; given back when dropped.
+#[derive(Debug)]
+pub struct FeedBytes {
+    all: Feeds,
+    bytes: usize,
+}
+
+impl Drop for FeedBytes {
+    fn drop(&mut self) {
+        self.all.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Whether a notification answers a read of state.
+pub(crate) fn answers_read(notification: &Notification) -> bool {
+    matches!(notification.ty, entry_type::GET_LAZY_STATE_COMPLETION | entry_type::GET_LAZY_STATE_KEYS_COMPLETION)
+}
 
 /// The partition's end. Dropping it aborts the attempt: nothing of it counts any more.
 #[derive(Debug)]
@@ -33,7 +56,8 @@ pub struct Notifications(Arc<Line>);
 /// What an attempt is told.
 #[derive(Debug)]
 pub enum Told {
-    Live(Live),
+    /// With what it counts for until it has left.
+    Live(Live, FeedBytes),
     /// Others want its place.
     Asked,
     /// Notifications were dropped, since so much waited to be taken. None follows any more.
@@ -43,7 +67,7 @@ pub enum Told {
 /// What was dropped since this was last told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// Values of state among it.
+    /// Answers to reads of state among it.
     pub values: u32,
     pub bytes: u64,
 }
@@ -56,7 +80,7 @@ pub(crate) struct Line {
 
 #[derive(Debug, Default)]
 struct Inside {
-    queue: VecDeque<Live>,
+    queue: VecDeque<(Live, FeedBytes)>,
     bytes: usize,
     is_behind: bool,
     dropped: Dropped,
@@ -65,7 +89,19 @@ struct Inside {
     waker: Option<Waker>,
 }
 
+/// Without a bound for all of them.
+impl Default for Feeds {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
 impl Feeds {
+    /// `bytes_max`: what may wait for all attempts together, beyond a little of each attempt's own.
+    pub fn new(bytes_max: usize) -> Self {
+        Self(Arc::new(Waiting { bytes: AtomicUsize::new(0), bytes_max }))
+    }
+
     /// Both ends of a new feed.
     pub fn feed(&self) -> (Notifier, Notifications) {
         let line = Arc::new(Line { inside: Mutex::default(), all: self.clone() });
@@ -79,15 +115,15 @@ impl Notifier {
         let bytes = bytes_of(&live);
         self.0.change(|inside, all| {
             let own = inside.bytes + bytes;
-            let waits = all.load(Ordering::Relaxed) + bytes;
-            inside.is_behind |= !inside.queue.is_empty() && own > OWN_BYTES && waits > SHARED_BYTES;
+            let waits = all.0.bytes.load(Ordering::Relaxed);
+            inside.is_behind |= own > OWN_BYTES && waits >= all.0.bytes_max;
             if inside.is_behind {
-                inside.dropped.values += u32::from(live.notification.ty == entry_type::GET_LAZY_STATE_COMPLETION);
+                inside.dropped.values += u32::from(answers_read(&live.notification));
                 inside.dropped.bytes += live.notification.bytes();
             } else {
                 inside.bytes = own;
-                all.fetch_add(bytes, Ordering::Relaxed);
-                inside.queue.push_back(live);
+                all.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+                inside.queue.push_back((live, FeedBytes { all: all.clone(), bytes }));
             }
         });
     }
@@ -110,11 +146,9 @@ impl Notifications {
         if std::mem::take(&mut inside.is_asked) {
             return Poll::Ready(Some(Told::Asked));
         }
-        if takes_live && let Some(live) = inside.queue.pop_front() {
-            let bytes = bytes_of(&live);
-            inside.bytes -= bytes;
-            self.0.all.0.fetch_sub(bytes, Ordering::Relaxed);
-            return Poll::Ready(Some(Told::Live(live)));
+        if takes_live && let Some((live, bytes)) = inside.queue.pop_front() {
+            inside.bytes -= bytes.bytes;
+            return Poll::Ready(Some(Told::Live(live, bytes)));
         }
         if takes_live && inside.dropped != Dropped::default() {
             return Poll::Ready(Some(Told::Behind(std::mem::take(&mut inside.dropped))));
@@ -144,11 +178,9 @@ impl Notifications {
 impl Drop for Notifications {
     fn drop(&mut self) {
         let mut inside = self.0.lock();
-        inside.queue = VecDeque::new();
-        let bytes = std::mem::take(&mut inside.bytes);
+        (inside.queue, inside.bytes) = (VecDeque::new(), 0);
         // What comes later finds nobody, and is not kept.
         inside.is_behind = true;
-        self.0.all.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -158,9 +190,9 @@ impl Line {
         self.change(|inside, _| inside.is_asked = true);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Inside, &AtomicUsize)) {
+    fn change(&self, change: impl FnOnce(&mut Inside, &Feeds)) {
         let mut inside = self.lock();
-        change(&mut inside, &self.all.0);
+        change(&mut inside, &self.all);
         let waker = inside.waker.take();
         drop(inside);
         if let Some(waker) = waker {
@@ -180,7 +212,9 @@ fn bytes_of(live: &Live) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use surefoot_model::{Notification, NotificationId, Resolution};
+    use surefoot_model::{NotificationId, Resolution};
+
+    const BYTES_MAX: usize = 8 << 20;
 
     fn live(index: u32, bytes: usize) -> Live {
         let result = Resolution::Value(vec![0; bytes].into());
@@ -198,7 +232,7 @@ mod tests {
                     told.push("over".to_owned());
                     return told;
                 }
-                Poll::Ready(Some(Told::Live(live))) => told.push(live.index.to_string()),
+                Poll::Ready(Some(Told::Live(live, _))) => told.push(live.index.to_string()),
                 Poll::Ready(Some(Told::Asked)) => told.push("asked".to_owned()),
                 Poll::Ready(Some(Told::Behind(dropped))) => told.push(format!("{} bytes behind", dropped.bytes)),
             }
@@ -220,12 +254,12 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_and_nothing_follows_what_was_dropped() {
-        let all = Feeds::default();
+        let all = Feeds::new(BYTES_MAX);
         let (notifier, mut feed) = all.feed();
         for index in 0..100 {
             notifier.notify(live(index, 1 << 20));
         }
-        assert!(all.0.load(Ordering::Relaxed) <= SHARED_BYTES + (1 << 20));
+        assert!(all.0.bytes.load(Ordering::Relaxed) <= BYTES_MAX + (1 << 20));
         // Another attempt still has a little of its own.
         let (other, mut others) = all.feed();
         (0..200).for_each(|index| other.notify(live(index, 10_000)));
@@ -240,8 +274,28 @@ mod tests {
         notifier.notify(live(100, 7));
         assert_eq!(told(&mut feed, true), ["7 bytes behind"], "nothing follows what was dropped");
         drop((feed, others));
-        assert_eq!(all.0.load(Ordering::Relaxed), 0);
+        assert_eq!(all.0.bytes.load(Ordering::Relaxed), 0);
         notifier.notify(live(101, 10));
-        assert_eq!(all.0.load(Ordering::Relaxed), 0, "nobody would take it");
+        assert_eq!(all.0.bytes.load(Ordering::Relaxed), 0, "nobody would take it");
+    }
+
+    /// A value that nobody reads stood in a feed for each attempt, whatever waited for the others.
+    #[test]
+    fn what_has_not_left_counts_and_one_notification_passes_the_bound_alone() {
+        let all = Feeds::new(BYTES_MAX);
+        let (large, mut feed) = all.feed();
+        large.notify(live(1, 4 * BYTES_MAX));
+        let Poll::Ready(Some(Told::Live(_, sending))) = feed.poll_told(&mut Context::from_waker(Waker::noop()), true) else {
+            panic!("alone it passes")
+        };
+        let (other, mut others) = all.feed();
+        other.notify(live(1, 1_000));
+        other.notify(live(2, 1 << 20));
+        assert_eq!(told(&mut others, true), ["1", "1048576 bytes behind"], "it has not left");
+        drop(sending);
+        let (third, mut thirds) = all.feed();
+        third.notify(live(1, 1 << 20));
+        assert_eq!(told(&mut thirds, true), ["1"]);
+        assert_eq!(all.0.bytes.load(Ordering::Relaxed), 0);
     }
 }

@@ -65,13 +65,13 @@ impl Invoker {
             places: Arc::new(Places::new(settings.attempts_max, settings.mutant == Mutant::NeverAsk)),
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(report_permits(&settings, usize::MAX) as usize)),
+            feeds: Feeds::new(settings.live_bytes_max),
             env,
             settings,
             catalog,
             transport,
             output,
             reach: Reach::default(),
-            feeds: Feeds::default(),
             replay_bytes: AtomicUsize::new(0),
             drains: AtomicUsize::new(0),
             warnings: Mutex::default(),
@@ -99,6 +99,11 @@ impl Invoker {
     /// Starts wait, and an attempt that only waits has not been asked for its place.
     pub fn owes_places(&self) -> bool {
         self.places.owes()
+    }
+
+    /// Attempts that have a place.
+    pub fn running(&self) -> usize {
+        self.places.taken()
     }
 
     /// Gives a slot back unused.
@@ -182,6 +187,16 @@ impl Invoker {
             enable_lazy_state: false,
             retry: defaults.retry.clone(),
         })
+    }
+
+    /// Bytes of a replay that have left for the handler, or never will.
+    fn replay_has_left(&self, bytes: usize) {
+        let max = self.settings.replay_bytes_max;
+        let before = self.replay_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Whoever was refused above the bound hears of the step below it.
+        if before >= max && before - bytes < max {
+            self.output.has_room();
+        }
     }
 
     /// Permits of `reports` for an event of so many bytes: all of them for one that is larger.
@@ -353,16 +368,19 @@ impl ReplayBytes {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// No more than so many bytes of it are still to leave; how many are.
+    pub(crate) fn shrink_to(&mut self, unsent: usize) -> usize {
+        let left = self.bytes.saturating_sub(unsent);
+        self.bytes -= left;
+        self.invoker.replay_has_left(left);
+        self.bytes
+    }
 }
 
 impl Drop for ReplayBytes {
     fn drop(&mut self) {
-        let max = self.invoker.settings.replay_bytes_max;
-        let before = self.invoker.replay_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        // Whoever was refused above the bound hears of the step below it.
-        if before >= max && before - self.bytes < max {
-            self.invoker.output.has_room();
-        }
+        self.invoker.replay_has_left(self.bytes);
     }
 }
 

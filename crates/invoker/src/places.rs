@@ -74,6 +74,10 @@ impl Places {
         Self { max, taken, wanted, idle, is_watched: AtomicBool::new(false), waits: Mutex::default(), never_asks }
     }
 
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Takes a place if one is free.
     pub(crate) fn try_take(&self) -> bool {
         let taken = &self.taken;

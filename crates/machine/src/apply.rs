@@ -80,6 +80,8 @@ pub fn apply_broken<S: State>(
         // What the items take is set aside: the rest is for what their end brings about.
         (_, Event::AttemptProgressed(progress)) => {
             assert!(progress.items.len() <= bounds.items as usize, "rule M9: the edge cuts what an attempt brings");
+            let reads = progress.items.iter().filter(|item| item.reads_state()).count();
+            assert!(reads <= bounds.reads as usize, "rule M9: the edge cuts it behind a read of state");
             bounds.rows - progress.items.len() as u32 * bounds.item_rows
         }
         _ => bounds.rows,

@@ -863,6 +863,15 @@ fn many_values(mutant: Mutant, count: u32) -> World {
     world
 }
 
+/// A handler that asked for 128 values of 32 MiB had all of them copied by one record.
+#[test]
+#[should_panic(expected = "rule M9: the edge cuts it behind a read of state")]
+fn a_record_reads_one_value_of_state() {
+    let mut world = play_broken(Mutant::None, "call Obj/k/add as A; get A a 1; keys A 2");
+    let get = |completion| command(entry_type::GET_LAZY_STATE, Action::GetState { key: "a".into(), completion });
+    world.progress("A", vec![get(3), set(1), get(4)], None);
+}
+
 /// One handler calls so many others, and each answers while it is suspended on the last; rows touched.
 fn many_calls(mutant: Mutant, count: u32) -> World {
     let mut world = play_broken(mutant, "call Svc/go as A");

@@ -245,6 +245,16 @@ pub struct AttemptProgress {
 impl AttemptProgress {
     /// Items that one event brings at most: what applying it takes is bounded (rule M9).
     pub const ITEMS_MAX: usize = 128;
+    /// Reads of state among them at most. The journal keeps a copy of what is read, and nobody knows its size before: an event copies
+    /// one value, or the names of one key.
+    pub const READS_MAX: usize = 1;
+}
+
+impl Item {
+    /// Whether it is answered with what the state holds.
+    pub fn reads_state(&self) -> bool {
+        matches!(self, Self::Command { action: Action::GetState { .. } | Action::GetStateKeys { .. }, .. })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -385,7 +385,7 @@ mod tests {
         attempts.on_notification(id(1), Attempt(9), 3, notification.clone());
         assert!(told(&mut start).is_pending(), "another attempt's");
         attempts.on_notification(id(1), FIRST, 3, notification);
-        assert!(matches!(told(&mut start), Poll::Ready(Some(Told::Live(live))) if live.index == 3));
+        assert!(matches!(told(&mut start), Poll::Ready(Some(Told::Live(live, _))) if live.index == 3));
     }
 
     #[test]

@@ -48,9 +48,17 @@ pub struct DiskStatus {
     pub is_starved: bool,
 }
 
+/// What tables, and what waits for them, may take at the bound of the edges, so that they take no more than so many bytes at that of
+/// attempts.
+pub fn edges_bytes_max(bytes_max: u64) -> u64 {
+    bytes_max / ATTEMPTS_PERCENT * 100
+}
+
 /// Goes by the sum over all workers.
 pub(crate) struct Gate {
     bytes_max: u64,
+    /// What attempts that run take of that.
+    attempts: AtomicU64,
     /// What the tables of each worker take, written by it.
     tables: Vec<AtomicU64>,
     mailboxes: Vec<Mailbox>,
@@ -73,6 +81,7 @@ impl Gate {
     pub(crate) fn new(mailboxes: Vec<Mailbox>, bytes_max: u64) -> Self {
         Self {
             bytes_max,
+            attempts: AtomicU64::new(0),
             tables: mailboxes.iter().map(|_| AtomicU64::new(0)).collect(),
             mailboxes,
             checkpoint: AtomicU64::new(0),
@@ -84,6 +93,16 @@ impl Gate {
             attempts_wait: AtomicBool::new(false),
             work_waits: AtomicBool::new(false),
         }
+    }
+
+    /// What all attempts that run take. Tables can be written to the disk, and make room for them.
+    pub(crate) fn set_attempts(&self, bytes: u64) {
+        self.attempts.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What tables, and what waits for them, may take: half at least, however many attempts run.
+    pub(crate) fn tables_bytes_max(&self) -> u64 {
+        self.bytes_max - self.attempts.load(Ordering::Relaxed).min(self.bytes_max / 2)
     }
 
     /// What the tables of one worker take now. To be called after entries were applied, too. Whether those who found no room
@@ -146,8 +165,8 @@ impl Gate {
         if self.checkpoint_waits() || self.disk().room != DiskRoom::Enough {
             return Some(Shortage::Disk);
         }
-        let waiting = self.waiting_bytes();
-        let fits = self.bytes(waiting) <= self.bytes_max && waiting <= WAITING_BYTES_MAX.min(self.bytes_max / 4);
+        let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
+        let fits = self.bytes(waiting) <= bytes_max && waiting <= WAITING_BYTES_MAX.min(bytes_max / 4);
         (!fits).then_some(Shortage::Memory)
     }
 
@@ -168,7 +187,7 @@ impl Gate {
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
     pub(crate) fn has_work_memory(&self) -> bool {
-        self.has_ended() || self.bytes(self.waiting_bytes()) <= self.bytes_max.saturating_mul(ATTEMPTS_PERCENT) / 100
+        self.has_ended() || self.bytes(self.waiting_bytes()) <= self.tables_bytes_max().saturating_mul(ATTEMPTS_PERCENT) / 100
     }
 
     /// As [`Self::has_work_memory`]; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
@@ -253,6 +272,18 @@ mod tests {
         for (bytes, edges, attempts) in [(1_000, true, true), (1_001, false, true), (1_250, false, true), (1_251, false, false)] {
             gate.set(0, bytes);
             assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn tables_have_what_attempts_leave_and_half_at_least() {
+        let gate = gate(edges_bytes_max(1_250));
+        for (attempts, tables) in [(0, 1_000), (300, 700), (5_000, 500)] {
+            gate.set_attempts(attempts);
+            gate.set(0, tables);
+            assert_eq!((gate.tables_bytes_max(), gate.shortage()), (tables, None));
+            gate.set(0, tables + 1);
+            assert_eq!(gate.shortage(), Some(Shortage::Memory));
         }
     }
 

@@ -29,9 +29,6 @@ use surefoot_model::{
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Bytes that the outer edges may have appended and not yet durable.
-const EDGE_BYTES_MAX: usize = 64 << 20;
-
 /// Steps of a listing on one view; then it takes a fresh one, so that none is held for long.
 const VIEW_STEPS_MAX: u32 = 64;
 
@@ -309,7 +306,12 @@ impl Partitions {
 
     /// Room among what the edges have appended and is not yet durable.
     async fn permit(&self, event: &Event) -> Result<OwnedSemaphorePermit, Stopped> {
-        self.0.edge.clone().acquire_many_owned(event_bytes(event)).await.map_err(|_| Stopped::NotTaken)
+        self.0
+            .edge
+            .clone()
+            .acquire_many_owned(event_bytes(event, self.0.settings.edge_bytes_max))
+            .await
+            .map_err(|_| Stopped::NotTaken)
     }
 
     /// Kills, pauses, resumes or purges one invocation. Does not wait for memory: an operator may have come to make room.
@@ -611,17 +613,17 @@ fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
     }
 }
 
-/// Bytes to reserve at the edge for an event, at least 1.
-fn event_bytes(event: &Event) -> u32 {
+/// Bytes to reserve at the edge for an event: all there are for one that is larger.
+fn event_bytes(event: &Event, bytes_max: usize) -> u32 {
     const FIXED: usize = 256;
     let bytes = match event {
         Event::InvocationSubmitted(s) => FIXED + s.input.len(),
         Event::RecordParked(p) => FIXED + p.kept_bytes() as usize,
         _ => FIXED,
     };
-    bytes.min(EDGE_BYTES_MAX) as u32
+    u32::try_from(bytes.min(bytes_max)).unwrap_or(u32::MAX)
 }
 
-pub(crate) fn edge_permits() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(EDGE_BYTES_MAX))
+pub(crate) fn edge_permits(bytes_max: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS)))
 }

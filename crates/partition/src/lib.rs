@@ -41,7 +41,7 @@ mod worker;
 
 pub use answers::{Answer, Stopped};
 pub use checkpointer::Fatal;
-pub use gate::{DiskRoom, DiskStatus, Shortage};
+pub use gate::{DiskRoom, DiskStatus, Shortage, edges_bytes_max};
 pub use handle::{Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use settings::{Mutant, Settings};

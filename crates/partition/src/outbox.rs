@@ -20,8 +20,6 @@ const SEND_BYTES: u64 = 1 << 20;
 const IN_FLIGHT_MAX: u64 = 1_024;
 /// Bytes to one destination that may be, beyond which no further message is sent.
 const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
-/// Bytes of a node that may be, alike: a log that falls behind holds them in memory. Each worker has its share.
-const NODE_IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
 /// What a message takes beside its payload.
 const MESSAGE_BYTES: u64 = 256;
 /// Messages to one partition that may be durable and not yet acknowledged.
@@ -49,9 +47,9 @@ pub(crate) struct OutboxRoom {
 }
 
 impl OutboxRoom {
-    /// Of one of so many workers of a node.
-    pub(crate) fn new(workers: usize) -> Self {
-        Self { bytes: AtomicU64::new(0), bytes_max: NODE_IN_FLIGHT_BYTES_MAX / workers.max(1) as u64 }
+    /// Of one of so many workers of a node, which may have so many bytes in flight: a log that falls behind holds them in memory.
+    pub(crate) fn new(workers: usize, node_bytes_max: u64) -> Self {
+        Self { bytes: AtomicU64::new(0), bytes_max: (node_bytes_max / workers.max(1) as u64).max(1) }
     }
 
     /// Bytes that a queue may send now: one message where they are fewer, none at 0. It may come to have in flight what it leaves
@@ -304,6 +302,8 @@ mod tests {
     use surefoot_model::{CalleeResult, Caller, Incarnation, Message};
     use surefoot_storage::Store;
 
+    const NODE_BYTES_MAX: u64 = 64 << 20;
+
     const ONE: PartitionId = PartitionId(1);
     const TWO: PartitionId = PartitionId(2);
 
@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn sender() -> OutboxSender {
-        OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1)), Mutant::None)
+        OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1, NODE_BYTES_MAX)), Mutant::None)
     }
 
     fn looks(monotonic_ms: u64) -> OutboxLooks {
@@ -456,7 +456,7 @@ mod tests {
 
     #[test]
     fn partitions_of_a_worker_share_what_may_be_in_flight_and_each_queue_goes_on() {
-        let room = Arc::new(OutboxRoom::new(16));
+        let room = Arc::new(OutboxRoom::new(16, NODE_BYTES_MAX));
         let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, room.clone(), Mutant::None));
         let (count, bytes) = (5, 100 << 10);
         (1..=20).for_each(|to| queue_results(&mut store, PartitionId(to), count, bytes));
@@ -509,7 +509,8 @@ mod tests {
     #[test]
     fn what_is_for_a_stopped_partition_is_neither_sent_nor_acknowledged_and_holds_up_no_other() {
         for mutant in [Mutant::None, Mutant::SendToStopped] {
-            let (mut store, mut sender) = (empty_store(), OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1)), mutant));
+            let (mut store, mut sender) =
+                (empty_store(), OutboxSender::new(HERE, Arc::new(OutboxRoom::new(1, NODE_BYTES_MAX)), mutant));
             queue(&mut store, ONE, 1..=2, 0);
             queue(&mut store, TWO, 1..=1, 0);
             sender.begin_term(&store.read()).unwrap();

@@ -124,16 +124,15 @@ impl Replay {
 
 /// Replays that are read from views at a time.
 const LOADS_MAX: usize = 16;
-/// Bytes of them; one replay may pass it alone.
-const LOAD_BYTES_MAX: u64 = 64 << 20;
 /// What an entry of a journal takes beside its payload.
 const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
 
 /// Replays of one worker that are being read from views.
-#[derive(Default)]
 pub(crate) struct LoadsInFlight {
     count: AtomicUsize,
     bytes: AtomicU64,
+    /// One replay may pass it alone.
+    bytes_max: u64,
 }
 
 /// One of them; gives its place and bytes back when dropped.
@@ -143,9 +142,13 @@ pub(crate) struct LoadTurn {
 }
 
 impl LoadsInFlight {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self { count: AtomicUsize::new(0), bytes: AtomicU64::new(0), bytes_max }
+    }
+
     /// Whether there is a turn for a replay of no size.
     pub(crate) fn has_turn(&self) -> bool {
-        self.count.load(Ordering::Relaxed) < LOADS_MAX && self.bytes.load(Ordering::Relaxed) <= LOAD_BYTES_MAX
+        self.count.load(Ordering::Relaxed) < LOADS_MAX && self.bytes.load(Ordering::Relaxed) <= self.bytes_max
     }
 
     /// A turn for a journal of so many entries and payload bytes; none while others take what there is. For one thread: only it takes
@@ -153,7 +156,7 @@ impl LoadsInFlight {
     pub(crate) fn try_take(self: &Arc<Self>, journal_len: u32, journal_bytes: u64) -> Option<LoadTurn> {
         let bytes = journal_bytes.saturating_add(u64::from(journal_len) * ENTRY_BYTES);
         let count = self.count.load(Ordering::Relaxed);
-        let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= LOAD_BYTES_MAX;
+        let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max;
         if count >= LOADS_MAX || count > 0 && !fits {
             return None;
         }
@@ -232,6 +235,7 @@ mod tests {
 
     const LIFE: Life = Life { id: InvocationId { partition_key: 1, unique: 2 }, incarnation: Incarnation(3) };
     const GENERATION: u64 = 4;
+    const LOAD_BYTES_MAX: u64 = 64 << 20;
 
     fn object() -> ObjectKey {
         ObjectKey { service: "S".into(), key: "k".into() }
@@ -335,7 +339,7 @@ mod tests {
     /// Sixteen journals of any size were in memory before the first of them counted.
     #[test]
     fn replays_that_are_read_from_views_count_from_before_they_are_read() {
-        let loads = Arc::new(LoadsInFlight::default());
+        let loads = Arc::new(LoadsInFlight::new(LOAD_BYTES_MAX));
         let large = loads.try_take(10, LOAD_BYTES_MAX * 2).expect("one may pass the bound alone");
         assert!(loads.try_take(1, 1).is_none() && !loads.has_turn());
         drop(large);
@@ -366,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_woken_by_the_end_of_a_load_finds_its_place_free() {
-        let (mut store, loads, wake) = (store(3, 0, 0), Arc::new(LoadsInFlight::default()), surefoot_env::Wake::new());
+        let (mut store, loads, wake) = (store(3, 0, 0), Arc::new(LoadsInFlight::new(LOAD_BYTES_MAX)), surefoot_env::Wake::new());
         let view = Lent::new(store.publish().unwrap(), wake.clone());
         let source = LoadSource { turn: loads.try_take(3, 3_000).unwrap(), view };
         let woken = Arc::new(Woken { loads, seen: AtomicUsize::new(usize::MAX) });

@@ -12,8 +12,16 @@ pub struct Settings {
     pub cleanup_interval_ms: u64,
     /// Bytes of completed invocations kept on this node beyond which the oldest journals and unnamed results go (rule R1).
     pub retained_bytes_max: u64,
-    /// Memory of all layers of this node, half of it for the active ones.
+    /// Memory of all layers of this node at which the edges wait, half of it for the active ones. Attempts that run take theirs from it.
     pub memory_bytes_max: u64,
+    /// What an attempt that runs takes of that.
+    pub attempt_bytes: u64,
+    /// Bytes that the outer edges may have appended and not yet durable; one event may pass it alone.
+    pub edge_bytes_max: usize,
+    /// Bytes of replays that are being read from views; one may pass it alone.
+    pub load_bytes_max: u64,
+    /// Bytes of messages between partitions that are sent and not durable; one may pass it alone.
+    pub outbox_bytes_max: u64,
     /// A directory on the disk that holds log and tables.
     pub disk_dir: PathBuf,
     /// With less of it free than this, or than an eighth of it, the edges refuse; with half of that, running work waits (rule R2).
@@ -29,11 +37,9 @@ pub struct Settings {
     pub machine_mutant: MachineMutant,
 }
 
-impl Settings {
-    /// Memory that the active layers of all partitions may take before the largest one is written.
-    pub(crate) fn active_bytes_max(&self) -> u64 {
-        self.memory_bytes_max / 2
-    }
+/// Memory that the active layers of all partitions may take before the largest one is written, where tables may take so much.
+pub(crate) fn active_bytes_max(tables_bytes_max: u64) -> u64 {
+    tables_bytes_max / 2
 }
 
 /// Deliberately broken variants, each of which a check must catch: a scenario of this room, or the simulation.

@@ -14,7 +14,7 @@ use crate::housekeeping::Housekeeping;
 use crate::mailbox::Mailbox;
 use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
-use crate::settings::{Mutant, Settings};
+use crate::settings::{Mutant, Settings, active_bytes_max};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -165,7 +165,7 @@ impl Recovering {
     /// Writes the largest layer once all of them take what they may while the node runs (rule C7): what once filled memory does not
     /// fill it again at every start.
     fn keep_bound(&mut self) -> Result<(), StartError> {
-        if self.active_bytes <= self.settings.active_bytes_max() || self.settings.mutant == Mutant::FillMemory {
+        if self.active_bytes <= active_bytes_max(self.settings.memory_bytes_max) || self.settings.mutant == Mutant::FillMemory {
             return Ok(());
         }
         let active_bytes = |recovered: &Recovered| recovered.store.as_ref().map_or(0, Store::active_bytes);
@@ -249,8 +249,8 @@ impl Recovering {
             is_stopped: ids.iter().map(|_| AtomicBool::new(false)).collect(),
             applied: ids.iter().map(|_| AtomicU64::new(0)).collect(),
             wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
-            outbox_rooms: boxes.iter().map(|_| Arc::new(OutboxRoom::new(boxes.len()))).collect(),
-            edge: edge_permits(),
+            outbox_rooms: boxes.iter().map(|_| Arc::new(OutboxRoom::new(boxes.len(), settings.outbox_bytes_max))).collect(),
+            edge: edge_permits(settings.edge_bytes_max),
             catalog_edit: Arc::default(),
             is_stopping: AtomicBool::new(false),
             gate: Arc::new(Gate::new(boxes, settings.memory_bytes_max)),

@@ -201,6 +201,7 @@ enum Started {
 
 impl AttemptStarter {
     pub(crate) fn new(worker: usize, shared: Arc<Shared>, invoker: Arc<Invoker>) -> Self {
+        let load_bytes_max = shared.settings.load_bytes_max / shared.workers.len() as u64;
         Self {
             worker,
             shared,
@@ -208,7 +209,7 @@ impl AttemptStarter {
             queue: StartQueue::default(),
             postponed: VecDeque::new(),
             backlog_turn: 0,
-            loads: Arc::default(),
+            loads: Arc::new(LoadsInFlight::new(load_bytes_max)),
             wanted: 0,
         }
     }

@@ -8,7 +8,7 @@ use crate::acting::{ActingPartition, TurnDone, TurnTime};
 use crate::handle::Shared;
 use crate::mailbox::{Input, Mailbox};
 use crate::owned::OwnedPartitions;
-use crate::settings::Mutant;
+use crate::settings::{Mutant, active_bytes_max};
 use crate::starting::AttemptStarter;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,11 +34,15 @@ const LOG_LOOK_MS: u64 = 1_000;
 pub(crate) struct Worker {
     number: usize,
     shared: Arc<Shared>,
+    invoker: Arc<Invoker>,
     mailbox: Mailbox,
     partitions: OwnedPartitions,
     starter: AttemptStarter,
     inputs: VecDeque<Input>,
     next_log_look_ms: u64,
+    /// What the active layers of its partitions may take, as of its last turn: attempts that another worker has started since are seen
+    /// with the next one, within [`CLOCK_REREAD`].
+    active_bytes_max: u64,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -81,8 +85,7 @@ impl Steps for Worker {
         let time = self.time();
         // What cannot be read stops the partition elsewhere.
         undone.extend(self.partitions.iter().filter_map(|partition| partition.undone(time, CLOCK_REREAD).ok()).flatten());
-        let share = self.shared.settings.active_bytes_max() / self.shared.workers.len() as u64;
-        undone.extend(self.partitions.undone(share));
+        undone.extend(self.partitions.undone(self.active_bytes_max));
         undone
     }
 }
@@ -110,10 +113,12 @@ impl Worker {
             number,
             mailbox: shared.workers[number].clone(),
             partitions: OwnedPartitions::new(number, shared.clone(), partitions),
-            starter: AttemptStarter::new(number, shared.clone(), invoker),
+            starter: AttemptStarter::new(number, shared.clone(), invoker.clone()),
+            invoker,
             shared,
             inputs: VecDeque::new(),
             next_log_look_ms: 0,
+            active_bytes_max: u64::MAX,
             stopping: None,
         }
     }
@@ -194,7 +199,10 @@ impl Worker {
             let idle = idle.unwrap_or(reread).min(reread);
             self.partitions.had_turn(at, time.monotonic_ms + millis_up(idle), waits);
         }
-        self.partitions.checkpoint_largest(self.shared.settings.active_bytes_max() / self.shared.workers.len() as u64);
+        let gate = &self.shared.gate;
+        gate.set_attempts(self.shared.settings.attempt_bytes.saturating_mul(self.invoker.running() as u64));
+        self.active_bytes_max = active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
+        self.partitions.checkpoint_largest(self.active_bytes_max);
         if self.shared.gate.set(self.number, self.partitions.memory_bytes()) {
             self.shared.slot_freed();
         }

@@ -77,6 +77,7 @@ impl FrameDecoder {
             self.payload = BytesMut::with_capacity(len.min(FIRST_ALLOCATION_BYTES));
         }
         let taken = self.chunk.len().min(len - self.payload.len());
+        self.make_room(self.payload.len() + taken, len);
         self.payload.extend_from_slice(&self.chunk[..taken]);
         self.chunk.advance(taken);
         if self.payload.len() < len {
@@ -84,6 +85,15 @@ impl FrameDecoder {
         }
         self.header_len = 0;
         Ok(Some(Frame { ty, payload: std::mem::take(&mut self.payload).freeze() }))
+    }
+
+    /// Doubles the buffer where it is too small for `needed` bytes, up to what the whole payload takes and no further.
+    fn make_room(&mut self, needed: usize, whole: usize) {
+        if self.payload.capacity() < needed {
+            let mut larger = BytesMut::with_capacity(whole.min(needed.saturating_mul(2)));
+            larger.extend_from_slice(&self.payload);
+            self.payload = larger;
+        }
     }
 
     /// Whether the stream stands between two frames.

@@ -3,7 +3,8 @@
 //! Owns: the order of starting (recover, lead, then open the edges, Kafka among them) and of stopping (close the edges, then
 //! checkpoint). Does not own: listeners and signals (`serve`), or rules of any kind.
 
-use crate::config::Config;
+use crate::config::{Config, WAITING_ATTEMPT_BYTES};
+use crate::memory::{MemoryShares, Share};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,11 +146,13 @@ impl Node {
 
 fn invoker_settings(config: &Config, partitions: u16, mutants: Mutants) -> surefoot_invoker::Settings {
     let invoker = &config.worker.invoker;
+    let share = |share| bounded(MemoryShares::of(config.memory_bytes).bytes(share));
     surefoot_invoker::Settings {
         defaults: config.defaults(),
         attempts_max: bounded(config.attempts_max()),
-        replay_bytes_max: bounded(invoker.replay_bytes_max),
-        report_bytes_max: REPORT_BYTES_MAX,
+        replay_bytes_max: bounded(invoker.replay_bytes_max).min(share(Share::Replays)),
+        report_bytes_max: share(Share::Reports),
+        live_bytes_max: share(Share::Live),
         message_bytes_max: bounded(invoker.message_bytes_max),
         journal_entries_max: u32::try_from(invoker.journal_entries_max).unwrap_or(u32::MAX),
         journal_bytes_max: invoker.journal_bytes_max,
@@ -166,12 +169,17 @@ pub fn request_headers(config: &Config) -> Vec<(String, String)> {
 }
 
 fn partition_settings(config: &Config, place: &Place, workers: usize, mutants: Mutants) -> surefoot_partition::Settings {
+    let shares = MemoryShares::of(config.memory_bytes);
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
         disk_dir: place.log.clone(),
         disk_reserve_bytes_max: config.disk_reserve_bytes,
-        memory_bytes_max: config.memory_bytes - config.memory_bytes / ENGINE_CACHE_SHARE,
+        memory_bytes_max: surefoot_partition::edges_bytes_max(shares.bytes(Share::Tables)),
+        attempt_bytes: WAITING_ATTEMPT_BYTES,
+        edge_bytes_max: bounded(shares.bytes(Share::EdgeWaits)),
+        load_bytes_max: shares.bytes(Share::Loads),
+        outbox_bytes_max: shares.bytes(Share::Messages),
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,
         workers,
@@ -186,16 +194,15 @@ fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant)
         record_bytes_max: bounded(config.request_bytes_max()),
         parked_max: config.kafka.parked_records_max,
         parked_bytes_max: config.kafka.parked_bytes_max,
-        bounds: config.kafka.bounds.clone(),
+        bounds: surefoot_kafka::Bounds {
+            queue_bytes: config.kafka.bounds.queue_bytes.min(bounded(MemoryShares::of(config.memory_bytes).bytes(Share::Kafka))),
+            ..config.kafka.bounds.clone()
+        },
         node: format!("{node_id:016x}"),
         mutant,
     }
 }
 
-/// Bytes that attempts may have reported before they are durable.
-const REPORT_BYTES_MAX: usize = 64 << 20;
-/// Share of the memory setting that the engine takes for cached blocks.
-pub(crate) const ENGINE_CACHE_SHARE: u64 = 8;
 /// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
 const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.

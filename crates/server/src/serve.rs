@@ -8,7 +8,8 @@
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
 use crate::descriptors::Descriptors;
-use crate::node::{self, ENGINE_CACHE_SHARE, Mutants, Node, Place, Recovered, Seams, WORKERS};
+use crate::memory::{MemoryShares, Share};
+use crate::node::{self, Mutants, Node, Place, Recovered, Seams, WORKERS};
 use crate::sources::KafkaSources;
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
 use surefoot_env::Env;
-use surefoot_ingress::Limits;
+use surefoot_ingress::{BodyBounds, Limits};
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
 use surefoot_listener::{ConnectionBounds, Visitors};
@@ -88,9 +89,13 @@ impl Serving {
         }
         let visitors =
             |address: SocketAddr, origins: &[String]| Visitors::new(address.ip().is_loopback(), &config.allowed_hosts, origins);
+        let shares = MemoryShares::of(config.memory_bytes);
         let limits = Limits {
-            body_bytes_max: config.request_bytes_max(),
-            memory_bytes: config.memory_bytes,
+            bodies: BodyBounds {
+                body_bytes_max: config.request_bytes_max(),
+                small_bytes_max: shares.bytes(Share::SmallBodies),
+                large_bytes_max: shares.bytes(Share::LargeBodies),
+            },
             requests_max: config.ingress.requests_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)),
             connections: ConnectionBounds { connections_max: descriptors.clients(config.memory_bytes) },
             visitors: visitors(addresses.0, &config.ingress.allowed_origins),
@@ -197,5 +202,5 @@ fn local(listener: &TcpListener) -> SocketAddr {
 }
 
 fn engine_options(config: &Config) -> FjallOptions {
-    FjallOptions { cache_bytes: config.memory_bytes / ENGINE_CACHE_SHARE }
+    FjallOptions { cache_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::EngineCache) }
 }

@@ -140,6 +140,10 @@ impl Exchange for SimExchange {
         0
     }
 
+    fn poll_unsent(&mut self, _: &mut Context<'_>, _: usize) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     fn half_close(&mut self) {
         self.request = None;
     }

@@ -34,6 +34,9 @@ pub trait Exchange: Send {
     /// can wait should be sent until [`ExchangeEvent::Writable`] comes.
     fn unsent_bytes(&self) -> usize;
 
+    /// Ready while no more than so many bytes are unsent: 0, or [`UNSENT_BYTES_MAX`] for a sender that does not ask for events.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>, at_most: usize) -> Poll<()>;
+
     /// Ends the request. Nothing may be sent after.
     fn half_close(&mut self);
 

@@ -589,20 +589,40 @@ fn values_of_state_are_asked_for_no_faster_than_they_come() {
     let frames: Vec<Bytes> = (1..=40).map(|id| wire::lazy_state(b"a", id)).collect();
     world.writes(&frames);
     world.writes(&[wire::output(b""), wire::end()]);
-    assert_eq!(world.report().items.len(), 16);
+    let asked = |world: &World| (0..world.reports()).map(|at| world.report_at(at).items.len()).sum::<usize>();
+    assert_eq!(asked(&world), 1, "nobody knows how large it is");
     assert_eq!(world.unread(), 1);
     let value = |id| completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Value("v".into()));
     for id in 1..=10 {
         world.notify(16 + id, value(id));
         world.sync();
     }
-    let asked: usize = (0..world.reports()).map(|at| world.report_at(at).items.len()).sum();
-    assert_eq!(asked, 26);
+    assert_eq!(asked(&world), 26, "values are small");
+    assert_eq!(world.reports(), 26, "each is read by an event of its own");
     for id in 11..=40 {
         world.notify(16 + id, value(id));
         world.sync();
     }
     assert_eq!(world.report().end, Some(AttemptEnd::Completed));
+}
+
+/// With one large value on its way the next was asked for at once, and the one after that.
+#[test]
+fn a_large_value_is_taken_before_the_next_one_is_asked_for() {
+    let mut world = begun();
+    let value =
+        |id| completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Value(Bytes::from(vec![0; UNSENT_BYTES_MAX + 1])));
+    world.writes(&(1..=8).map(|id| wire::lazy_state(b"a", id)).collect::<Vec<_>>());
+    assert_eq!(world.reports(), 1);
+    world.sync();
+    world.notify(16, value(1));
+    assert_eq!(world.reports(), 4, "three of this size may be awaited");
+    world.sync();
+    world.unsent(UNSENT_BYTES_MAX + 1);
+    world.notify(17, value(2));
+    assert_eq!(world.reports(), 4, "the handler does not read");
+    world.unsent(UNSENT_BYTES_MAX);
+    assert_eq!(world.reports(), 5);
 }
 
 #[test]
@@ -683,7 +703,7 @@ fn a_replay_takes_its_room_before_it_runs_and_gives_it_back_once_it_is_read() {
 #[test]
 fn a_panic_frees_slot_and_room_and_fails_the_attempt() {
     let mut world = World::new();
-    world.clog(1);
+    world.clog(1 << 20);
     world.start(|start| start.replay = vec![command(entry_type::INPUT, wire::input(&[0; 1_000]))]);
     world.story();
     world.trap();
@@ -791,14 +811,18 @@ fn a_handler_that_falls_far_behind_suspends_and_has_the_rest_in_its_replay() {
 }
 
 #[test]
-fn a_handler_that_asks_for_values_and_reads_none_is_asked_to_suspend() {
+fn a_handler_that_asks_for_values_and_reads_none_is_asked_to_suspend_in_time() {
     let mut world = begun();
     let frames: Vec<Bytes> = (1..=20).map(|id| wire::lazy_state(b"a", id)).collect();
     world.unsent(UNSENT_BYTES_MAX + 1);
     world.writes(&frames);
+    assert_eq!((world.reports(), world.report().items.len()), (1, 1));
+    world.pass(60 * SECOND);
     assert!(world.story().ends_with("> half-close"));
-    assert_eq!(world.report().items.len(), 16);
-    (1..=20).for_each(|id| world.notify(16 + id, completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Void)));
+    for id in 1..=20 {
+        world.notify(16 + id, completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Void));
+        world.sync();
+    }
     world.writes(&[wire::suspends(&[1])]);
     assert!(matches!(world.report().end, Some(AttemptEnd::Suspended { last_delivered: 0, .. })));
 }

@@ -77,6 +77,7 @@ pub(crate) fn settings() -> Settings {
         attempts_max: 2,
         replay_bytes_max: 1_000,
         report_bytes_max: 4_000,
+        live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,
         journal_entries_max: 1_000,
         journal_bytes_max: 1 << 20,
@@ -453,6 +454,15 @@ impl Exchange for Connection {
 
     fn unsent_bytes(&self) -> usize {
         self.wire.lock().unwrap().unsent
+    }
+
+    fn poll_unsent(&mut self, cx: &mut Context<'_>, at_most: usize) -> Poll<()> {
+        let mut wire = self.wire.lock().unwrap();
+        if wire.unsent <= at_most {
+            return Poll::Ready(());
+        }
+        wire.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn half_close(&mut self) {

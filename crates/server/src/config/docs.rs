@@ -31,6 +31,7 @@ pub fn settings_page() -> String {
         let (key, kind, meaning) = (setting.key, setting.kind_name(), setting.meaning);
         let _ = writeln!(page, "| `{key}` | {kind} | `{}` | {meaning} |", setting.show(&defaults));
     }
+    let _ = write!(page, "\n{MEMORY}\n{}", crate::memory::page());
     let _ = write!(page, "\n{}\n", EXAMPLE.replace("{variable}", &variable("worker.invoker.inactivity-timeout")));
     page
 }
@@ -47,6 +48,12 @@ Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are b
 
 | Key | Value | Default | Meaning |
 |---|---|---|---|
+";
+
+const MEMORY: &str = "\
+`memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
+body, message or value of 32 MiB is in memory several times on its way, which is what most of the 128 MiB beside the setting are for; the rest is code, threads, buffers of
+sockets, and what the allocator keeps. A connection of a client takes 16 KiB more.
 ";
 
 const EXAMPLE: &str = "\

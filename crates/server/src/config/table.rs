@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "memory-size",
         kind: Kind::Size { field: |c| &mut c.memory_bytes, min: MEMORY_BYTES_MIN },
-        meaning: "Memory for tables, caches and the storage engine together. At the bound new work waits at the edges. At least 16MiB.",
+        meaning: "What grows with load takes no more memory than this together; the table below says what has which share. The process takes up to 128MiB beside it. At least 16MiB.",
     },
     Setting {
         key: "checkpoint-interval",
@@ -209,7 +209,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.concurrent-invocations-limit",
         kind: Kind::Automatic(|c| &mut c.worker.invoker.attempts_max),
-        meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if half of `memory-size` does not hold so many that wait. \
+        meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if a quarter of `memory-size` does not hold so many that wait. \
                   Further ones queue, and while they do, attempts that only sleep or wait for calls are asked to suspend. \
                   Attempts whose response has not begun take half at most for each deployment, so that one that hangs stops no other.",
     },
@@ -236,7 +236,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.memory-limit",
         kind: Kind::Size { field: |c| &mut c.worker.invoker.replay_bytes_max, min: 1 },
-        meaning: "Journals and state on their way to handlers at a time. Further attempts queue; one that is larger runs alone.",
+        meaning: "Journals and state on their way to handlers at a time, and no more than their share of `memory-size`. Further attempts queue; one that is larger runs alone.",
     },
     Setting {
         key: "worker.invoker.connect-timeout",

@@ -122,6 +122,10 @@ impl Exchange for Http1Exchange {
         0
     }
 
+    fn poll_unsent(&mut self, _: &mut Context<'_>, _: usize) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     fn half_close(&mut self) {
         if let State::Collecting(head, body) = &mut self.state
             && let Some(head) = head.take()

@@ -171,6 +171,14 @@ impl Exchange for Http2Exchange {
         }
     }
 
+    fn poll_unsent(&mut self, cx: &mut Context<'_>, at_most: usize) -> Poll<()> {
+        match &self.response {
+            // It is sent once more with the next event.
+            Response::Reopening(..) if self.unsent_bytes() > at_most => Poll::Pending,
+            _ => self.unsent.poll_at_most(cx, at_most),
+        }
+    }
+
     fn half_close(&mut self) {
         if !std::mem::replace(&mut self.is_closed, true)
             && let Some(request) = &mut self.request
@@ -182,7 +190,8 @@ impl Exchange for Http2Exchange {
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<ExchangeEvent> {
         self.is_polled = true;
-        if self.is_choked && !matches!(self.response, Response::Over) && self.unsent.poll_below_limit(cx).is_ready() {
+        if self.is_choked && !matches!(self.response, Response::Over) && self.unsent.poll_at_most(cx, UNSENT_BYTES_MAX).is_ready()
+        {
             self.is_choked = false;
             return Poll::Ready(ExchangeEvent::Writable);
         }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 #[derive(Default)]
 pub(super) struct Unsent {
     bytes: AtomicUsize,
-    /// Who waits until they are few again.
+    /// Who waits until they are few again, or none.
     waiting: Mutex<Option<Waker>>,
 }
 
@@ -32,20 +32,20 @@ impl Unsent {
         Piece { bytes, unsent: self.clone() }
     }
 
-    /// Ready while no more than [`UNSENT_BYTES_MAX`] are unsent.
-    pub(super) fn poll_below_limit(&self, cx: &Context<'_>) -> Poll<()> {
-        if !self.is_above_limit() {
+    /// Ready while no more than so many bytes are unsent: 0, or [`UNSENT_BYTES_MAX`]. For one task.
+    pub(super) fn poll_at_most(&self, cx: &Context<'_>, at_most: usize) -> Poll<()> {
+        if self.bytes() <= at_most {
             return Poll::Ready(());
         }
         *self.waiting() = Some(cx.waker().clone());
         // What left before the waker lay there woke nobody.
-        if self.is_above_limit() { Poll::Pending } else { Poll::Ready(()) }
+        if self.bytes() <= at_most { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn left(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::SeqCst);
-        if before > UNSENT_BYTES_MAX
-            && before - bytes <= UNSENT_BYTES_MAX
+        let is_below_limit = before > UNSENT_BYTES_MAX && before - bytes <= UNSENT_BYTES_MAX;
+        if (is_below_limit || bytes > 0 && before == bytes)
             && let Some(waker) = self.waiting().take()
         {
             waker.wake();
