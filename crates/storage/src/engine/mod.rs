@@ -70,12 +70,15 @@ struct Operation {
     value: Value,
 }
 
+/// Appends a value.
+type Write = dyn Fn(&mut Vec<u8>) + Send + Sync;
+
 enum Value {
     /// A delete.
     None,
     /// From the end of the key to that of the operation.
     Here,
-    Later(Box<dyn Fn(&mut Vec<u8>) + Send + Sync>),
+    Later(Box<Write>),
 }
 
 impl Batch {
