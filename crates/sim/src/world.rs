@@ -573,6 +573,7 @@ impl World {
             }
             self.run_for(Duration::from_secs(5));
         }
+        self.model().topics.has_arrived = true;
         let engine = lock(&self.engine).clone();
         ending::check(self, &engine)?;
         self.check()?;
