@@ -130,6 +130,13 @@ pub enum Error {
     /// A segment between others is not there.
     #[error("log segment {path} is missing, but later ones follow it: restore the data directory from a backup", path = .path.display())]
     Missing { path: PathBuf },
+    /// The log had gone on to a segment that is not there. Put it back, or restore the directory from a backup.
+    #[error(
+        "log segment {path} is missing: {mark} says that the log had gone on to it, and what was in it had been acknowledged: put it \
+         back, or restore the data directory from a backup (to go on without what was in it, remove {mark})",
+        path = .path.display(), mark = .mark.display()
+    )]
+    LastMissing { path: PathBuf, mark: PathBuf },
     /// Checkpoint and log do not meet (rule C2).
     #[error(
         "partition {partition} has applied up to {applied}, but the log holds {first} to before {next}: \
@@ -488,7 +495,7 @@ impl Shared {
 
     /// The writer goes on in `current`.
     fn turn(&self, closed: Option<Closed>, current: &Segment) {
-        self.segments().turned(closed, current.end, current.capacity);
+        self.segments().turned(closed, current.number, current.end, current.capacity);
     }
 
     /// The current segment now ends at `end`. True if the filler should look.

@@ -1,11 +1,11 @@
 //! The zero-filler: writes zeros through the next segment's file before it is needed, and takes trimmed segments out of the log.
 //!
-//! Owns: making, recycling and removing files, one disk operation per step, the reserve first (rule L8). Does not own: which
-//! segments may go (`segments`). Each change of a name is made durable before the next, and before the file is used again, so that
+//! Owns: making, recycling and removing files, one disk operation per step, the reserve first (rule L8); and the mark that says how far
+//! the log has gone (rule L2). Does not own: which segments may go (`segments`). Each change of a name is made durable before the next, and before the file is used again, so that
 //! whatever a power loss leaves is a run of segments without a gap, and no file is written under a name it may lose. What finds no
 //! room or no descriptor is tried again later.
 
-use super::segments::Spare;
+use super::segments::{Spare, mark_path};
 use super::{SHORT_RETRY, Shared, of_sync};
 use std::io;
 use std::path::PathBuf;
@@ -28,6 +28,10 @@ pub(super) struct Filler {
 
 enum Stage {
     Look,
+    /// The log has gone on to this segment, whose header is durable.
+    Mark {
+        number: u64,
+    },
     Remove {
         path: PathBuf,
     },
@@ -75,6 +79,9 @@ impl Filler {
     /// What is to be done, the most useful first: giving back room, then making use of it.
     fn look(&mut self) -> io::Result<Next> {
         let mut segments = self.shared.segments();
+        if let Some(number) = segments.unmarked() {
+            return Ok(Next::Stage(Stage::Mark { number }));
+        }
         if let Some(surplus) = segments.take_surplus() {
             return Ok(Next::Stage(Stage::Remove { path: surplus.path }));
         }
@@ -108,6 +115,21 @@ impl Filler {
         let stage = std::mem::replace(&mut self.stage, Stage::Look);
         let (again, error) = match stage {
             Stage::Look => return self.look(),
+            Stage::Mark { number } => {
+                let marked = self.shared.segments().marked;
+                let to = mark_path(&self.dir, number);
+                let done = match marked {
+                    Some(marked) => self.disk.rename(&mark_path(&self.dir, marked), &to),
+                    None => self.disk.create(&to).map(drop),
+                };
+                match done {
+                    Ok(()) => {
+                        self.shared.segments().marked = Some(number);
+                        return Ok(Next::Stage(Stage::SyncDir { ready: None }));
+                    }
+                    Err(error) => (Stage::Mark { number }, error),
+                }
+            }
             Stage::Remove { path } => match self.disk.remove(&path) {
                 Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: None })),
                 Err(error) => (Stage::Remove { path }, error),

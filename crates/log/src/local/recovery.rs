@@ -62,6 +62,8 @@ pub(super) struct Found {
     /// A segment whose header never became durable.
     stillborn: Option<PathBuf>,
     spares: Vec<(u64, PathBuf)>,
+    /// Up to which segment the log had gone, by marks: more than one only where a power loss undid a removal.
+    marks: Vec<(u64, PathBuf)>,
 }
 
 impl Found {
@@ -69,6 +71,9 @@ impl Found {
     pub(super) fn tidy(&self, disk: &dyn Disk, dir: &Path, options: &Options, segments: &mut Segments) -> Result<(), Error> {
         let remove = |path: &Path| disk.remove(path).map_err(|e| io(e, "remove", path));
         self.stillborn.iter().try_for_each(|path| remove(path))?;
+        segments.marked = self.marks.iter().map(|(number, _)| *number).max();
+        let old = self.marks.iter().filter(|(number, _)| Some(*number) != segments.marked);
+        old.map(|(_, path)| path).try_for_each(|path| remove(path))?;
         let mut spares = Vec::new();
         for (name, path) in &self.spares {
             let file_bytes = disk.open(path).and_then(|file| file.len()).map_err(|e| io(e, "open", path))?;
@@ -95,23 +100,29 @@ pub(super) fn recover(
     if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
         disk.sync_dir(above).map_err(|e| io(e, "sync", above))?;
     }
-    let (mut numbers, mut spares) = (Vec::new(), Vec::new());
+    let (mut numbers, mut spares, mut marks) = (Vec::new(), Vec::new(), Vec::new());
     for path in disk.list(dir).map_err(|e| io(e, "list", dir))? {
         match named(&path) {
             Named::Segment(number) => numbers.push(number),
             Named::Spare(name) => spares.push((name, path)),
+            Named::Mark(number) => marks.push((number, path)),
             Named::Other => {}
         }
     }
     numbers.sort_unstable();
     let number_max = numbers.last().copied().unwrap_or(0);
+    let marked = marks.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    if let Some((number, mark)) = marks.iter().find(|(number, _)| *number > number_max) {
+        return Err(Error::LastMissing { path: segment_path(dir, *number), mark: mark.clone() });
+    }
     let mut stillborn = None;
     let mut sources = Vec::new();
     for number in numbers {
         match Source::open(disk, dir, number)? {
             Some(source) => sources.push(source),
-            // Only the last can have been started and not finished; `Source::open` made sure that nothing was ever in it.
-            None if number == number_max => stillborn = Some(segment_path(dir, number)),
+            // Only the last can have been started and not finished; `Source::open` made sure that nothing was ever in it. Its mark
+            // comes after its header.
+            None if number == number_max && number > marked => stillborn = Some(segment_path(dir, number)),
             None => return Err(Error::Damaged { path: segment_path(dir, number), offset: 0, what: "its header is damaged" }),
         }
     }
@@ -136,7 +147,7 @@ pub(super) fn recover(
     let Reader { first, next, summary, .. } = reader;
     let partitions = next.iter().map(|(p, next)| (*p, Bounds { first: first.get(p).copied().unwrap_or(Lsn(1)), next: *next }));
     let summary = Recovery { partitions: partitions.collect(), ..summary };
-    Ok(Found { summary, closed, next, previous, number_max, stillborn, spares })
+    Ok(Found { summary, closed, next, previous, number_max, stillborn, spares, marks })
 }
 
 /// A segment with a sound header. Its file is opened to be read, and closed again: there may be more of them than descriptors.

@@ -54,6 +54,9 @@ pub(super) struct Segments {
     pub(super) is_stuck: bool,
     /// Counts the names of spares.
     pub(super) spares_named: u64,
+    /// The number of the segment being written, and the number that the mark in the directory has.
+    current: u64,
+    pub(super) marked: Option<u64>,
     trims: BTreeMap<PartitionId, Lsn>,
     /// Making a spare failed: not before the next segment again.
     pub(super) spare_refused: bool,
@@ -83,6 +86,8 @@ impl Segments {
             reserve_is_taken: false,
             is_stuck: false,
             spares_named: 0,
+            current: 0,
+            marked: None,
             trims: BTreeMap::new(),
             spare_refused: false,
             peaks: [0, 0],
@@ -95,8 +100,9 @@ impl Segments {
     }
 
     /// The writer goes on in another segment.
-    pub(super) fn turned(&mut self, closed: Option<Closed>, end: u64, capacity: u64) {
+    pub(super) fn turned(&mut self, closed: Option<Closed>, number: u64, end: u64, capacity: u64) {
         self.closed.extend(closed);
+        self.current = number;
         (self.current_end, self.current_capacity) = (end, capacity);
         self.started += 1;
         if self.started > WINDOW {
@@ -156,6 +162,11 @@ impl Segments {
         }
     }
 
+    /// The number that the mark is to have, if it has another one.
+    pub(super) fn unmarked(&self) -> Option<u64> {
+        (self.marked != Some(self.current)).then_some(self.current)
+    }
+
     /// Takes a spare of which there are too many since less is written.
     pub(super) fn take_surplus(&mut self) -> Option<Spare> {
         let kept = self.bytes_retained() + self.spare_bytes();
@@ -210,11 +221,18 @@ pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.seg"))
 }
 
+/// The name of the mark: an empty file that says up to which segment the log has gone. Without it nobody could tell a log that ended
+/// there from one whose last segment is missing (rule L2).
+pub(super) fn mark_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:010}.mark"))
+}
+
 /// What a file in the log's directory is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     Segment(u64),
     Spare(u64),
+    Mark(u64),
     Other,
 }
 
@@ -223,6 +241,7 @@ pub(super) fn named(path: &Path) -> Named {
     match (stem.and_then(|s| s.parse().ok()), path.extension().and_then(|e| e.to_str())) {
         (Some(number), Some("seg")) => Named::Segment(number),
         (Some(number), Some("spare")) => Named::Spare(number),
+        (Some(number), Some("mark")) => Named::Mark(number),
         _ => Named::Other,
     }
 }
@@ -265,7 +284,7 @@ mod tests {
         for _ in 0..12 {
             let wanted = s.capacity_wanted();
             sizes.push(wanted >> 20);
-            s.turned(Some(Closed { end: wanted, ..closed(&[]) }), 0, wanted);
+            s.turned(Some(Closed { end: wanted, ..closed(&[]) }), 1, 0, wanted);
         }
         assert_eq!(sizes, [1, 1, 1, 2, 4, 8, 16, 32, 64, 64, 64, 64]);
     }
@@ -280,7 +299,7 @@ mod tests {
                     Spare { path: PathBuf::new(), file_bytes: bytes }
                 });
                 let full = Closed { end: file.file_bytes, file_bytes: file.file_bytes, ..closed(&[]) };
-                s.turned(Some(full), 0, file.file_bytes);
+                s.turned(Some(full), 1, 0, file.file_bytes);
                 while s.take_surplus().is_some() {
                     removed += 1;
                 }

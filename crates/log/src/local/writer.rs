@@ -335,7 +335,7 @@ impl Steps for Writer {
 /// The segment being written.
 pub(super) struct Segment {
     file: Box<dyn File>,
-    number: u64,
+    pub(super) number: u64,
     /// Bytes of its file; a batch that fits into no segment may go beyond.
     pub(super) capacity: u64,
     /// Bytes at its end that are left for the next start, where there is no other room.

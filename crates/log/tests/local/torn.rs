@@ -1,6 +1,7 @@
 //! Damage of every kind to the bytes of a segment: recovered to a batch's boundary, or refused with file and offset (rule L2).
 
-use crate::harness::{A, B, C, Node, entry, segment, small};
+use crate::harness::{A, B, C, DIR, Node, entry, files, segment, small};
+use std::path::Path;
 use surefoot_env::Step;
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_log::local::{Error, Options};
@@ -153,6 +154,40 @@ fn a_missing_segment_is_named() {
     surefoot_env::Disk::remove(&disk, &segment(2)).unwrap();
     let error = Node::start(&disk).err().expect("refused").to_string();
     assert!(error.contains("0000000002.seg is missing"), "{error}");
+}
+
+/// A log without its last segment was taken for one that had ended before, and acknowledged entries were gone in silence.
+#[test]
+fn a_last_segment_that_is_missing_is_told_from_a_log_that_ended_before() {
+    let disk = SimDisk::new();
+    for _ in 0..3 {
+        let mut node = Node::start(&disk).unwrap();
+        node.batches(BATCHES);
+        node.settle();
+        disk.process_kill();
+    }
+    assert_eq!(files(&disk, "mark"), [Path::new(DIR).join("0000000003.mark")], "one, of the newest");
+    for is_power_lost in [false, true] {
+        let disk = disk.fork();
+        if is_power_lost {
+            disk.lose_power(&mut |_| false);
+        }
+        let bytes = disk.bytes_of(&segment(3)).unwrap();
+        surefoot_env::Disk::remove(&disk, &segment(3)).unwrap();
+        let error = Node::start(&disk).err().expect("refused").to_string();
+        assert!(error.contains("0000000003.seg is missing") && error.contains("0000000003.mark"), "{error}");
+        // As told: it is put back, or given up.
+        let again = disk.fork();
+        surefoot_env::Disk::create(&again, &segment(3)).unwrap().write_at(0, &bytes).unwrap();
+        assert_eq!(Node::start(&again).unwrap().recovered.len(), 3 * BATCHES.concat().len());
+        surefoot_env::Disk::remove(&disk, &files(&disk, "mark")[0]).unwrap();
+        assert_eq!(Node::start(&disk).unwrap().recovered.len(), 2 * BATCHES.concat().len());
+    }
+    // Nor is one whose header is gone taken for one that was never begun.
+    let zeros = vec![0; disk.bytes_of(&segment(3)).unwrap().len()];
+    surefoot_env::Disk::open(&disk, &segment(3)).unwrap().write_at(0, &zeros).unwrap();
+    let error = Node::start(&disk).err().expect("refused").to_string();
+    assert!(error.contains("0000000003.seg is damaged"), "{error}");
 }
 
 #[test]
