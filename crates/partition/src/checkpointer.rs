@@ -138,7 +138,10 @@ impl Steps for Checkpointer {
         }
         self.gate.set_checkpoint(0, false);
         self.tell_trouble(&job.checkpoint);
-        job.reply.push(Input::Checkpointed { partition: job.partition, result });
+        let Job { partition, checkpoint, reply } = job;
+        // Before it is told: it holds the tables, and after the last one they may be opened again at once.
+        drop(checkpoint);
+        reply.push(Input::Checkpointed { partition, result });
         Step::Worked
     }
 

@@ -85,6 +85,11 @@ impl OwnedPartitions {
         self.slots.iter_mut().filter_map(|slot| slot.partition.as_deref_mut())
     }
 
+    /// Nothing is done with any of them from now on.
+    pub(crate) fn let_go(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.partition = None);
+    }
+
     /// Takes fresh views of the engine: one that is held keeps it from clearing what others have overwritten since.
     pub(crate) fn refresh(&mut self) {
         self.slots.iter_mut().filter_map(|slot| slot.partition.as_deref_mut()).for_each(|partition| partition.store.refresh());

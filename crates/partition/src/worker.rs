@@ -62,6 +62,8 @@ impl Steps for Worker {
         let idle = self.turn();
         if self.stopping.is_some() && self.partitions.iter().all(ActingPartition::has_ended) {
             self.mailbox.close();
+            // Before it is told: the caller may open the tables again, and they are locked while anybody holds them.
+            self.partitions.let_go();
             if let Some(done) = self.stopping.take() {
                 // The caller may not wait any more.
                 let _ = done.send(());
