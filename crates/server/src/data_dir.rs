@@ -1,6 +1,6 @@
 //! The data directory: who may open it, and how it was made.
 //!
-//! **Shape**: `FORMAT` (text: version, node id, partitions), `LOCK` (held by the process that runs), `log/`, `tables/`.
+//! **Shape**: `FORMAT` (text: version, node id, partitions), `LOCK` (held by the process that runs, with its id), `log/`, `tables/`.
 //! Owns: `FORMAT` and `LOCK`. Does not own: what is in `log/` and `tables/`. Each refusal says what to do.
 
 #![allow(clippy::disallowed_methods, reason = "the lock is the operating system's: a simulated node has no data directory")]
@@ -32,8 +32,15 @@ pub struct DataDir {
 /// What keeps a data directory from opening.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("data directory {path} is in use by another process; stop that one, or give this one --data-dir of its own", path = .0.display())]
-    InUse(PathBuf),
+    #[error(
+        "data directory {path} is in use by another process{holder}; stop that one, or give this one --data-dir of its own",
+        path = .path.display()
+    )]
+    InUse {
+        path: PathBuf,
+        /// Its id where it has written one down, in brackets.
+        holder: String,
+    },
     #[error(
         "data directory {path} has format version {found}, this build reads version {FORMAT_VERSION}; \
          start the version that wrote it, or choose another --data-dir",
@@ -65,7 +72,7 @@ impl DataDir {
         let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned(), holder: holder(path) }),
             Err(TryLockError::Error(source)) => return Err(at(source)),
         }
         let format = path.join("FORMAT");
@@ -73,6 +80,7 @@ impl DataDir {
             Ok(text) => {
                 let (node_id, partitions) = parse(&format, &text)?;
                 tell_if_public(path);
+                write_holder(&lock);
                 Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -89,6 +97,7 @@ impl DataDir {
                 }
                 make_private(path);
                 write(path, &format, node_id, partitions).map_err(at)?;
+                write_holder(&lock);
                 Ok(Self { path: path.to_owned(), node_id, partitions, is_new: true, _lock: lock })
             }
             Err(error) => Err(at(error)),
@@ -102,6 +111,21 @@ impl DataDir {
     pub fn tables(&self) -> PathBuf {
         self.path.join("tables")
     }
+}
+
+/// Says who holds the lock, for those who find it held. Where a full disk does not take it, they are told less.
+fn write_holder(mut lock: &File) {
+    let text = format!("pid={}\n", std::process::id());
+    if let Err(error) = lock.set_len(0).and_then(|()| lock.write_all(text.as_bytes())) {
+        tracing::debug!(%error, "write the id of this process into LOCK");
+    }
+}
+
+/// What the process that holds the lock says of itself. Ids mean little in another container, or on another machine.
+fn holder(path: &Path) -> String {
+    let text = fs::read_to_string(path.join("LOCK")).unwrap_or_default();
+    let pid = text.lines().find_map(|line| line.strip_prefix("pid=")?.parse::<u32>().ok());
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid} where that one runs)"))
 }
 
 fn parse(path: &Path, text: &str) -> Result<(u64, u16), Error> {
@@ -184,7 +208,8 @@ mod tests {
         let dir = dir();
         let _first = DataDir::open(dir.path(), 16, 7).unwrap();
         let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
-        assert!(error.to_string().contains("in use by another process"), "{error}");
+        let pid = format!("in use by another process (pid {} where that one runs); stop that one", std::process::id());
+        assert!(error.to_string().contains(&pid), "{error}");
     }
 
     #[test]
