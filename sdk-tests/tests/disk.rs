@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Without any progress for this long, the rest will not come.
 const STALL: Duration = Duration::from_secs(60);
 /// What the server says of a full disk.
-const EXPECTED: &[&str] = &["no room on the disk", "no room for a checkpoint"];
+const EXPECTED: &[&str] = &["no room on the disk", "no room for a checkpoint", "the start waits for room"];
 
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
@@ -185,5 +185,33 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
     world.send_once_there_is_room().await?;
     world.server.kill()?;
     world.server.restart().await?;
+    world.expect_all().await
+}
+
+/// A start whose log did not fit into memory ended on a full disk, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_has_to_write_tables_waits_for_room() -> Result<()> {
+    const EVENTS: usize = 3_000;
+    let settings = [("CHECKPOINT_INTERVAL", "1h"), ("DISK_RESERVE_SIZE", "0")];
+    let Some((mut world, volume)) = World::start_on_volume(&settings).await? else { return Ok(()) };
+    for _ in 0..EVENTS {
+        ensure!(world.send().await? == Sent::Taken, "there is room");
+    }
+    world.server.kill()?;
+    volume.load(VOLUME_BYTES)?;
+    // Far less than was held in memory before.
+    world.server.set("MEMORY_SIZE", "16MiB");
+    world.server.spawn()?;
+    eventually("health to tell", LIMIT, || async {
+        match world.admin.health().await {
+            Err(Error::Refused { status: 503, message, .. }) if message.contains("SF2021") => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    })
+    .await?;
+    ensure!(world.server.log_text().matches("the start waits for room").count() == 1, "it is said once, not with each try");
+
+    volume.unload()?;
+    eventually("a healthy server", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
     world.expect_all().await
 }

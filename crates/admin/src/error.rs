@@ -86,6 +86,8 @@ pub enum Error {
     NotReady,
     #[error("partition {partition} has stopped: {error}")]
     PartitionStopped { partition: PartitionId, error: String },
+    #[error("the server has not started yet, and waits for room: {0}; free some of the disk, and it goes on by itself")]
+    StartWaits(String),
     #[error("{why}: {waits} until there is room; free some of the disk, or lower disk-reserve-size")]
     DiskShort { why: String, waits: &'static str },
     #[error("{0}")]
@@ -144,6 +146,7 @@ impl Error {
             Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
             Self::NotReady
             | Self::PartitionStopped { .. }
+            | Self::StartWaits(_)
             | Self::DiskShort { .. }
             | Self::Unanswered(_)
             | Self::Stopping
@@ -184,7 +187,7 @@ impl Error {
             Self::NotReady | Self::Stopping => "SF2018",
             Self::PartitionStopped { .. } | Self::Unanswered(_) => "SF2019",
             Self::OutcomeUnknown => "SF2020",
-            Self::DiskShort { .. } => "SF2021",
+            Self::DiskShort { .. } | Self::StartWaits(_) => "SF2021",
         }
     }
 
@@ -192,7 +195,7 @@ impl Error {
     pub fn retry_after_s(&self) -> Option<u32> {
         match self {
             Self::TooManyRequests | Self::NotReady | Self::Stopping => Some(1),
-            Self::DiskShort { .. } => Some(2),
+            Self::DiskShort { .. } | Self::StartWaits(_) => Some(2),
             Self::PartitionStopped { .. } | Self::Unanswered(_) => Some(60),
             _ => None,
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors, discard};
@@ -33,9 +33,15 @@ pub struct Server {
 impl Server {
     /// Serves the connections of a bound listener until [`Self::drain`]; each request is refused until [`Self::open`].
     pub fn start(listener: TcpListener, env: Env, connections: ConnectionBounds, visitors: Visitors) -> Self {
-        let door = Arc::new(Door { router: OnceLock::new(), env: env.clone(), visitors, slots: Semaphore::new(REQUESTS_MAX) });
+        let slots = Semaphore::new(REQUESTS_MAX);
+        let door = Arc::new(Door { router: OnceLock::new(), waits_for: Mutex::default(), env: env.clone(), visitors, slots });
         let http = HttpServer::start(listener, env, connections, "operators", door.clone());
         Self { http, door }
+    }
+
+    /// Says in each refusal what the start waits for.
+    pub fn wait_for(&self, why: String) {
+        *self.door.waits_for() = Some(why);
     }
 
     /// From now on requests reach the API.
@@ -53,9 +59,21 @@ impl Server {
 /// Closed until the node has recovered.
 struct Door {
     router: OnceLock<Router>,
+    /// What the start waits for, beyond its own time.
+    waits_for: Mutex<Option<String>>,
     env: Env,
     visitors: Visitors,
     slots: Semaphore,
+}
+
+impl Door {
+    fn waits_for(&self) -> MutexGuard<'_, Option<String>> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_ready(&self) -> Error {
+        self.waits_for().clone().map_or(Error::NotReady, Error::StartWaits)
+    }
 }
 
 impl HttpAnswers for Door {
@@ -65,7 +83,7 @@ impl HttpAnswers for Door {
         let (parts, mut body) = request.into_parts();
         let refusal = match self.visitors.check(&parts.uri, &parts.headers) {
             Err(refusal) => Some(Error::Visitor(refusal)),
-            Ok(()) if self.router.get().is_none() => Some(Error::NotReady),
+            Ok(()) if self.router.get().is_none() => Some(self.not_ready()),
             Ok(()) => None,
         };
         let slot = self.slots.try_acquire();

@@ -37,6 +37,7 @@ pub enum StartError {
     Engine(String),
     #[error("the log holds records of partition {0}, which this node was not created with")]
     UnknownPartition(PartitionId),
+    /// May be tried again: nothing has changed that another try would miss.
     #[error("the log holds more than `memory-size` takes, and the disk has no room to write it to tables ({0}): make room on it")]
     DiskFull(std::io::Error),
 }
@@ -108,7 +109,10 @@ impl Recovering {
         settings: Settings,
     ) -> Result<Self, StartError> {
         // A process that was killed may have committed what is not durable, and what is read now decides what is trimmed.
-        engine.flush().map_err(|error| StartError::Engine(error.to_string()))?;
+        engine.flush().map_err(|error| match Failure::of(&error) {
+            Failure::Passing => StartError::DiskFull(error),
+            Failure::Partition | Failure::Engine => StartError::Engine(error.to_string()),
+        })?;
         let ids = (0..count).map(PartitionId).chain([PartitionId::CATALOG]);
         let mut partitions = Vec::with_capacity(usize::from(count) + 1);
         for id in ids {

@@ -5,10 +5,11 @@
 
 use crate::config::{Config, WAITING_ATTEMPT_BYTES};
 use crate::memory::{MemoryShares, Share};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_env::{Env, Wake};
+use surefoot_env::{Env, Wake, is_shortage};
 use surefoot_ingress::Ingress;
 use surefoot_invoker::{Invoker, Transport};
 use surefoot_kafka::{SourceClient, Sources};
@@ -17,6 +18,7 @@ use surefoot_partition::{Partitions, Recovering, StartError};
 use surefoot_storage::Engine;
 
 /// What a node is built on.
+#[derive(Clone)]
 pub struct Seams {
     pub engine: Arc<dyn Engine>,
     pub transport: Arc<dyn Transport>,
@@ -80,6 +82,26 @@ pub enum Error {
     Log(#[from] local::Error),
     #[error(transparent)]
     Partition(#[from] StartError),
+}
+
+impl Error {
+    /// What the disk, or the system, had no room or no descriptor for: nothing was changed that another try would miss, and there may be
+    /// some later.
+    pub fn shortage(&self) -> Option<&io::Error> {
+        let start = match self {
+            Self::Partition(error) => error,
+            // After a failed sync nothing is tried again in this life (rule L4).
+            Self::Log(local::Error::Io { doing, source, .. }) => {
+                return Some(source).filter(|source| *doing != "sync" && is_shortage(source));
+            }
+            Self::Log(local::Error::Replay { source, .. }) => source.downcast_ref::<StartError>()?,
+            Self::Log(_) => return None,
+        };
+        match start {
+            StartError::DiskFull(source) => Some(source),
+            _ => None,
+        }
+    }
 }
 
 impl Node {

@@ -13,10 +13,11 @@ use crate::node::{self, Mutants, Node, Place, Recovered, Seams, WORKERS};
 use crate::sources::KafkaSources;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
-use surefoot_env::Env;
+use surefoot_env::{Env, is_shortage};
 use surefoot_ingress::{BodyBounds, Limits};
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
@@ -26,6 +27,13 @@ use tokio::net::TcpListener;
 
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// A start that finds no room is tried again once so much more is free than before, which is looked at this often, or after this long.
+const START_ROOM_BYTES: u64 = 1 << 20;
+const START_LOOK: Duration = Duration::from_secs(1);
+const START_RETRY_MAX: Duration = Duration::from_secs(30);
+/// It is logged this often.
+const START_TELL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A running node with open ports.
 pub struct Serving {
@@ -104,8 +112,14 @@ impl Serving {
         let operators = ConnectionBounds { connections_max: descriptors.operators() };
         let admin_server = surefoot_admin::Server::start(admin_port, env.clone(), operators, visitors(addresses.1, &[]));
         let tables = data_dir.tables();
-        let engine = FjallEngine::open(&tables, engine_options(config))
-            .map_err(|source| Error::Engine { path: tables.display().to_string(), source })?;
+        let mut patience = StartPatience::new(&env, data_dir.log());
+        let engine = loop {
+            match FjallEngine::open(&tables, engine_options(config)) {
+                Ok(engine) => break engine,
+                Err(error) if is_shortage(&error) => patience.wait(&admin_server, &error).await,
+                Err(source) => return Err(Error::Engine { path: tables.display().to_string(), source }),
+            }
+        };
         let seams = Seams {
             engine: Arc::new(engine),
             transport: Arc::new(HttpTransport::new(config.worker.invoker.connect_timeout)),
@@ -116,7 +130,17 @@ impl Serving {
             mutants: Mutants::default(),
         };
         let place = Place { log: data_dir.log(), partitions: data_dir.partitions, node_id: data_dir.node_id };
-        let node = Node::start(config, env.clone(), place, seams).await?;
+        let node = loop {
+            let error = match Node::start(config, env.clone(), place.clone(), seams.clone()).await {
+                Ok(node) => break node,
+                Err(error) => error,
+            };
+            // What was recovered so far is recovered again: it is the next record that needs the room.
+            let Some(shortage) = error.shortage() else { return Err(error.into()) };
+            tracing::debug!(%error, "the start is tried again");
+            patience.wait(&admin_server, shortage).await;
+        };
+        drop(seams);
 
         let readiness = Readiness::default();
         let admin = Admin::new(
@@ -166,6 +190,41 @@ impl Serving {
             () = stopping => true,
             // A timer has nothing to lose.
             () = env.clock.sleep(deadline) => false,
+        }
+    }
+}
+
+/// Waits for what a start finds no room for, and says so.
+struct StartPatience<'a> {
+    env: &'a Env,
+    dir: PathBuf,
+    /// When it was last logged.
+    told: Option<Duration>,
+}
+
+impl<'a> StartPatience<'a> {
+    fn new(env: &'a Env, dir: PathBuf) -> Self {
+        Self { env, dir, told: None }
+    }
+
+    /// Completes once the next try may come further: there is more room than now, or [`START_RETRY_MAX`] has passed.
+    async fn wait(&mut self, admin: &surefoot_admin::Server, shortage: &io::Error) {
+        let clock = &self.env.clock;
+        let free = || self.env.disk.space(&self.dir).map_or(0, |space| space.free);
+        let (began, free_bytes) = (clock.monotonic(), free());
+        admin.wait_for(format!("{shortage}, {free_bytes} bytes are free"));
+        if self.told.is_none_or(|told| began >= told + START_TELL_INTERVAL) {
+            self.told = Some(began);
+            tracing::warn!(
+                error = %shortage, free_bytes, path = %self.dir.display(),
+                "the start waits for room on the disk, and goes on by itself once there is some: free some of it"
+            );
+        }
+        while clock.monotonic() < began + START_RETRY_MAX {
+            clock.sleep(START_LOOK).await;
+            if free() >= free_bytes + START_ROOM_BYTES {
+                return;
+            }
         }
     }
 }

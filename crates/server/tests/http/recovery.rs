@@ -2,6 +2,7 @@
 
 use crate::World;
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use surefoot_env::{OsDisk, Step};
@@ -61,4 +62,23 @@ async fn a_record_of_a_newer_version_keeps_the_node_from_starting_and_says_what_
     append(dir.path(), PartitionId(1), b"\xf0\xff");
     let error = World::try_bare(dir.path(), |_| ()).await.err().expect("it does not start").to_string();
     assert!(error.contains("version"), "{error}");
+}
+
+/// Without its last segment a log was taken for one that had ended before: what was acknowledged since was gone in silence.
+#[tokio::test]
+async fn a_log_without_its_last_segment_keeps_the_node_from_starting_and_names_it() {
+    let dir = tempdir().unwrap();
+    let world = World::start(dir.path()).await;
+    assert_eq!(world.call("POST /Obj/a/echo", &[], "").await.status, 200);
+    world.stop().await;
+    let segments = fs::read_dir(dir.path().join("data/log")).unwrap().map(|entry| entry.unwrap().path());
+    let last = segments.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).max().unwrap();
+    let aside = dir.path().join("aside");
+    fs::rename(&last, &aside).unwrap();
+    let error = World::try_bare(dir.path(), |_| ()).await.err().expect("it does not start").to_string();
+    assert!(error.contains(&format!("{} is missing", last.display())) && error.contains("backup"), "{error}");
+    fs::rename(&aside, &last).unwrap();
+    let world = World::start(dir.path()).await;
+    assert_eq!(world.call("POST /Obj/a/echo", &[], "").await.status, 200);
+    world.stop().await;
 }
