@@ -49,6 +49,9 @@ const TESTS: &[(&str, Test)] = &[
     ("a_subscription_in_the_place_of_another_goes_on_there", |s| {
         Box::pin(a_subscription_in_the_place_of_another_goes_on_there(s))
     }),
+    ("a_kill_in_the_middle_of_a_deletion_loses_and_repeats_nothing", |s| {
+        Box::pin(a_kill_in_the_middle_of_a_deletion_loses_and_repeats_nothing(s))
+    }),
     ("a_rebalance_while_too_many_are_parked_stalls_nothing", |s| {
         Box::pin(a_rebalance_while_too_many_are_parked_stalls_nothing(s))
     }),
@@ -431,6 +434,63 @@ async fn a_subscription_in_the_place_of_another_goes_on_there(suite: &mut Suite)
     suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")
 }
 
+/// Rule K10: what was taken since the last commit ran again under the subscription in its place.
+async fn a_kill_in_the_middle_of_a_deletion_loses_and_repeats_nothing(suite: &mut Suite) -> Result<()> {
+    const KEYS: usize = 20;
+    const ROUNDS: usize = 6;
+    const EACH: usize = 20;
+    suite.broker.create_topic("cut-short", 4).await?;
+    let key = |n: usize| format!("cut-short-{n}");
+    for n in 0..KEYS {
+        suite.register(&key(n)).await?;
+    }
+    let new = NewSubscription::new("local", "cut-short", SET_LOCATION.0, SET_LOCATION.1)
+        .from_earliest()
+        .option("group.id", "cut-short-group");
+    let mut subscription = suite.server.admin().subscribe(&new).await.context("subscribe")?;
+    let mut cut_short = 0;
+    for round in 0..ROUNDS {
+        let records = (round * EACH..(round + 1) * EACH).flat_map(|at| (0..KEYS).map(move |n| (n, at)));
+        let records = records.map(|(n, at)| NewRecord::json(&key(n), &location(at))).collect();
+        let producing = tokio::spawn(suite.broker.produce("cut-short", records));
+        eventually("the first of the round", LIMIT, || async {
+            let call = Call::new(Target::keyed("DeliveryTracker", key(0), "getDelivery"));
+            let found: Value = suite.server.ingress().call(call).await?.json()?;
+            ensure!(found["locations"].as_array().is_some_and(|found| found.len() > round * EACH), "{found}");
+            Ok(())
+        })
+        .await?;
+        let (admin, id) = (suite.server.admin(), subscription.id.clone());
+        let deleting = tokio::spawn(async move { admin.unsubscribe(&id).await });
+        // Killed as soon as the deletion shows, or has ended: asked for as often as it answers, since it takes some milliseconds.
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let found = suite.server.admin().subscription(&subscription.id).await;
+            let is_under_way = match &found {
+                Ok(found) => found.status.as_deref() == Some("closing"),
+                Err(error) => error.status() == Some(404),
+            };
+            if is_under_way {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "no deletion within {LIMIT:?}: {found:?}");
+        }
+        cut_short += usize::from(!deleting.is_finished());
+        suite.restart_server().await?;
+        // It had no answer, or 200.
+        let _ = deleting.await.context("join the deletion")?;
+        subscription = suite.server.admin().subscribe(&new).await.context("subscribe again")?;
+        producing.await.context("join the producer")??;
+    }
+    ensure!(cut_short > 0, "no kill came before the deletion had ended");
+    for n in 0..KEYS {
+        let expected = json!({ "title": key(n), "locations": (0..ROUNDS * EACH).map(location).collect::<Vec<_>>() });
+        expect_state(&suite.server.ingress(), "DeliveryTracker", key(n), "getDelivery", expected).await?;
+    }
+    eprintln!("cut-short: {cut_short} of {ROUNDS} kills came before the deletion's answer");
+    suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")
+}
+
 /// A Kafka partition stood still for good after the group had changed while the subscription was paused.
 async fn a_rebalance_while_too_many_are_parked_stalls_nothing(suite: &mut Suite) -> Result<()> {
     suite.broker.create_topic("held", 2).await?;
@@ -542,6 +602,8 @@ async fn a_kafka_partition_without_a_leader_leaves_the_others_alone(suite: &mut 
     const EACH: usize = 10;
     let mut second = suite.broker.start_second().await?;
     suite.broker.create_topic_on("half", &[1, 2, 1, 2]).await?;
+    suite.broker.create_topic_on("half-latest", &[1, 2]).await?;
+    suite.broker.produce("half-latest", registrations("old", 0..20)).await?;
     let at = |partition: i32, record: NewRecord| record.at(partition);
     let mut records = Vec::new();
     for partition in 0..4 {
@@ -568,7 +630,18 @@ async fn a_kafka_partition_without_a_leader_leaves_the_others_alone(suite: &mut 
     suite.broker.produce("half", more).await?;
     suite.expect_registered("half", 40..50).await?;
 
+    // Rule K4: `latest` is where it ended when it was asked for, whenever somebody can say where that was.
+    let latest = NewSubscription::new("local", "half-latest", SET_LOCATION.0, SET_LOCATION.1);
+    let latest = suite.server.admin().subscribe(&latest).await.context("subscribe to the latest")?;
+    suite.register("led").await?;
+    // The producer waits for the leader, too: it is there before the server looks again.
+    let late = vec![NewRecord::json("led", &location(7)).at(1)];
+    let producing = tokio::spawn(suite.broker.produce("half-latest", late));
     second.restart().await?;
+    producing.await.context("join the producer")??;
     suite.expect_registered("half", 0..50).await?;
+    let expected = json!({ "title": "led", "locations": [location(7)] });
+    expect_state(&suite.server.ingress(), "DeliveryTracker", "led".to_owned(), "getDelivery", expected).await?;
+    suite.server.admin().unsubscribe(&latest.id).await.context("unsubscribe")?;
     suite.server.admin().unsubscribe(&subscription.id).await.context("unsubscribe")
 }

@@ -272,10 +272,14 @@ async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -
     Ok(admin.show_subscription(id).await.map(Json).into_response())
 }
 
-async fn unsubscribe(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
+async fn unsubscribe(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Result<Response, BadPath> {
     let id = path_id("subscription", id)?;
-    let status = |is_closed| if is_closed { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(admin.unsubscribe(id).await.map(status).into_response())
+    let status = |is_gone| if is_gone { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(admin.unsubscribe(id, force.unwrap_or(false)).await.map(status).into_response())
 }
 
 async fn list_parked(

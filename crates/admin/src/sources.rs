@@ -19,15 +19,15 @@ pub trait Sources: Send + Sync {
     /// Completes when the start offsets of a subscription just stored are durable, or 5 seconds have passed (rule K4).
     fn created(&self, subscription: Arc<Subscription>) -> BoxFuture<()>;
 
-    /// Completes when the source of a subscription just deleted has ended, everything is closed and its group has been told how far it
-    /// has read (rule K10), or 5 seconds have passed. Says whether it is.
+    /// Completes when nothing is left of a deleted subscription: its source has ended, everything is closed, and its group has been told
+    /// how far it has read (rule K10); or when 5 seconds have passed. Says whether it is gone.
     fn closed(&self, id: SubscriptionId) -> BoxFuture<bool>;
 }
 
 /// One subscription as its source sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceStatus {
-    /// `running`, `waiting`, `paused` or `failing`.
+    /// `running`, `waiting`, `paused`, `failing` or `closing`.
     pub status: &'static str,
     /// While the subscription fails, waits or pauses: its last error. While it runs: the errors of single Kafka partitions.
     pub last_error: Option<String>,

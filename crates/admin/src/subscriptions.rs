@@ -9,7 +9,7 @@ use crate::{Admin, Error, SourcePartition};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use surefoot_model::catalog::{Catalog, CatalogEvent, Subscription};
+use surefoot_model::catalog::{Catalog, CatalogEvent, Closing, Subscription};
 use surefoot_model::{SubscriptionId, Timestamp};
 use surefoot_partition::{LIST_MAX, OperationAnswer, ParkedInfo};
 
@@ -116,17 +116,19 @@ impl Admin {
         Ok(subscription)
     }
 
-    /// Stops delivery and forgets what was parked; what was admitted still runs. Its source closes it (rule K10); says whether that was
-    /// done within 5 seconds.
-    pub async fn unsubscribe(&self, id: SubscriptionId) -> Result<bool, Error> {
+    /// Stops delivery and forgets what was parked; what was admitted still runs. It stays listed until its source has closed it and its
+    /// group knows how far it has read (rule K10), or until it is deleted with `force`; says whether it was gone within 5 seconds.
+    pub async fn unsubscribe(&self, id: SubscriptionId, force: bool) -> Result<bool, Error> {
         let change = self.change().await;
-        if !change.catalog().subscriptions.contains_key(&id) {
-            return Err(Error::SubscriptionNotFound(id));
+        let catalog = change.catalog();
+        let known = catalog.subscriptions.get(&id).ok_or(Error::SubscriptionNotFound(id))?;
+        let closing = if force { Closing::Forced } else { Closing::Told };
+        if known.closing.is_none() || (force && known.closing != Some(closing)) {
+            change.store(CatalogEvent::SubscriptionClosing(id, closing)).await?;
+            tracing::info!(subscription = %id, force, "subscription deleted");
         }
-        change.store(CatalogEvent::SubscriptionDeleted(id)).await?;
         // A broker may be slow to answer; nobody else's change waits for it.
         drop(change);
-        tracing::info!(subscription = %id, "subscription deleted");
         Ok(self.shared().sources.closed(id).await)
     }
 
@@ -221,8 +223,12 @@ fn planned(catalog: &Catalog, request: NewSubscription, id: SubscriptionId, now:
     options.entry(GROUP.to_owned()).or_insert_with(|| id.to_string());
     options.entry(CLIENT.to_owned()).or_insert_with(|| CLIENT_DEFAULT.to_owned());
     let group = options[GROUP].clone();
+    // One that is deleted and has not ended yet is waited for (rule K10).
     let same_group = |other: &&Arc<Subscription>| {
-        *other.cluster == *cluster && *other.topic == *topic && other.options.get(GROUP) == Some(&group)
+        other.closing.is_none()
+            && *other.cluster == *cluster
+            && *other.topic == *topic
+            && other.options.get(GROUP) == Some(&group)
     };
     if let Some(other) = catalog.subscriptions.values().find(same_group) {
         return Err(Error::GroupTaken { subscription: other.id, group });
@@ -238,6 +244,7 @@ fn planned(catalog: &Catalog, request: NewSubscription, id: SubscriptionId, now:
         epoch: FIRST_EPOCH,
         topic_id: 0,
         resolved: false,
+        closing: None,
     })
 }
 
@@ -361,10 +368,13 @@ mod tests {
         let mut catalog = catalog();
         let first = plan(&catalog, "kafka://m/t", "service://Counter/count", &[("group.id", "g")]).unwrap();
         catalog.subscriptions.insert(first.id, Arc::new(first));
-        let error = plan(&catalog, "kafka://m/t", "service://Counter/count", &[("group.id", "g")]).unwrap_err();
-        assert_eq!(error.status(), 409);
+        let same = |catalog: &Catalog| plan(catalog, "kafka://m/t", "service://Counter/count", &[("group.id", "g")]);
+        assert_eq!(same(&catalog).unwrap_err().status(), 409);
         assert!(plan(&catalog, "kafka://m/other", "service://Counter/count", &[("group.id", "g")]).is_ok());
         assert!(plan(&catalog, "kafka://m/t", "service://Counter/count", &[]).is_ok());
+        // One that is on its way out is waited for.
+        catalog.subscriptions.values_mut().for_each(|s| Arc::make_mut(s).closing = Some(Closing::Told));
+        assert!(same(&catalog).is_ok());
     }
 
     #[test]

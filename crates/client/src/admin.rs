@@ -125,7 +125,7 @@ pub struct Subscription {
     pub source: String,
     pub sink: String,
     pub options: BTreeMap<String, String>,
-    /// `running`, `waiting`, `paused` or `failing`.
+    /// `running`, `waiting`, `paused`, `failing` or `closing`.
     pub status: Option<String>,
     pub last_error: Option<String>,
     #[serde(default)]

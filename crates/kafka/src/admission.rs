@@ -3,7 +3,7 @@
 //! Owns: the narrow trait between a subscription's task and the node, so that the task can be tested against a script. Does not
 //! own: any rule.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::CatalogEvent;
@@ -37,8 +37,6 @@ pub(crate) trait Admission: Send + Sync {
     /// Completes once all partitions have applied it, or recorded it where one has stopped; so does [`Self::close_source`].
     fn open_source(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<(), Stopped>>;
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>>;
-    /// Subscriptions that partitions have recorded as opened and not as closed.
-    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>>;
     /// Of each stream of a subscription's epoch the highest offset that was taken, as far as it was applied.
     fn watermarks(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>>;
     /// What this subscription has parked, as far as it was applied.
@@ -80,11 +78,6 @@ impl Admission for Partitions {
     fn close_source(&self, subscription: SubscriptionId) -> BoxFuture<Result<(), Stopped>> {
         let partitions = self.clone();
         Box::pin(async move { Partitions::close_source(&partitions, subscription).await })
-    }
-
-    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
-        let partitions = self.clone();
-        Box::pin(async move { Partitions::sources(&partitions).await })
     }
 
     fn watermarks(&self, subscription: SubscriptionId, epoch: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>> {

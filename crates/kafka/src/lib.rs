@@ -6,6 +6,7 @@
 
 mod admission;
 mod backoff;
+mod closing;
 mod lane;
 mod latch;
 mod librdkafka;

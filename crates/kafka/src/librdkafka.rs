@@ -9,6 +9,7 @@
 //! rebalances. Records of a Kafka partition that was revoked are told by their assignment's number, in whatever order they come.
 
 mod native;
+mod words;
 
 use crate::properties::{self, PropertyError};
 use crate::source::{
@@ -31,6 +32,7 @@ use std::time::Duration;
 use surefoot_env::{BoxFuture, Step, Steps, Tasks, Wake};
 use surefoot_model::Text;
 use tokio::sync::oneshot;
+use words::Words;
 
 /// The longest that a question to the brokers may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,10 +70,11 @@ impl SourceClient for Librdkafka {
             config.set(name.as_str(), value.as_str());
         }
         let group = Arc::new(Mutex::new(Group::default()));
+        let words = Words::of(&spec.properties);
         // What the library itself says is logged by its subscription where it matters.
         config.set_log_level(RDKafkaLogLevel::Info);
         let consumer: StreamConsumer<Callbacks> = config
-            .create_with_context(Callbacks { group: group.clone() })
+            .create_with_context(Callbacks { group: group.clone(), words: words.clone() })
             .map_err(|error| SourceError::new(ErrorKind::Refused, config_error(&error, &spec.properties)))?;
         let arrived = Arc::new(AtomicWaker::new());
         let fetched = native::Fetched::new(consumer.client(), arrived.clone())?;
@@ -80,6 +83,7 @@ impl SourceClient for Librdkafka {
             arrived,
             consumer: Arc::new(consumer),
             group,
+            words,
             topic: spec.topic.clone(),
             tasks: self.tasks.clone(),
         }))
@@ -99,14 +103,14 @@ pub fn check_property(name: &str, value: &str) -> Result<(), PropertyError> {
         Ok(_) => Ok(()),
         Err(error) => {
             let one = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-            Err(PropertyError::NotTaken { name: name.to_owned(), reason: without_values(&client_words(&error), &one) })
+            Err(PropertyError::NotTaken { name: name.to_owned(), reason: Words::of_refused(&one).shown(&client_words(&error)) })
         }
     }
 }
 
 /// Why a client could not be made. Names the property, and no value of any: it may be a secret.
 fn config_error(error: &KafkaError, properties: &BTreeMap<String, String>) -> String {
-    let words = without_values(&client_words(error), properties);
+    let words = Words::of_refused(properties).shown(&client_words(error));
     match error {
         KafkaError::ClientConfig(_, _, name, _) => PropertyError::NotTaken { name: name.clone(), reason: words }.to_string(),
         _ => format!("the Kafka client does not start with these properties: {words}"),
@@ -118,13 +122,6 @@ fn client_words(error: &KafkaError) -> String {
         KafkaError::ClientConfig(_, words, _, _) | KafkaError::ClientCreation(words) => words.clone(),
         other => other.to_string(),
     }
-}
-
-/// The client's words with every value of a property left out that is in them. Short values are parts of other words.
-fn without_values(words: &str, properties: &BTreeMap<String, String>) -> String {
-    const SECRET_BYTES_MIN: usize = 4;
-    let values = properties.values().filter(|value| value.len() >= SECRET_BYTES_MIN);
-    values.fold(words.to_owned(), |words, value| words.replace(value.as_str(), "***"))
 }
 
 /// What the group says, in order, and what this member has answered.
@@ -143,22 +140,28 @@ struct Group {
 
 struct Callbacks {
     group: Arc<Mutex<Group>>,
+    words: Words,
 }
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                let message = self.words.shown(message);
                 tracing::warn!(facility, "librdkafka: {message}");
             }
-            _ => tracing::debug!(facility, "librdkafka: {message}"),
+            _ if tracing::enabled!(tracing::Level::DEBUG) => {
+                let message = self.words.shown(message);
+                tracing::debug!(facility, "librdkafka: {message}");
+            }
+            _ => {}
         }
     }
 
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, _: KafkaError, reason: &str) {
-        lock(&self.group).words = Some(reason.to_owned());
+        lock(&self.group).words = Some(self.words.shown(reason));
     }
 }
 
@@ -185,7 +188,10 @@ impl ConsumerContext for Callbacks {
         match result {
             // The group has moved on, or there was nothing to commit: positions are kept by us in any case.
             Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => tracing::debug!(%error, "the group did not take a commit"),
+            Err(error) => {
+                let error = self.words.explain(&error, None);
+                tracing::debug!(%error, "the group did not take a commit");
+            }
         }
     }
 }
@@ -205,6 +211,7 @@ struct Member {
     arrived: Arc<AtomicWaker>,
     consumer: Arc<StreamConsumer<Callbacks>>,
     group: Arc<Mutex<Group>>,
+    words: Words,
     topic: Text,
     tasks: Arc<dyn Tasks>,
 }
@@ -220,7 +227,7 @@ impl Member {
 
     fn error(&self, error: &KafkaError) -> SourceError {
         let words = lock(&self.group).words.take();
-        explain(error, words.as_deref())
+        self.words.explain(error, words.as_deref())
     }
 
     /// Runs what blocks on a thread of its own. Where there is no thread to be had, the work is dropped with its sender.
@@ -293,14 +300,24 @@ impl RecordSource for Member {
             Ok(list) => list,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
-        let consumer = self.consumer.clone();
+        let (consumer, words) = (self.consumer.clone(), self.words.clone());
         let answer = self.blocking(move || {
-            let found = consumer.committed_offsets(list, REQUEST_TIMEOUT).map_err(|error| explain(&error, None))?;
+            let found = consumer.committed_offsets(list, REQUEST_TIMEOUT).map_err(|error| words.explain(&error, None))?;
             let offsets = found.elements().into_iter().filter_map(|element| match element.offset() {
                 Offset::Offset(offset) => Some((element.partition(), offset)),
                 _ => None,
             });
             Ok(offsets.collect())
+        });
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
+    }
+
+    fn since(&mut self, partitions: &[i32], timestamp_ms: u64) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
+        let (consumer, topic, partitions) = (self.consumer.clone(), self.topic.clone(), partitions.to_vec());
+        let bound = native::Bound::Since(i64::try_from(timestamp_ms).unwrap_or(i64::MAX));
+        let answer = self.blocking(move || {
+            let found = native::offsets(consumer.client(), &topic, &partitions, bound, REQUEST_TIMEOUT)?;
+            Ok(found.into_iter().filter_map(|(partition, offset)| Some((partition, offset.ok().filter(|o| *o >= 0)?))).collect())
         });
         Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
     }
@@ -358,8 +375,8 @@ impl RecordSource for Member {
             Ok(list) => list,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
-        let consumer = self.consumer.clone();
-        let answer = self.blocking(move || consumer.commit(&list, CommitMode::Sync).map_err(|error| explain(&error, None)));
+        let (consumer, words) = (self.consumer.clone(), self.words.clone());
+        let answer = self.blocking(move || consumer.commit(&list, CommitMode::Sync).map_err(|error| words.explain(&error, None)));
         Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
     }
 
@@ -407,43 +424,6 @@ fn topic_info(consumer: &StreamConsumer<Callbacks>, topic: &str) -> Result<Topic
 
 fn gone() -> SourceError {
     SourceError::new(ErrorKind::Unavailable, "there was no thread for a request to Kafka")
-}
-
-/// The error in words, and what helps.
-fn explain(error: &KafkaError, words: Option<&str>) -> SourceError {
-    let (code, is_fatal) = match error {
-        KafkaError::MessageConsumptionFatal(code) => (*code, true),
-        error => (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), false),
-    };
-    let kind = if is_fatal { ErrorKind::Refused } else { kind(code) };
-    let message = words.map_or_else(|| error.to_string(), |words| format!("{code}: {words}"));
-    SourceError::new(kind, message)
-}
-
-fn kind(code: RDKafkaErrorCode) -> ErrorKind {
-    use RDKafkaErrorCode as Code;
-    match code {
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => ErrorKind::TopicMissing,
-        Code::AutoOffsetReset | Code::OffsetOutOfRange => ErrorKind::OffsetLost,
-        Code::Authentication
-        | Code::SaslAuthenticationFailed
-        | Code::UnsupportedSASLMechanism
-        | Code::SSL
-        | Code::TopicAuthorizationFailed
-        | Code::GroupAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::FencedInstanceId
-        | Code::Fatal
-        | Code::InvalidArgument
-        | Code::InvalidTopic
-        | Code::InvalidGroupId
-        | Code::InvalidSessionTimeout
-        | Code::InconsistentGroupProtocol
-        | Code::UnsupportedFeature
-        | Code::UnsupportedVersion
-        | Code::NotImplemented => ErrorKind::Refused,
-        _ => ErrorKind::Unavailable,
-    }
 }
 
 #[cfg(test)]

@@ -66,13 +66,21 @@ pub(crate) fn stream(subscription: &Subscription, partition: i32) -> StreamId {
     StreamId { subscription: subscription.id, epoch: subscription.epoch, topic: subscription.topic_id, partition }
 }
 
-/// Decides where a subscription reads from. `committed` are its group's commits, which count for a Kafka partition that has no
-/// position: so a group that was read by another program, or for another subscription, goes on where that left off.
+/// What was asked of Kafka partitions that have no position yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asked {
+    /// The group's commits: so a group that was read by another program, or for another subscription, goes on where that left off.
+    pub(crate) committed: Vec<(i32, i64)>,
+    /// Where the latest was when the subscription was made, where that is some while ago (rule K4).
+    pub(crate) latest: Vec<(i32, i64)>,
+}
+
+/// Decides where a subscription reads from.
 pub(crate) fn plan(
     catalog: &Catalog,
     subscription: &Subscription,
     topic: &TopicInfo,
-    committed: &[(i32, i64)],
+    asked: &Asked,
     reset: Reset,
 ) -> Result<Plan, SourceError> {
     let stored = |partition: i32| catalog.positions.get(&stream(subscription, partition)).copied();
@@ -110,8 +118,8 @@ pub(crate) fn plan(
                     offsets.low
                 }
                 Some(position) => (*position).min(offsets.high),
-                None if subscription.resolved => later_start(offsets, committed),
-                None => first_start(offsets, committed, reset)?,
+                None if subscription.resolved => later_start(offsets, &asked.committed),
+                None => first_start(offsets, asked, reset)?,
             };
             starts.insert(offsets.partition, start);
         }
@@ -146,12 +154,14 @@ pub(crate) fn later_start(offsets: &PartitionOffsets, committed: &[(i32, i64)]) 
     commit.map_or(offsets.low, |(_, offset)| (*offset).clamp(offsets.low, offsets.high))
 }
 
-fn first_start(offsets: &PartitionOffsets, committed: &[(i32, i64)], reset: Reset) -> Result<i64, SourceError> {
-    let commit = committed.iter().find(|(partition, _)| *partition == offsets.partition);
-    match (commit, reset) {
-        (Some((_, offset)), _) => Ok((*offset).clamp(offsets.low, offsets.high)),
+fn first_start(offsets: &PartitionOffsets, asked: &Asked, reset: Reset) -> Result<i64, SourceError> {
+    let of = |all: &[(i32, i64)]| all.iter().find(|(partition, _)| *partition == offsets.partition).copied();
+    match (of(&asked.committed), reset) {
+        (Some((_, offset)), _) => Ok(offset.clamp(offsets.low, offsets.high)),
         (None, Reset::Earliest) => Ok(offsets.low),
-        (None, Reset::Latest) => Ok(offsets.high),
+        (None, Reset::Latest) => {
+            Ok(of(&asked.latest).map_or(offsets.high, |(_, offset)| offset.clamp(offsets.low, offsets.high)))
+        }
         (None, Reset::Refuse) => Err(SourceError::new(
             ErrorKind::Refused,
             format!(
@@ -178,6 +188,10 @@ mod tests {
         (catalog, subscription)
     }
 
+    fn asked(committed: &[(i32, i64)]) -> Asked {
+        Asked { committed: committed.to_vec(), latest: Vec::new() }
+    }
+
     fn starts(plan: &Plan) -> Vec<i64> {
         plan.starts.values().copied().collect()
     }
@@ -187,29 +201,29 @@ mod tests {
         let subscription = testing::subscription();
         let topic = topic(7, &[(3, 10), (3, 10), (3, 10)]);
         let commits = [(1, 5), (2, 99)];
-        let plan = plan(&Catalog::default(), &subscription, &topic, &commits, Reset::Latest).unwrap();
+        let plan = plan(&Catalog::default(), &subscription, &topic, &asked(&commits), Reset::Latest).unwrap();
         assert_eq!(starts(&plan), [10, 5, 10]);
         assert!(plan.subscription.resolved && plan.subscription.topic_id == 7 && plan.subscription.epoch == 0);
         assert_eq!(plan.positions.len(), 3);
-        assert!(super::plan(&Catalog::default(), &subscription, &topic, &commits, Reset::Refuse).is_err());
+        assert!(super::plan(&Catalog::default(), &subscription, &topic, &asked(&commits), Reset::Refuse).is_err());
     }
 
     #[test]
     fn a_kafka_partition_that_appears_later_starts_at_its_earliest() {
         let (catalog, subscription) = read(7, &[5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &[], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!(starts(&plan), [5, 2]);
         assert_eq!(plan.positions, [(stream(&subscription, 1), 2)]);
         assert_eq!((plan.subscription.epoch, plan.findings), (0, vec![]));
         // It was read before by the one in whose place this one is.
-        let plan = super::plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &[(1, 8)], Reset::Latest).unwrap();
+        let plan = super::plan(&catalog, &subscription, &topic(7, &[(0, 9), (2, 9)]), &asked(&[(1, 8)]), Reset::Latest).unwrap();
         assert_eq!(starts(&plan), [5, 8]);
     }
 
     #[test]
     fn another_topic_under_the_same_name_is_read_from_its_start_in_a_new_epoch() {
         let (catalog, subscription) = read(7, &[5, 5]);
-        let other = plan(&catalog, &subscription, &topic(8, &[(0, 9), (0, 0)]), &[], Reset::Latest).unwrap();
+        let other = plan(&catalog, &subscription, &topic(8, &[(0, 9), (0, 0)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&other), other.subscription.epoch, other.subscription.topic_id), (vec![0, 0], 1, 8));
         assert_eq!(other.findings, [Finding::Recreated]);
         assert!(other.positions.iter().all(|(stream, _)| stream.epoch == 1 && stream.topic == 8));
@@ -217,7 +231,7 @@ mod tests {
         // Without ids the end gives it away, or a Kafka partition that is gone.
         let (catalog, subscription) = read(0, &[5, 5]);
         for offsets in [&[(0, 9), (0, 4)][..], &[(0, 9)]] {
-            let plan = plan(&catalog, &subscription, &topic(0, offsets), &[], Reset::Latest).unwrap();
+            let plan = plan(&catalog, &subscription, &topic(0, offsets), &Asked::default(), Reset::Latest).unwrap();
             assert_eq!((plan.subscription.epoch, plan.findings), (1, vec![Finding::Recreated]));
         }
     }
@@ -225,7 +239,7 @@ mod tests {
     #[test]
     fn brokers_that_lost_their_end_are_read_from_there_in_a_new_epoch() {
         let (catalog, subscription) = read(7, &[5, 5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (0, 3)]), &[], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9), (0, 3)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&plan), plan.subscription.epoch), (vec![5, 3], 1));
         assert_eq!(plan.findings, [Finding::Truncated { partition: 1, position: 5, high: 3 }]);
         assert_eq!(plan.positions.len(), 2, "an epoch's positions are stored whole");
@@ -234,7 +248,7 @@ mod tests {
     #[test]
     fn what_brokers_deleted_is_passed_over_and_said() {
         let (catalog, subscription) = read(7, &[5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(8, 9)]), &[], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(8, 9)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&plan), plan.subscription.epoch), (vec![8], 0));
         assert_eq!(plan.findings, [Finding::Expired { partition: 0, position: 5, low: 8 }]);
     }
@@ -242,7 +256,7 @@ mod tests {
     #[test]
     fn an_id_that_is_learned_later_renames_the_streams_and_keeps_their_positions() {
         let (catalog, subscription) = read(0, &[5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9)]), &[], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&plan), plan.subscription.epoch, plan.subscription.topic_id), (vec![5], 1, 7));
     }
 
@@ -254,22 +268,26 @@ mod tests {
         let mut half = topic(7, &[(2, 9)]);
         half.unknown.push(leaderless(1));
         let fresh = testing::subscription();
-        let first = plan(&Catalog::default(), &fresh, &half, &[], Reset::Latest).unwrap();
+        let first = plan(&Catalog::default(), &fresh, &half, &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&first), first.subscription.resolved), (vec![9], false));
         let mut catalog = Catalog::default();
         catalog.positions.extend(first.positions.iter().copied());
-        let then = plan(&catalog, &first.subscription, &topic(7, &[(2, 12), (0, 4)]), &[], Reset::Latest).unwrap();
+        let then = plan(&catalog, &first.subscription, &topic(7, &[(2, 12), (0, 4)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&then), then.subscription.resolved), (vec![9, 4], true));
+        // What came there since the subscription was made is not passed over.
+        let late = Asked { latest: vec![(1, 3)], ..Asked::default() };
+        let then = plan(&catalog, &first.subscription, &topic(7, &[(2, 12), (0, 4)]), &late, Reset::Latest).unwrap();
+        assert_eq!(starts(&then), [9, 3]);
         // One that was read before goes on where it was, in the same epoch.
         let (catalog, subscription) = read(7, &[5, 6]);
-        let again = plan(&catalog, &subscription, &half, &[], Reset::Latest).unwrap();
+        let again = plan(&catalog, &subscription, &half, &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((starts(&again), again.subscription.epoch, again.positions.len()), (vec![5, 6], 0, 0));
     }
 
     #[test]
     fn nothing_to_store_when_nothing_changed() {
         let (catalog, subscription) = read(7, &[5]);
-        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9)]), &[], Reset::Latest).unwrap();
+        let plan = plan(&catalog, &subscription, &topic(7, &[(0, 9)]), &Asked::default(), Reset::Latest).unwrap();
         assert_eq!((plan.subscription, plan.positions), (subscription, vec![]));
     }
 }

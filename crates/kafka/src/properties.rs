@@ -5,7 +5,7 @@
 use crate::source::{ErrorKind, SourceError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use surefoot_model::catalog::{KafkaCluster, Subscription};
+use surefoot_model::catalog::Subscription;
 use surefoot_model::kafka_property;
 
 /// Where reading starts in a Kafka partition that has neither a position nor a commit (rule K4).
@@ -64,7 +64,7 @@ pub(crate) fn check_value(name: &str, value: &str) -> Result<(), PropertyError> 
 
 /// The subscription's options over its cluster's properties, with defaults and forced values. `node` tells apart the members of
 /// one group over restarts: with a fixed instance id a member that was killed takes its place again at once.
-pub(crate) fn merged(cluster: &KafkaCluster, subscription: &Subscription, node: &str) -> BTreeMap<String, String> {
+pub(crate) fn merged(cluster: &BTreeMap<String, String>, subscription: &Subscription, node: &str) -> BTreeMap<String, String> {
     let mut all = given(cluster, subscription);
     all.entry("client.id".to_owned()).or_insert_with(|| "surefoot".to_owned());
     let group = all.entry("group.id".to_owned()).or_insert_with(|| subscription.id.to_string()).clone();
@@ -78,7 +78,7 @@ pub(crate) fn merged(cluster: &KafkaCluster, subscription: &Subscription, node: 
 }
 
 /// What the subscription asks for; librdkafka's default is `largest`. Fails where a property may not be set.
-pub(crate) fn reset(cluster: &KafkaCluster, subscription: &Subscription) -> Result<Reset, SourceError> {
+pub(crate) fn reset(cluster: &BTreeMap<String, String>, subscription: &Subscription) -> Result<Reset, SourceError> {
     let given = given(cluster, subscription);
     for name in given.keys() {
         check_denied(name).map_err(|error| SourceError::new(ErrorKind::Refused, error.to_string()))?;
@@ -107,8 +107,8 @@ fn instance_id(node: &str, group: &str, topic: &str) -> String {
     format!("surefoot-{number:032x}")
 }
 
-fn given(cluster: &KafkaCluster, subscription: &Subscription) -> BTreeMap<String, String> {
-    let mut all = cluster.properties.clone();
+fn given(cluster: &BTreeMap<String, String>, subscription: &Subscription) -> BTreeMap<String, String> {
+    let mut all = cluster.clone();
     all.extend(subscription.options.iter().map(|(name, value)| (name.clone(), value.clone())));
     all
 }
@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn options_win_over_the_cluster_and_ours_over_both() {
-        let mut cluster = testing::cluster();
-        cluster.properties.extend(
+        let mut cluster = testing::cluster().properties;
+        cluster.extend(
             [("a", "cluster"), ("b", "cluster"), ("enable.auto.commit", "true")].map(|(n, v)| (n.to_owned(), v.to_owned())),
         );
         let mut subscription = testing::subscription();
@@ -146,7 +146,7 @@ mod tests {
         let id = |node: &str, change: &dyn Fn(&mut Subscription)| {
             let mut subscription = testing::subscription();
             change(&mut subscription);
-            merged(&testing::cluster(), &subscription, node).remove("group.instance.id").unwrap()
+            merged(&testing::cluster().properties, &subscription, node).remove("group.instance.id").unwrap()
         };
         let first = id("n1", &|_| ());
         assert_eq!(id("n1", &|_| ()), first);
@@ -160,7 +160,7 @@ mod tests {
     fn an_empty_instance_id_asks_for_none() {
         let mut subscription = testing::subscription();
         subscription.options.insert("group.instance.id".to_owned(), String::new());
-        assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key("group.instance.id"));
+        assert!(!merged(&testing::cluster().properties, &subscription, "n1").contains_key("group.instance.id"));
     }
 
     /// A library named in a subscription's options was loaded into the server.
@@ -169,8 +169,8 @@ mod tests {
         for name in &["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd", "topic.offset.store.path"] {
             let mut subscription = testing::subscription();
             subscription.options.insert((*name).to_owned(), "/tmp/evil.so".to_owned());
-            assert!(!merged(&testing::cluster(), &subscription, "n1").contains_key(*name));
-            let error = reset(&testing::cluster(), &subscription).unwrap_err();
+            assert!(!merged(&testing::cluster().properties, &subscription, "n1").contains_key(*name));
+            let error = reset(&testing::cluster().properties, &subscription).unwrap_err();
             assert!(error.kind == ErrorKind::Refused && error.message.contains(name) && !error.message.contains("evil"));
         }
     }
@@ -178,12 +178,12 @@ mod tests {
     #[test]
     fn a_reset_that_is_none_of_librdkafkas_is_refused() {
         let mut subscription = testing::subscription();
-        assert_eq!(reset(&testing::cluster(), &subscription), Ok(Reset::Latest));
+        assert_eq!(reset(&testing::cluster().properties, &subscription), Ok(Reset::Latest));
         for (text, expected) in [("smallest", Reset::Earliest), ("end", Reset::Latest), ("error", Reset::Refuse)] {
             subscription.options.insert(RESET.to_owned(), text.to_owned());
-            assert_eq!(reset(&testing::cluster(), &subscription), Ok(expected));
+            assert_eq!(reset(&testing::cluster().properties, &subscription), Ok(expected));
         }
         subscription.options.insert(RESET.to_owned(), "newest".to_owned());
-        assert!(reset(&testing::cluster(), &subscription).is_err());
+        assert!(reset(&testing::cluster().properties, &subscription).is_err());
     }
 }

@@ -1,9 +1,9 @@
 //! One member of the group while it reads: assignments, records, positions, parking, back-pressure.
 //!
 //! Owns: the order of appends per stream (K2), positions that follow what is applied and commits that follow positions (K5), the
-//! bounds on what waits and what is parked (K6), the refusal of a revoked assignment's records (K7), and the end of a deleted
-//! subscription (K10). Does not own: where reading starts (`opening`), what a record becomes (`record`), or what happens after an
-//! error (`subscription`).
+//! bounds on what waits and what is parked (K6), and the refusal of a revoked assignment's records (K7). Does not own: where reading
+//! starts (`opening`), what a record becomes (`record`), how a deleted subscription ends (`closing`), or what happens after an error
+//! (`subscription`).
 //!
 //! What may not be taken now stays with the source, which is asked for Kafka records only while there is room. That is decided anew
 //! in each round from what is there, so that no rebalance has anything to remember or to forget.
@@ -39,13 +39,9 @@ const FULL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a reason for parking is logged.
 const PARKED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest that waiting for what was appended, and storing positions, may hold up a stop or a rebalance.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// While it is waited for, what was appended is looked at this often.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
-/// How long the end of a deleted subscription tries to tell its group how far it has read.
-pub(crate) const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two tries.
-pub(crate) const LAST_COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Kafka partitions and their positions.
 pub(crate) type Positions = Vec<(i32, i64)>;
@@ -174,8 +170,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The end of a deleted subscription (rule K10): what was appended is durable, then it is closed in every partition, then its
-    /// group is told how far it has read. Call once, at the end. Says whether the group knows.
+    /// The end of a deleted subscription that is read (rule K10): what was appended is durable, then it is closed in every partition,
+    /// then its group is told how far it has read. Call once, at the end. Says whether the group knows.
     pub(crate) async fn close(&mut self) -> bool {
         self.stop_reading();
         while !self.lanes.values().all(|lane| lock(&lane.tracker).is_durable()) {
@@ -187,93 +183,22 @@ impl<'a> Session<'a> {
             }
         }
         let Ok(positions) = self.task.close_source(&self.read_up_to()).await else { return false };
-        self.commit_last(positions).await
+        if !self.has_joined || self.task.is_forced() {
+            return false;
+        }
+        match self.task.tell_as_member(self.source, &positions, true).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(subscription = %self.subscription.id, %error, "the last commit of a deleted subscription");
+                false
+            }
+        }
     }
 
     /// How far it has read: for the end of a deleted subscription, where no session runs by then.
     pub(crate) fn read_up_to(&self) -> Progress {
         let positions = self.lanes.iter().map(|(partition, lane)| (*partition, lock(&lane.tracker).durable_position()));
         Progress { topic_id: self.subscription.topic_id, epoch: self.subscription.epoch, positions: positions.collect() }
-    }
-
-    async fn commit_last(&mut self, positions: Positions) -> bool {
-        // Another member may have gone on where this one had to let go: no commit goes back.
-        let is_ours = |partition: &i32| self.lanes.get(partition).is_some_and(|lane| lane.generation.is_some());
-        let (mut ours, others): (Positions, Positions) = positions.into_iter().partition(|(partition, _)| is_ours(partition));
-        let mut others = Some(others).filter(|others| !others.is_empty());
-        let clock = self.task.env.clock.clone();
-        let mut timeout = clock.sleep(LAST_COMMIT_TIMEOUT);
-        let mut hurried: BoxFuture = {
-            let (hurry, clock) = (self.task.hurry.clone(), clock.clone());
-            Box::pin(async move {
-                hurry.wait().await;
-                clock.sleep(LEAVE_TIMEOUT).await;
-            })
-        };
-        let mut error = String::new();
-        loop {
-            let partitions: Vec<i32> = others.iter().flatten().map(|(partition, _)| *partition).collect();
-            let mut asking = others.is_some().then(|| self.source.committed(&partitions));
-            let mut committing = (others.is_none() && !ours.is_empty()).then(|| self.source.commit_now(&ours));
-            if asking.is_none() && committing.is_none() {
-                return true;
-            }
-            let mut pause = None;
-            while asking.is_some() || committing.is_some() || pause.is_some() {
-                tokio::select! {
-                    biased;
-                    // All are kept over the rounds, or lose nothing.
-                    committed = optional(asking.as_mut()) => {
-                        asking = None;
-                        match committed {
-                            Ok(committed) => ours.extend(ahead_of(&committed, others.take().unwrap_or_default())),
-                            Err(failed) => {
-                                error = failed.message;
-                                pause = Some(clock.sleep(LAST_COMMIT_INTERVAL));
-                            }
-                        }
-                    }
-                    done = optional(committing.as_mut()) => {
-                        committing = None;
-                        match done {
-                            Ok(()) => return true,
-                            Err(failed) => error = failed.message,
-                        }
-                        pause = Some(clock.sleep(LAST_COMMIT_INTERVAL));
-                    }
-                    () = optional(pause.as_mut()) => pause = None,
-                    () = &mut timeout => return self.not_committed(&error),
-                    () = &mut hurried => return self.not_committed("the node stops"),
-                    event = self.source.next(false) => self.answer_last(event, &ours),
-                }
-            }
-        }
-    }
-
-    fn not_committed(&self, error: &str) -> bool {
-        let (subscription, topic) = (self.subscription.id, &*self.subscription.topic);
-        tracing::warn!(
-            %subscription, topic, error,
-            "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
-        );
-        false
-    }
-
-    /// The group goes on around a member that reads nothing any more.
-    fn answer_last(&mut self, event: SourceEvent, ours: &Positions) {
-        let done = match event {
-            SourceEvent::Assigned { generation, .. } => self.source.assign(generation, &[]),
-            SourceEvent::Revoked { generation, partitions } => {
-                // Once more, for it starts there; until that is known to have arrived it stays among what is to be told.
-                let theirs: Positions = ours.iter().filter(|(p, _)| partitions.contains(p)).copied().collect();
-                self.commit(&theirs);
-                self.source.release(generation, &partitions)
-            }
-            SourceEvent::Records(_) | SourceEvent::AtEnd { .. } | SourceEvent::Failed(_) => Ok(()),
-        };
-        if let Err(error) = done {
-            tracing::debug!(subscription = %self.subscription.id, %error, "answer the group while leaving it");
-        }
     }
 
     async fn read(&mut self, backoff: &mut Backoff, leave: &Latch<Leave>) -> Result<std::convert::Infallible, End> {
@@ -313,6 +238,10 @@ impl<'a> Session<'a> {
                 Step::Looked(topic) => {
                     self.looking = None;
                     self.looked(topic)?;
+                    if self.has_joined && self.has_looked {
+                        // Not with the first assignment: two that take each other's place would do so as fast as they can.
+                        backoff.reset();
+                    }
                 }
                 Step::Counted(parked) => {
                     self.counting = None;
@@ -331,7 +260,6 @@ impl<'a> Session<'a> {
                 }
                 Step::Event(SourceEvent::Assigned { generation, partitions }) => {
                     self.assigned(generation, &partitions).await?;
-                    backoff.reset();
                 }
                 Step::Event(SourceEvent::Revoked { generation, partitions }) => self.revoked(generation, &partitions).await?,
                 Step::Event(SourceEvent::Records(records)) => self.fetched(records),
@@ -924,12 +852,6 @@ impl<'a> Session<'a> {
         self.lanes.values_mut().for_each(|lane| lane.generation = None);
         Err(SourceError::new(ErrorKind::OffsetLost, "the topic was deleted and made again"))
     }
-}
-
-/// Positions beyond what the group has committed.
-pub(crate) fn ahead_of(committed: &[(i32, i64)], positions: Positions) -> Positions {
-    let committed: BTreeMap<i32, i64> = committed.iter().copied().collect();
-    positions.into_iter().filter(|(partition, position)| committed.get(partition).is_none_or(|c| c < position)).collect()
 }
 
 /// The future's result, or never where there is none.

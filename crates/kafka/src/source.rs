@@ -37,6 +37,10 @@ pub trait RecordSource: Send {
     /// The group's committed offsets of these Kafka partitions; one without a commit is left out.
     fn committed(&mut self, partitions: &[i32]) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>>;
 
+    /// Of these Kafka partitions the offset of the first Kafka record that is not older than this, in milliseconds since the Unix epoch; one
+    /// that has none so new, or that no broker answers for, is left out.
+    fn since(&mut self, partitions: &[i32], timestamp_ms: u64) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>>;
+
     /// Joins the group. [`SourceEvent::Assigned`] follows.
     fn subscribe(&mut self) -> Result<(), SourceError>;
 
@@ -96,7 +100,8 @@ pub struct KafkaRecord {
     pub key: Option<Bytes>,
     /// Absent for a tombstone.
     pub value: Option<Bytes>,
-    /// In order of writing, repeated names included. A name that is not UTF-8 has replacement characters in it.
+    /// In order of writing, repeated names included. A name that is not UTF-8 has replacement characters in it; of
+    /// one with a zero byte nothing is known behind that.
     pub headers: Vec<(String, Option<Bytes>)>,
 }
 

@@ -11,13 +11,13 @@ use crate::properties;
 use crate::session::Progress;
 use crate::source::{ErrorKind, SourceClient, SourceError, SourceSpec};
 use crate::status::{SourceStatus, StatusCell, lock};
-use crate::subscription::{Leave, Task};
+use crate::subscription::{Leave, Left, Task};
 use futures_util::FutureExt;
 use metrics::counter;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use surefoot_env::{BoxFuture, Env, Wake};
@@ -27,7 +27,7 @@ use surefoot_partition::Partitions;
 use tokio::sync::oneshot;
 
 /// How long a creation waits for its start offsets (rule K4).
-const CREATED_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CREATED_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a deletion waits for the source to have ended (rule K10).
 const CLOSED_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -130,6 +130,8 @@ pub enum Mutant {
     StreamStaysHeld,
     /// Against rule K10: a subscription is closed while its source still reads.
     CloseEarly,
+    /// Against rule K10: a deleted subscription is forgotten before its group knows how far it has read.
+    RowGoesFirst,
     /// Against rule K7: fetching does not wait for the partitions to have the epoch.
     FetchBeforeOpen,
     /// Against rule K7: Kafka records of a revoked assignment are taken.
@@ -147,19 +149,15 @@ pub struct Sources(Arc<Shared>);
 struct Shared {
     env: Env,
     admission: Arc<dyn Admission>,
-    /// Of subscriptions that run or have not ended yet.
-    known: Mutex<BTreeMap<SubscriptionId, Known>>,
+    /// Of all in the catalog.
+    statuses: Mutex<BTreeMap<SubscriptionId, StatusCell>>,
     resolved: Arc<Waiters>,
+    /// Who waits for the end of a deleted subscription.
+    gone: Arc<Waiters>,
     troubles: Arc<Troubles>,
+    /// Set when the node stops: what takes long is cut short.
+    hurry: Latch<()>,
     stop: Mutex<Option<Stop>>,
-}
-
-struct Known {
-    status: StatusCell,
-    /// It is deleted, and on its way out.
-    is_leaving: bool,
-    /// Set once it has ended: whether it is closed everywhere and its group knows how far it has read.
-    closed: Latch<bool>,
 }
 
 struct Stop {
@@ -194,8 +192,10 @@ impl Sources {
         let shared = Arc::new(Shared {
             env: env.clone(),
             admission,
-            known: Mutex::default(),
+            statuses: Mutex::default(),
             resolved: Arc::default(),
+            gone: Arc::default(),
+            hurry: Latch::new(),
             troubles: Arc::default(),
             stop: Mutex::new(Some(Stop { now, done })),
         });
@@ -206,7 +206,6 @@ impl Sources {
             catalog_edit,
             running: BTreeMap::new(),
             leaving: Vec::new(),
-            hurry: Latch::new(),
         };
         env.tasks.spawn(Box::pin(async move {
             manager.follow(catalog_changed, stop).await;
@@ -218,7 +217,7 @@ impl Sources {
 
     /// How one subscription fares. One that is not known (yet) waits.
     pub fn status(&self, id: SubscriptionId) -> SourceStatus {
-        lock(&self.0.known).get(&id).map_or_else(SourceStatus::waiting, |known| known.status.get())
+        lock(&self.0.statuses).get(&id).map_or_else(SourceStatus::waiting, StatusCell::get)
     }
 
     /// What went wrong since the start that nobody caused.
@@ -245,18 +244,23 @@ impl Sources {
         })
     }
 
-    /// Completes once a subscription that was just deleted is closed everywhere and its group has been told how far it has read
-    /// (rule K10), or 5 seconds have passed. Says whether it is.
+    /// Completes once nothing is left of a deleted subscription: it is closed everywhere, and its group knows how far it has read
+    /// (rule K10), or an operator has let it go; or 5 seconds have passed, or the node stops. Says whether it is gone.
     pub fn closed(&self, id: SubscriptionId) -> BoxFuture<bool> {
         let shared = self.0.clone();
         Box::pin(async move {
-            let Some(closed) = lock(&shared.known).get(&id).map(|known| known.closed.clone()) else { return true };
-            tokio::select! {
-                biased;
-                // Nothing is lost with either.
-                is_told = closed.wait() => is_told,
-                () = shared.env.clock.sleep(CLOSED_TIMEOUT) => false,
+            let fired = shared.gone.wait(id);
+            let is_there = || shared.admission.catalog().subscriptions.contains_key(&id);
+            if is_there() {
+                tokio::select! {
+                    biased;
+                    // Nothing is lost with any of them.
+                    _ = fired => {}
+                    () = shared.hurry.wait() => {}
+                    () = shared.env.clock.sleep(CLOSED_TIMEOUT) => {}
+                }
             }
+            !is_there()
         })
     }
 
@@ -286,7 +290,12 @@ impl Waiters {
     }
 
     pub(crate) fn fire(&self, id: SubscriptionId) {
-        for sender in lock(&self.0).remove(&id).unwrap_or_default() {
+        self.fire_if(|waited_for| *waited_for == id);
+    }
+
+    fn fire_if(&self, is_over: impl Fn(&SubscriptionId) -> bool) {
+        let over: Vec<_> = lock(&self.0).extract_if(.., |id, _| is_over(id)).collect();
+        for sender in over.into_iter().flat_map(|(_, senders)| senders) {
             // It has stopped waiting.
             let _ = sender.send(());
         }
@@ -302,23 +311,22 @@ struct Follower {
     running: BTreeMap<SubscriptionId, Running>,
     /// Tasks on their way out.
     leaving: Vec<Leaving>,
-    /// Set when the node stops.
-    hurry: Latch<()>,
 }
 
 struct Running {
     spec: SourceSpec,
     place: GroupPlace,
+    is_closing: bool,
     leave: Latch<Leave>,
-    done: Latch<bool>,
+    done: Latch<()>,
     changed: Wake,
 }
 
 struct Leaving {
-    /// Absent where nothing is read.
-    place: Option<GroupPlace>,
-    /// Set once it has ended: whether it was closed and its group knows.
-    done: Latch<bool>,
+    id: SubscriptionId,
+    place: GroupPlace,
+    /// Set once it has ended.
+    done: Latch<()>,
 }
 
 /// What one member of a group at a time reads: cluster, topic and group.
@@ -326,7 +334,6 @@ type GroupPlace = (Text, Text, String);
 
 impl Follower {
     async fn follow(mut self, catalog_changed: Wake, mut stop: oneshot::Receiver<()>) {
-        self.close_forgotten();
         loop {
             self.reconcile();
             tokio::select! {
@@ -337,11 +344,9 @@ impl Follower {
                 () = catalog_changed.woken() => {}
             }
         }
-        self.hurry.set(());
-        for (_, running) in std::mem::take(&mut self.running) {
-            running.leave.set(Leave::Stop);
-            self.leaving.push(Leaving { place: None, done: running.done });
-        }
+        self.shared.hurry.set(());
+        let running = std::mem::take(&mut self.running);
+        running.into_iter().for_each(|(id, running)| self.let_leave(id, running, Leave::Stop));
         for Leaving { done, .. } in self.leaving {
             done.wait().await;
         }
@@ -350,99 +355,102 @@ impl Follower {
     fn reconcile(&mut self) {
         let catalog = self.shared.admission.catalog();
         self.leaving.retain(|leaving| leaving.done.get().is_none());
-        let is_gone = |(id, known): &(&SubscriptionId, &Known)| !known.is_leaving && !catalog.subscriptions.contains_key(id);
-        let gone: Vec<SubscriptionId> = lock(&self.shared.known).iter().filter(is_gone).map(|(id, _)| *id).collect();
-        gone.into_iter().for_each(|id| self.delete(id));
-        for id in catalog.subscriptions.keys() {
-            self.adjust(&catalog, *id);
-        }
+        self.forget_gone(&catalog);
+        // Who reads in the place of another has to know of it.
+        let (closing, live): (Vec<_>, Vec<_>) = catalog.subscriptions.values().partition(|s| s.closing.is_some());
+        closing.into_iter().for_each(|subscription| self.close(&catalog, subscription));
+        live.into_iter().for_each(|subscription| self.adjust(&catalog, subscription));
         self.running.values().for_each(|running| running.changed.wake());
     }
 
-    /// Closes subscriptions whose deletion is in the catalog and, where a crash came in between, not in every partition (rule K7).
-    fn close_forgotten(&mut self) {
-        let done = Latch::new();
-        self.leaving.push(Leaving { place: None, done: done.clone() });
-        let admission = self.shared.admission.clone();
-        self.shared.env.tasks.spawn(Box::pin(async move {
-            // The catalog is read after the partitions: what they have recorded was in it before.
-            let open = admission.sources().await.unwrap_or_default();
-            let catalog = admission.catalog();
-            for id in open.into_iter().filter(|id| !catalog.subscriptions.contains_key(id)) {
-                tracing::info!(subscription = %id, "a subscription was deleted just before the last stop: it is closed now");
-                if admission.close_source(id).await.is_err() {
-                    break; // the node stops
-                }
-            }
-            done.set(true);
-        }));
+    /// Of subscriptions that have ended.
+    fn forget_gone(&mut self, catalog: &Catalog) {
+        let is_gone = |id: &SubscriptionId| !catalog.subscriptions.contains_key(id);
+        lock(&self.shared.statuses).retain(|id, _| !is_gone(id));
+        for (id, running) in self.running.extract_if(.., |id, _| is_gone(id)).collect::<Vec<_>>() {
+            self.let_leave(id, running, Leave::Close);
+        }
+        self.shared.gone.fire_if(is_gone);
     }
 
-    /// Delivery stops at once; what was admitted still runs.
-    fn delete(&mut self, id: SubscriptionId) {
-        let closed = {
-            let mut known = lock(&self.shared.known);
-            let known = known.get_mut(&id).expect("what is deleted is known");
-            known.is_leaving = true;
-            known.closed.clone()
-        };
+    fn let_leave(&mut self, id: SubscriptionId, running: Running, how: Leave) {
+        running.leave.set(how);
+        self.leaving.push(Leaving { id, place: running.place, done: running.done });
+    }
+
+    /// Delivery stops at once; what was admitted still runs. One that a crash left half closed is closed to its end.
+    fn close(&mut self, catalog: &Catalog, subscription: &Subscription) {
+        let id = subscription.id;
         self.shared.resolved.fire(id);
-        let running = self.running.remove(&id);
-        let closes_early = self.settings.mutant == Mutant::CloseEarly;
-        let (task_done, place) = match running {
-            Some(running) => {
-                running.leave.set(if closes_early { Leave::Stop } else { Leave::Close });
-                (Some(running.done), Some(running.place))
-            }
-            None => (None, None),
-        };
-        let (shared, done) = (self.shared.clone(), Latch::new());
-        self.leaving.push(Leaving { place, done: done.clone() });
-        self.shared.env.tasks.spawn(Box::pin(async move {
-            let task_closes = task_done.is_some() && !closes_early;
-            let is_closed = task_closes || shared.admission.close_source(id).await.is_ok();
-            let is_told = match task_done {
-                Some(task_done) => task_done.wait().await || closes_early,
-                None => true,
-            };
-            if !is_closed {
-                tracing::debug!(subscription = %id, "the node stops before a deleted subscription is closed");
-            }
-            lock(&shared.known).remove(&id);
-            closed.set(is_closed && is_told);
-            done.set(is_closed && is_told);
-        }));
+        if !self.running.contains_key(&id) {
+            let (spec, place) = self.spec(catalog, subscription);
+            self.run(catalog, subscription, spec, place, Vec::new());
+        }
+        let running = self.running.get_mut(&id).expect("it was just made, if it was not there");
+        if running.is_closing {
+            return;
+        }
+        running.is_closing = true;
+        running.leave.set(Leave::Close);
+        if self.settings.mutant == Mutant::CloseEarly {
+            let closing = self.shared.admission.close_source(id);
+            self.shared.env.tasks.spawn(Box::pin(async move {
+                // A node that stops closes nothing.
+                let _ = closing.await;
+            }));
+        }
     }
 
-    fn adjust(&mut self, catalog: &Catalog, id: SubscriptionId) {
-        let subscription = &catalog.subscriptions[&id];
-        let status = {
-            let mut known = lock(&self.shared.known);
-            let new = || Known { status: StatusCell::new(), is_leaving: false, closed: Latch::new() };
-            known.entry(id).or_insert_with(new).status.clone()
-        };
-        let Some(cluster) = catalog.kafka_clusters.get(&subscription.cluster) else {
+    fn adjust(&mut self, catalog: &Catalog, subscription: &Subscription) {
+        let id = subscription.id;
+        if !catalog.kafka_clusters.contains_key(&subscription.cluster) {
             let message = format!("its Kafka cluster {:?} is not registered any more", &*subscription.cluster);
-            status.failed(&SourceError::new(ErrorKind::Refused, message));
+            self.status(id).failed(&SourceError::new(ErrorKind::Refused, message));
             if let Some(running) = self.running.remove(&id) {
-                running.leave.set(Leave::Stop);
-                self.leaving.push(Leaving { place: Some(running.place), done: running.done });
+                self.let_leave(id, running, Leave::Stop);
             }
             return;
-        };
-        let properties = properties::merged(cluster, subscription, &self.settings.node);
-        let spec = SourceSpec { subscription: id, topic: subscription.topic.clone(), properties };
+        }
+        let (spec, place) = self.spec(catalog, subscription);
         if self.running.get(&id).is_some_and(|running| running.spec == spec) {
             return;
         }
-        let place = (subscription.cluster.clone(), spec.topic.clone(), spec.properties["group.id"].clone());
         // Who reads in the place of another begins where that has come to (rule K10).
-        let mut before: Vec<Latch<bool>> =
-            self.leaving.iter().filter(|leaving| leaving.place.as_ref() == Some(&place)).map(|l| l.done.clone()).collect();
+        let closing = self.running.iter().filter(|(_, running)| running.is_closing && running.place == place);
+        let leaving = self.leaving.iter().filter(|leaving| leaving.place == place);
+        let mut before: Vec<(SubscriptionId, Latch<()>)> = closing.map(|(id, running)| (*id, running.done.clone())).collect();
+        before.extend(leaving.map(|leaving| (leaving.id, leaving.done.clone())));
         if let Some(running) = self.running.remove(&id) {
-            running.leave.set(Leave::Stop);
-            before.push(running.done);
+            before.push((id, running.done.clone()));
+            self.let_leave(id, running, Leave::Stop);
         }
+        self.run(catalog, subscription, spec, place, before);
+    }
+
+    fn status(&self, id: SubscriptionId) -> StatusCell {
+        lock(&self.shared.statuses).entry(id).or_insert_with(StatusCell::new).clone()
+    }
+
+    fn spec(&self, catalog: &Catalog, subscription: &Subscription) -> (SourceSpec, GroupPlace) {
+        let none = BTreeMap::new();
+        let cluster = catalog.kafka_clusters.get(&subscription.cluster).map_or(&none, |cluster| &cluster.properties);
+        let properties = properties::merged(cluster, subscription, &self.settings.node);
+        let place = (subscription.cluster.clone(), subscription.topic.clone(), properties["group.id"].clone());
+        (SourceSpec { subscription: subscription.id, topic: subscription.topic.clone(), properties }, place)
+    }
+
+    /// Starts a task, which waits for those whose place it takes.
+    fn run(
+        &mut self,
+        catalog: &Catalog,
+        subscription: &Subscription,
+        spec: SourceSpec,
+        place: GroupPlace,
+        before: Vec<(SubscriptionId, Latch<()>)>,
+    ) {
+        let id = subscription.id;
+        let none = BTreeMap::new();
+        let cluster = catalog.kafka_clusters.get(&subscription.cluster).map_or(&none, |cluster| &cluster.properties);
         let (leave, done, changed) = (Latch::new(), Latch::new(), Wake::new());
         let task = Task {
             env: self.shared.env.clone(),
@@ -453,24 +461,29 @@ impl Follower {
             spec: spec.clone(),
             reset: properties::reset(cluster, subscription),
             read: Mutex::new(stored_progress(catalog, subscription)),
-            status,
+            status: self.status(id),
             resolved: self.shared.resolved.clone(),
+            is_answered: AtomicBool::new(false),
             changed: changed.clone(),
-            hurry: self.hurry.clone(),
+            hurry: self.shared.hurry.clone(),
             troubles: self.shared.troubles.clone(),
         };
         let (its_leave, its_done) = (leave.clone(), done.clone());
         self.shared.env.tasks.spawn(Box::pin(async move {
-            its_done.set(supervise(&task, before, &its_leave).await);
+            supervise(&task, before, &its_leave).await;
+            its_done.set(());
         }));
-        self.running.insert(id, Running { spec, place, leave, done, changed });
+        self.running.insert(id, Running { spec, place, is_closing: false, leave, done, changed });
     }
 }
 
-/// Runs a subscription's task once those whose place it takes have ended, and again after a panic. Says what [`Task::run`] does.
-async fn supervise(task: &Task, before: Vec<Latch<bool>>, leave: &Latch<Leave>) -> bool {
+/// Runs a subscription's task once those whose place it takes have ended, then ends it where it is deleted; again after a panic.
+async fn supervise(task: &Task, before: Vec<(SubscriptionId, Latch<()>)>, leave: &Latch<Leave>) {
     let waiting = async {
-        for done in before {
+        for (id, done) in before {
+            if done.get().is_none() && id != task.spec.subscription {
+                task.status.waiting(format!("it begins once subscription {id}, in whose place it reads, has ended"));
+            }
             done.wait().await;
         }
     };
@@ -478,14 +491,20 @@ async fn supervise(task: &Task, before: Vec<Latch<bool>>, leave: &Latch<Leave>) 
         biased;
         // Whoever comes next has to wait for the same.
         () = waiting => None,
-        how = leave.wait() => Some(how),
+        how = leave.wait() => Some(Left::from(how)),
     };
     let mut backoff = Backoff::default();
-    while left.is_none() {
-        let panic = match AssertUnwindSafe(task.run(leave)).catch_unwind().await {
-            Ok(is_told) => return is_told,
-            Err(panic) => panic,
+    loop {
+        let life = async {
+            let left = match left {
+                Some(left) => left,
+                None => task.run(leave).await,
+            };
+            if left != Left::Stopped {
+                task.end(left).await;
+            }
         };
+        let Err(panic) = AssertUnwindSafe(life).catch_unwind().await else { return };
         task.troubles.panicked();
         let message = panic_message(&*panic);
         let (subscription, topic, delay) = (task.spec.subscription, &*task.spec.topic, backoff.next_delay());
@@ -493,18 +512,18 @@ async fn supervise(task: &Task, before: Vec<Latch<bool>>, leave: &Latch<Leave>) 
         task.status.left();
         task.status
             .failed(&SourceError::new(ErrorKind::Unavailable, format!("a broken invariant, it is tried again: {message}")));
-        left = tokio::select! {
+        tokio::select! {
             biased;
-            how = leave.wait() => Some(how),
-            () = task.env.clock.sleep(delay) => None,
-        };
+            // The next start goes on.
+            () = task.hurry.wait() => return,
+            () = task.env.clock.sleep(delay) => {}
+        }
+        left = leave.get().map(Left::from);
     }
-    // Before the first session, and after one that panicked: watermarks say what was taken beyond what was stored.
-    left == Some(Leave::Close) && task.close_unread().await
 }
 
 /// Where reading goes on.
-fn stored_progress(catalog: &Catalog, subscription: &Subscription) -> Progress {
+pub(crate) fn stored_progress(catalog: &Catalog, subscription: &Subscription) -> Progress {
     let (first, last) = (opening::stream(subscription, i32::MIN), opening::stream(subscription, i32::MAX));
     let stored = catalog.positions.range(first..=last).map(|(stream, position)| (stream.partition, *position));
     Progress { topic_id: subscription.topic_id, epoch: subscription.epoch, positions: stored.collect() }

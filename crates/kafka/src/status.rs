@@ -27,16 +27,19 @@ pub enum Stage {
     Paused,
     /// Tries again, but somebody has to change something.
     Failing,
+    /// It is deleted, and reads nothing: it is listed until its group knows how far it has read.
+    Closing,
 }
 
 impl Stage {
-    /// `running`, `waiting`, `paused` or `failing`.
+    /// `running`, `waiting`, `paused`, `failing` or `closing`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Waiting => "waiting",
             Self::Paused => "paused",
             Self::Failing => "failing",
+            Self::Closing => "closing",
         }
     }
 }
@@ -101,21 +104,35 @@ impl StatusCell {
 
     /// `note`: what is wrong with single Kafka partitions.
     pub(crate) fn running(&self, note: Option<String>) {
-        let mut inner = lock(&self.0);
-        inner.stage = Stage::Running;
-        inner.last_error = note;
+        self.set(Stage::Running, note);
+    }
+
+    pub(crate) fn waiting(&self, why: String) {
+        self.set(Stage::Waiting, Some(why));
     }
 
     pub(crate) fn paused(&self, why: String) {
-        let mut inner = lock(&self.0);
-        inner.stage = Stage::Paused;
-        inner.last_error = Some(why);
+        self.set(Stage::Paused, Some(why));
     }
 
     pub(crate) fn failed(&self, error: &SourceError) {
+        let stage = if error.kind == ErrorKind::Refused { Stage::Failing } else { Stage::Waiting };
+        self.set(stage, Some(error.message.clone()));
+    }
+
+    /// It is deleted: nothing else is said of it from now on. `why`: what its end waits for.
+    pub(crate) fn closing(&self, why: Option<String>) {
         let mut inner = lock(&self.0);
-        inner.stage = if error.kind == ErrorKind::Refused { Stage::Failing } else { Stage::Waiting };
-        inner.last_error = Some(error.message.clone());
+        inner.stage = Stage::Closing;
+        inner.last_error = why;
+    }
+
+    fn set(&self, stage: Stage, last_error: Option<String>) {
+        let mut inner = lock(&self.0);
+        if inner.stage != Stage::Closing {
+            inner.stage = stage;
+            inner.last_error = last_error;
+        }
     }
 
     pub(crate) fn assigned(&self, partition: i32, tracker: SharedTracker, high: i64) {

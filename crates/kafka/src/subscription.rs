@@ -1,19 +1,19 @@
 //! The task of one subscription: it opens a session, and another one whenever that ends, until it is told to leave.
 //!
 //! Owns: back-off between sessions, and what a session needs before its first fetch: the topic, the epoch, the starts, all durable
-//! (rules K1, K4 and K7). Does not own: what happens while it reads (`session`).
+//! (rules K1, K4 and K7). Does not own: what happens while it reads (`session`), or how a deleted one ends (`closing`).
 
 use crate::admission::{Admission, ParkedTotal};
 use crate::backoff::Backoff;
 use crate::latch::Latch;
-use crate::opening::{self, Plan};
+use crate::opening::{self, Asked, Plan};
 use crate::properties::Reset;
-use crate::session::{LAST_COMMIT_INTERVAL, LAST_COMMIT_TIMEOUT, Positions, Progress, Session, ahead_of};
+use crate::session::{Positions, Progress, Session};
 use crate::source::{ErrorKind, RecordSource, SourceClient, SourceError, SourceSpec, TopicInfo};
-use crate::sources::{Mutant, Settings, Troubles, Waiters};
+use crate::sources::{CREATED_TIMEOUT, Mutant, Settings, Troubles, Waiters, stored_progress};
 use crate::status::{StatusCell, lock};
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use surefoot_env::{Env, Wake};
 use surefoot_model::catalog::{CatalogEvent, Subscription};
@@ -23,6 +23,9 @@ use tokio::sync::Mutex;
 /// The longest that leaving a group may hold up a stop or the next session.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Clocks of producers may be behind by as much: with `latest` that is found late, so much more is read.
+const LATEST_SLACK_MS: u64 = 10_000;
+
 /// How a task is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leave {
@@ -30,6 +33,27 @@ pub(crate) enum Leave {
     Stop,
     /// The subscription is deleted (rule K10).
     Close,
+}
+
+/// How a task has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Reading goes on where it was, in another task or after the next start.
+    Stopped,
+    /// The subscription is deleted, and what ends it is still to be done.
+    Unclosed,
+    /// The subscription is deleted, closed in every partition, and its group knows.
+    Told,
+}
+
+impl From<Leave> for Left {
+    /// Of a task that reads nothing.
+    fn from(leave: Leave) -> Self {
+        match leave {
+            Leave::Stop => Self::Stopped,
+            Leave::Close => Self::Unclosed,
+        }
+    }
 }
 
 /// Why a session ended.
@@ -74,6 +98,8 @@ pub(crate) struct Task {
     pub(crate) read: std::sync::Mutex<Progress>,
     pub(crate) status: StatusCell,
     pub(crate) resolved: Arc<Waiters>,
+    /// Who waited for its start offsets has been told.
+    pub(crate) is_answered: AtomicBool,
     /// Woken after each change of the catalog.
     pub(crate) changed: Wake,
     /// Set when the node stops: what takes long is cut short.
@@ -89,8 +115,8 @@ pub(crate) struct Opened {
 }
 
 impl Task {
-    /// Reads until `leave` is set, then leaves. Says whether it is closed and its group knows how far it has read.
-    pub(crate) async fn run(&self, leave: &Latch<Leave>) -> bool {
+    /// Reads until `leave` is set, then leaves.
+    pub(crate) async fn run(&self, leave: &Latch<Leave>) -> Left {
         let mut backoff = Backoff::default();
         let mut last_message = String::new();
         loop {
@@ -99,9 +125,9 @@ impl Task {
                 Err(error) => (End::Failed(error), false),
             };
             let error = match end {
-                (End::Left(Leave::Close), is_told) => return is_told,
-                // What it noticed first was a deletion, or the node's end.
-                (End::Left(Leave::Stop), _) => return leave.wait().await == Leave::Close && self.close_unread().await,
+                (End::Left(Leave::Close), true) => return Left::Told,
+                // What it noticed first may have been a deletion, or the node's end.
+                (End::Left(_), _) => return leave.wait().await.into(),
                 (End::Again(why), _) => {
                     tracing::info!(subscription = %self.spec.subscription, topic = &*self.spec.topic, why, "the subscription starts over");
                     continue;
@@ -111,7 +137,7 @@ impl Task {
             self.status.failed(&error);
             if error.kind == ErrorKind::Refused {
                 // Waiting longer would not help whoever waits for the start.
-                self.resolved.fire(self.spec.subscription);
+                self.answer();
             }
             let delay = backoff.next_delay();
             let (subscription, topic, delay_ms) = (self.spec.subscription, &*self.spec.topic, delay.as_millis() as u64);
@@ -124,7 +150,7 @@ impl Task {
             tokio::select! {
                 biased;
                 // Nothing is open.
-                how = leave.wait() => return how == Leave::Close && self.close_unread().await,
+                how = leave.wait() => return how.into(),
                 // Nothing is lost with a delay.
                 () = self.env.clock.sleep(delay) => {}
             }
@@ -167,81 +193,6 @@ impl Task {
         (end, is_told)
     }
 
-    /// Closes it in every partition, and says where one in its place goes on: `read` is what is known of that; what was taken in an
-    /// earlier session or life, and read again since or not, only watermarks know.
-    pub(crate) async fn close_source(&self, read: &Progress) -> Result<Positions, Stopped> {
-        let id = self.spec.subscription;
-        // Once that is applied everything before it is.
-        self.admission.open_source(id, read.epoch).await?;
-        let taken = self.admission.watermarks(id, read.epoch).await?;
-        self.admission.close_source(id).await?;
-        let mut positions: BTreeMap<i32, i64> = read.positions.iter().copied().collect();
-        for (stream, offset) in taken.into_iter().filter(|(stream, _)| stream.topic == read.topic_id) {
-            let position = positions.entry(stream.partition).or_insert(offset + 1);
-            *position = (*position).max(offset + 1);
-        }
-        Ok(positions.into_iter().collect())
-    }
-
-    /// The end of a deleted subscription that no session reads (rule K10). Says whether its group knows how far it has been read.
-    pub(crate) async fn close_unread(&self) -> bool {
-        let read = lock(&self.read).clone();
-        // Where the node stops, the next start closes it.
-        let Ok(positions) = self.close_source(&read).await else { return false };
-        let committing = async {
-            loop {
-                let Err(error) = self.commit_unread(read.topic_id, &positions).await else { return };
-                if error.kind == ErrorKind::TopicMissing {
-                    return; // there is nothing left to read
-                }
-                tracing::debug!(subscription = %self.spec.subscription, %error, "the last commit of a deleted subscription");
-                self.env.clock.sleep(LAST_COMMIT_INTERVAL).await;
-            }
-        };
-        let timeout = async {
-            tokio::select! {
-                biased;
-                // It was told what was stored before.
-                () = self.hurry.wait() => {}
-                () = self.env.clock.sleep(LAST_COMMIT_TIMEOUT) => {}
-            }
-        };
-        tokio::select! {
-            biased;
-            () = committing => true,
-            // Commits that were sent may arrive all the same, and are right.
-            () = timeout => {
-                tracing::warn!(
-                    subscription = %self.spec.subscription, topic = &*self.spec.topic,
-                    "the group of a deleted subscription was not told how far it has read: who reads in its place may repeat Kafka records"
-                );
-                false
-            }
-        }
-    }
-
-    async fn commit_unread(&self, topic_id: u128, read: &Positions) -> Result<(), SourceError> {
-        if read.is_empty() {
-            return Ok(());
-        }
-        let mut source = self.client.open(&self.spec)?;
-        let committed = match source.topic().await {
-            // Commits would count for another topic.
-            Ok(topic) if topic.id != topic_id => Ok(()),
-            Ok(_) => {
-                let partitions: Vec<i32> = read.iter().map(|(partition, _)| *partition).collect();
-                match source.committed(&partitions).await.map(|committed| ahead_of(&committed, read.clone())) {
-                    Ok(ahead) if ahead.is_empty() => Ok(()),
-                    Ok(ahead) => source.commit_now(&ahead).await,
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        };
-        source.close().await;
-        committed
-    }
-
     /// Everything that has to be durable before the first fetch.
     async fn open(&self, source: &mut dyn RecordSource) -> Result<Opened, End> {
         let reset = self.reset.clone()?;
@@ -262,7 +213,7 @@ impl Task {
         let (subscription, catalog) = (self.subscription()?, self.admission.catalog());
         let is_new = |partition: &i32| !catalog.positions.contains_key(&opening::stream(&subscription, *partition));
         let new: Vec<i32> = topic.partitions.iter().map(|p| p.partition).filter(is_new).collect();
-        let committed = self.committed(source, &new).await?;
+        let asked = self.ask_new(source, &subscription, &new, reset).await?;
         let plan = {
             let _edit = self.catalog_edit.lock().await;
             let subscription = self.subscription()?;
@@ -275,7 +226,7 @@ impl Task {
             if mutant == Mutant::MissingAtEnd && known.topic_id == 0 {
                 known.resolved = false;
             }
-            let plan = opening::plan(&catalog, &known, &topic, &committed, reset)?;
+            let plan = opening::plan(&catalog, &known, &topic, &asked, reset)?;
             if plan.subscription != *subscription || !plan.positions.is_empty() {
                 let event = CatalogEvent::SubscriptionStored(plan.subscription.clone(), plan.positions.clone());
                 self.admission.change_catalog(event).await?;
@@ -286,7 +237,7 @@ impl Task {
             let (subscription, topic, epoch) = (self.spec.subscription, &*self.spec.topic, plan.subscription.epoch);
             tracing::warn!(%subscription, topic, epoch, "{finding}");
         }
-        self.resolved.fire(self.spec.subscription);
+        self.answer();
         let opening = self.admission.open_source(self.spec.subscription, plan.subscription.epoch);
         if mutant == Mutant::FetchBeforeOpen {
             let late = self.env.clock.sleep(Duration::from_millis(100));
@@ -302,12 +253,48 @@ impl Task {
         Ok(Opened { plan, topic, parked })
     }
 
+    /// What has to be known of Kafka partitions without a position.
+    async fn ask_new(
+        &self,
+        source: &mut dyn RecordSource,
+        subscription: &Subscription,
+        new: &[i32],
+        reset: Reset,
+    ) -> Result<Asked, SourceError> {
+        let committed = self.committed(source, new).await?;
+        let is_late = reset == Reset::Latest && !subscription.resolved && self.may_be_answered(subscription);
+        let open: Vec<i32> =
+            new.iter().copied().filter(|partition| committed.iter().all(|(known, _)| known != partition)).collect();
+        let latest = if is_late && !open.is_empty() {
+            source.since(&open, subscription.created_at.0.saturating_sub(LATEST_SLACK_MS)).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Asked { committed, latest })
+    }
+
+    /// Whether who created it may have its answer: what is produced from then on is read, though `latest` is only found now (rule K4).
+    fn may_be_answered(&self, subscription: &Subscription) -> bool {
+        let has_waited = self.env.clock.now_ms() >= subscription.created_at.0 + CREATED_TIMEOUT.as_millis() as u64;
+        let catalog = self.admission.catalog();
+        let has_begun = subscription.topic_id != 0 || !stored_progress(&catalog, subscription).positions.is_empty();
+        has_waited || has_begun || self.is_answered.load(Ordering::Relaxed)
+    }
+
+    fn answer(&self) {
+        self.is_answered.store(true, Ordering::Relaxed);
+        self.resolved.fire(self.spec.subscription);
+    }
+
     /// What the group has committed of Kafka partitions that were not read yet: by another program, or by a subscription in whose place
     /// this one reads (rule K10).
     pub(crate) async fn committed(&self, source: &mut dyn RecordSource, partitions: &[i32]) -> Result<Positions, SourceError> {
-        // A group of the subscription's own name has no past.
-        let is_own = self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string());
-        if is_own || partitions.is_empty() { Ok(Vec::new()) } else { source.committed(partitions).await }
+        if self.has_own_group() || partitions.is_empty() { Ok(Vec::new()) } else { source.committed(partitions).await }
+    }
+
+    /// A group of the subscription's own name has no past, and no future.
+    pub(crate) fn has_own_group(&self) -> bool {
+        self.spec.properties.get("group.id").is_none_or(|group| *group == self.spec.subscription.to_string())
     }
 
     /// A topic that is missing when its subscription is created is read from its start once it appears (rule K4).
@@ -318,11 +305,13 @@ impl Task {
             let resolved = Subscription { resolved: true, ..(*subscription).clone() };
             self.admission.change_catalog(CatalogEvent::SubscriptionStored(resolved, Vec::new())).await?;
         }
-        self.resolved.fire(self.spec.subscription);
+        self.answer();
         Ok(())
     }
 
     fn subscription(&self) -> Result<Arc<Subscription>, End> {
-        self.admission.catalog().subscriptions.get(&self.spec.subscription).cloned().ok_or(End::Left(Leave::Stop))
+        let found = self.admission.catalog().subscriptions.get(&self.spec.subscription).cloned();
+        // Nothing of one that is deleted is stored any more but how it ends.
+        found.filter(|subscription| subscription.closing.is_none()).ok_or(End::Left(Leave::Stop))
     }
 }

@@ -6,7 +6,8 @@ use crate::source::{
 };
 use crate::status::lock;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Wake};
 use surefoot_model::catalog::{
@@ -37,6 +38,7 @@ pub(crate) fn subscription() -> Subscription {
         epoch: 0,
         topic_id: 0,
         resolved: false,
+        closing: None,
     }
 }
 
@@ -110,8 +112,6 @@ struct NodeInner {
     waiting: Mutex<Vec<(Durable, Lsn)>>,
     opened: Mutex<Vec<u32>>,
     closed: Mutex<Vec<SubscriptionId>>,
-    /// Opened by an earlier life.
-    left_open: Mutex<BTreeSet<SubscriptionId>>,
     /// What partitions say they took.
     watermarks: Mutex<BTreeMap<StreamId, i64>>,
     state: Mutex<NodeState>,
@@ -138,7 +138,6 @@ impl Node {
             waiting: Mutex::default(),
             opened: Mutex::default(),
             closed: Mutex::default(),
-            left_open: Mutex::default(),
             watermarks: Mutex::default(),
             state: Mutex::new(NodeState {
                 is_open: true,
@@ -192,10 +191,6 @@ impl Node {
 
     pub(crate) fn opened(&self) -> Vec<u32> {
         lock(&self.0.opened).clone()
-    }
-
-    pub(crate) fn leave_open(&self, subscription: SubscriptionId) {
-        lock(&self.0.left_open).insert(subscription);
     }
 
     pub(crate) fn set_watermarks(&self, watermarks: impl IntoIterator<Item = (StreamId, i64)>) {
@@ -279,6 +274,10 @@ impl Admission for Node {
                 catalog.positions.extend(positions);
             }
             CatalogEvent::PositionsAdvanced(positions) => catalog.positions.extend(positions),
+            CatalogEvent::SubscriptionDeleted(id) => {
+                catalog.subscriptions.remove(&id);
+                catalog.positions.retain(|stream, _| stream.subscription != id);
+            }
             other => panic!("no source stores {other:?}"),
         });
         Box::pin(std::future::ready(Ok(())))
@@ -299,10 +298,6 @@ impl Admission for Node {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn sources(&self) -> BoxFuture<Result<BTreeSet<SubscriptionId>, Stopped>> {
-        Box::pin(std::future::ready(Ok(lock(&self.0.left_open).clone())))
-    }
-
     fn watermarks(&self, _: SubscriptionId, _: u32) -> BoxFuture<Result<BTreeMap<StreamId, i64>, Stopped>> {
         Box::pin(std::future::ready(Ok(lock(&self.0.watermarks).clone())))
     }
@@ -316,6 +311,7 @@ impl Admission for Node {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Opened(BTreeMap<String, String>),
+    AskedSince(Vec<i32>, u64),
     Subscribed,
     Assigned(Vec<(i32, i64)>),
     Released(Vec<i32>),
@@ -333,6 +329,10 @@ pub(crate) struct Broker(Arc<BrokerInner>);
 struct BrokerInner {
     topic: Mutex<Result<TopicInfo, SourceError>>,
     committed: Mutex<Vec<(i32, i64)>>,
+    /// What it says of the first Kafka records since a time.
+    since: Mutex<Vec<(i32, i64)>>,
+    /// Only a member may commit.
+    refuses_strangers: AtomicBool,
     told: Mutex<Vec<Told>>,
     events: Mutex<VecDeque<SourceEvent>>,
     event: Notify,
@@ -346,6 +346,8 @@ impl Broker {
         Self(Arc::new(BrokerInner {
             topic: Mutex::new(topic),
             committed: Mutex::default(),
+            since: Mutex::default(),
+            refuses_strangers: AtomicBool::new(false),
             told: Mutex::default(),
             events: Mutex::default(),
             event: Notify::new(),
@@ -365,6 +367,15 @@ impl Broker {
 
     pub(crate) fn set_committed(&self, committed: &[(i32, i64)]) {
         *lock(&self.0.committed) = committed.to_vec();
+    }
+
+    pub(crate) fn set_since(&self, since: &[(i32, i64)]) {
+        *lock(&self.0.since) = since.to_vec();
+    }
+
+    /// As where the group has members, or waits for one that was killed.
+    pub(crate) fn refuse_strangers(&self) {
+        self.0.refuses_strangers.store(true, Ordering::Relaxed);
     }
 
     /// Kafka records' batches that were not asked for yet.
@@ -407,6 +418,11 @@ impl RecordSource for Broker {
 
     fn committed(&mut self, _: &[i32]) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
         Box::pin(std::future::ready(Ok(lock(&self.0.committed).clone())))
+    }
+
+    fn since(&mut self, partitions: &[i32], timestamp_ms: u64) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
+        self.tell(Told::AskedSince(partitions.to_vec(), timestamp_ms));
+        Box::pin(std::future::ready(Ok(lock(&self.0.since).clone())))
     }
 
     fn subscribe(&mut self) -> Result<(), SourceError> {
@@ -454,6 +470,15 @@ impl RecordSource for Broker {
     }
 
     fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>> {
+        let told = self.told();
+        let life = told.rsplit(|told| matches!(told, Told::Opened(_))).next().unwrap_or_default();
+        if self.0.refuses_strangers.load(Ordering::Relaxed) && !life.contains(&Told::Subscribed) {
+            return Box::pin(std::future::ready(Err(SourceError::new(crate::ErrorKind::Unavailable, "an unknown member"))));
+        }
+        let mut committed = lock(&self.0.committed);
+        committed.retain(|(partition, _)| positions.iter().all(|(told, _)| told != partition));
+        committed.extend(positions);
+        drop(committed);
         self.tell(Told::CommittedNow(positions.to_vec()));
         Box::pin(std::future::ready(Ok(())))
     }

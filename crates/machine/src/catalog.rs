@@ -7,7 +7,7 @@ use crate::apply::Context;
 use crate::chore::Chore;
 use crate::{CatalogKey, CatalogRow, CatalogRows, Effect, State, StateError, chore};
 use std::sync::Arc;
-use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, Service};
+use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, Service, Subscription};
 use surefoot_model::{DeploymentId, StreamId, SubscriptionId};
 
 pub(crate) fn changed<S: State>(cx: &mut Context<S>, event: &CatalogEvent) -> Result<(), StateError> {
@@ -25,6 +25,12 @@ pub(crate) fn changed<S: State>(cx: &mut Context<S>, event: &CatalogEvent) -> Re
             // Positions of earlier epochs are of no use any more.
             forget_positions(cx, subscription.id, subscription.epoch)?;
             put_positions(cx, positions);
+        }
+        CatalogEvent::SubscriptionClosing(id, closing) => {
+            let key = CatalogKey::Subscription(*id);
+            if let Some(CatalogRow::Subscription(subscription)) = cx.state.get::<CatalogRows>(&key)? {
+                put(cx, key, CatalogRow::Subscription(Subscription { closing: Some(*closing), ..subscription }));
+            }
         }
         CatalogEvent::SubscriptionDeleted(id) => {
             cx.state.delete::<CatalogRows>(&CatalogKey::Subscription(*id));
@@ -112,6 +118,11 @@ pub fn update(catalog: &mut Catalog, event: &CatalogEvent) {
             catalog.subscriptions.insert(id, Arc::new(subscription.clone()));
             catalog.positions.retain(|stream, _| stream.subscription != id || stream.epoch >= epoch);
             catalog.positions.extend(positions.iter().copied());
+        }
+        CatalogEvent::SubscriptionClosing(id, closing) => {
+            if let Some(subscription) = catalog.subscriptions.get_mut(id) {
+                Arc::make_mut(subscription).closing = Some(*closing);
+            }
         }
         CatalogEvent::SubscriptionDeleted(id) => {
             catalog.subscriptions.remove(id);

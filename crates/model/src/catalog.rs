@@ -227,6 +227,21 @@ pub struct Subscription {
     /// (rule K4).
     #[n(9)]
     pub resolved: bool,
+    /// Set once it is deleted. It stays listed, with its positions, until it has ended (rule K10).
+    #[n(10)]
+    pub closing: Option<Closing>,
+}
+
+/// When a deleted subscription has ended (rule K10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Closing {
+    /// Once it is closed everywhere and its group knows how far it has read.
+    #[n(0)]
+    Told,
+    /// Once it is closed everywhere: an operator lets it go, whatever its group knows.
+    #[n(1)]
+    Forced,
 }
 
 /// What holds where neither handler nor service sets an option. Times in milliseconds.
@@ -347,10 +362,14 @@ pub enum CatalogEvent {
     /// New, or changed; positions of streams are stored with it.
     #[n(4)]
     SubscriptionStored(#[n(0)] Subscription, #[n(1)] Vec<(StreamId, i64)>),
+    /// A deleted subscription has ended: nothing is left of it.
     #[n(5)]
     SubscriptionDeleted(#[n(0)] SubscriptionId),
     #[n(6)]
     PositionsAdvanced(#[n(0)] Vec<(StreamId, i64)>),
+    /// It is deleted: its source stops and closes it, and only then its row goes (rule K10).
+    #[n(7)]
+    SubscriptionClosing(#[n(0)] SubscriptionId, #[n(1)] Closing),
 }
 
 impl Eq for CatalogEvent {}

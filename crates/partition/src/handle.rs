@@ -15,7 +15,7 @@ use crate::query::{
 use crate::settings::{Mutant, Settings};
 use crate::views::Lent;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use surefoot_env::{Env, Wake, yield_now};
@@ -376,28 +376,6 @@ impl Partitions {
     /// [`Self::open_source`] does: what was appended before is durable by then.
     pub async fn close_source(&self, subscription: SubscriptionId) -> Result<(), Stopped> {
         self.append_everywhere(|| Event::SourceClosed { subscription }).await
-    }
-
-    /// Subscriptions that a partition has recorded as opened and not as closed; those that have stopped cannot say.
-    pub async fn sources(&self) -> Result<BTreeSet<SubscriptionId>, Stopped> {
-        let mut all = BTreeSet::new();
-        for partition in (0..self.count()).map(PartitionId) {
-            let Some(view) = unless_stopped(self.view(partition).await)? else { continue };
-            let mut from = SubscriptionId(0);
-            loop {
-                let read = self.read(&view, |reader| query::sources(reader, from));
-                let Some((found, is_last)) = unless_stopped(read)? else { break };
-                if let Some(last) = found.last() {
-                    from = SubscriptionId(last.0.saturating_add(1));
-                }
-                all.extend(found);
-                if is_last {
-                    break;
-                }
-                yield_now().await;
-            }
-        }
-        Ok(all)
     }
 
     /// Of each stream of a subscription's epoch the highest offset that was taken, as far as it was applied; what partitions that

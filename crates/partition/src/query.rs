@@ -194,12 +194,6 @@ pub(crate) fn parked(reader: &Reader<'_>, subscription: SubscriptionId, number: 
     reader.get::<Parked>(&ParkedKey { subscription, number })?.ok_or_else(gone)
 }
 
-/// Subscriptions that are recorded, from one on: one piece, and whether it is the last.
-pub(crate) fn sources(reader: &Reader<'_>, from: SubscriptionId) -> Result<(Vec<SubscriptionId>, bool), StateError> {
-    let piece = reader.scan_within::<Sources>(&from, None, STEP)?;
-    Ok((piece.rows.into_iter().map(|(id, _)| id).collect(), piece.is_last))
-}
-
 /// The watermarks of a subscription's streams in one epoch, from one on: one piece, and whether it is the last.
 pub(crate) fn watermarks(reader: &Reader<'_>, from: StreamId) -> Result<(Vec<(StreamId, i64)>, bool), StateError> {
     let to = StreamId { epoch: from.epoch + 1, topic: 0, partition: 0, ..from };

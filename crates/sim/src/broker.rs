@@ -56,6 +56,8 @@ struct KafkaPartition {
     high: i64,
     /// By offset; some offsets have none, as where a transaction ended.
     records: BTreeMap<i64, (Option<Bytes>, Bytes)>,
+    /// When each of them came, in milliseconds.
+    times: BTreeMap<i64, u64>,
 }
 
 #[derive(Default)]
@@ -148,6 +150,7 @@ impl Broker {
 
     /// Puts a record at the end of one of the topic's Kafka partitions; `choice` picks it. Absent: not now.
     pub(crate) fn produce(&self, topic: &'static str, choice: u64, key: Option<Bytes>, value: Bytes) -> Option<Place> {
+        let now_ms = self.executor.now_ms();
         let state = &mut *self.lock();
         if state.is_down {
             return None;
@@ -162,6 +165,7 @@ impl Broker {
         log.high += skips;
         let offset = log.high;
         log.records.insert(offset, (key, value));
+        log.times.insert(offset, now_ms);
         log.high += 1;
         let place = Place { topic: of.id, partition: partition as i32, offset };
         state.members.values().filter(|member| member.topic == topic).for_each(|member| member.wake.notify_one());
@@ -391,6 +395,18 @@ impl Broker {
         partitions.iter().filter_map(|partition| Some((*partition, *committed(partition)?))).collect()
     }
 
+    pub(crate) fn since(&self, id: u64, partitions: &[i32], timestamp_ms: u64) -> Vec<(i32, i64)> {
+        let state = self.lock();
+        let Some(topic) = state.members.get(&id).and_then(|member| state.topics.get(member.topic.as_str())) else {
+            return Vec::new();
+        };
+        let first = |partition: &i32| {
+            let log = topic.partitions.get(*partition as usize).filter(|_| topic.leaderless != Some(*partition))?;
+            log.times.iter().find(|(_, at)| **at >= timestamp_ms).map(|(offset, _)| (*partition, *offset))
+        };
+        partitions.iter().filter_map(first).collect()
+    }
+
     pub(crate) fn next(&self, id: u64, takes_records: bool) -> Next {
         let state = &mut *self.lock();
         let latency = match state.rng.below(8) {
@@ -467,6 +483,10 @@ impl Broker {
             let state = &mut *self.lock();
             if state.rng.below(6) == 0 {
                 return Err(SourceError::new(ErrorKind::Unavailable, "the group is rebalancing"));
+            }
+            let group = state.members.get(&id).and_then(|member| state.groups.get(&member.group));
+            if group.is_some_and(|group| group.member != Some(id) && !(group.member.is_none() && group.held.is_empty())) {
+                return Err(SourceError::new(ErrorKind::Unavailable, "it is no member, and the group has some"));
             }
         }
         self.commit_as(id, positions, false);
@@ -578,6 +598,7 @@ impl State {
                 let read = readers.map(|group| group.committed.get(&(topic.id, partition)).copied().unwrap_or(0)).min();
                 log.low = log.low.max(read.unwrap_or(0));
                 log.records = log.records.split_off(&log.low);
+                log.times = log.times.split_off(&log.low);
             }
         }
     }

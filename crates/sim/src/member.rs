@@ -53,6 +53,11 @@ impl RecordSource for Member {
         self.ask(move |broker| Ok(broker.committed(id, &partitions)))
     }
 
+    fn since(&mut self, partitions: &[i32], timestamp_ms: u64) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
+        let (id, partitions) = (self.id, partitions.to_vec());
+        self.ask(move |broker| Ok(broker.since(id, &partitions, timestamp_ms)))
+    }
+
     fn subscribe(&mut self) -> Result<(), SourceError> {
         self.broker.subscribe(self.id);
         Ok(())

@@ -9,12 +9,13 @@
               that are not UTF-8"
 )]
 
-use super::{explain, kind};
+use super::Callbacks;
+use super::words::{Words, kind};
 use crate::source::{ErrorKind, KafkaRecord, SourceError};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use rdkafka::bindings::{self as ffi, rd_kafka_resp_err_t};
-use rdkafka::client::{Client, ClientContext};
+use rdkafka::client::Client;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
@@ -29,11 +30,13 @@ const TAKE_MAX: usize = 64;
 /// How much later than librdkafka's own time limit we stop waiting for its answer.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
-/// Which end of a Kafka partition.
+/// Which offset of a Kafka partition.
 #[derive(Clone, Copy)]
 pub(super) enum Bound {
     Low,
     High,
+    /// Of the first Kafka record that is not older than this, in milliseconds since the Unix epoch; negative where there is none.
+    Since(i64),
 }
 
 /// Something of librdkafka's that we have to give back.
@@ -66,6 +69,7 @@ pub(super) struct Fetched {
     queue: Owned<ffi::rd_kafka_queue_t>,
     /// What the queue's callback is given; kept until the callback is gone.
     _arrived: Arc<AtomicWaker>,
+    words: Words,
 }
 
 // SAFETY: librdkafka's queues may be used from any thread, and by several at once.
@@ -91,7 +95,7 @@ pub(super) enum Other {
 
 impl Fetched {
     /// A queue of this client; `arrived` is woken when something comes to it while it is empty.
-    pub(super) fn new<C: ClientContext>(client: &Client<C>, arrived: Arc<AtomicWaker>) -> Result<Self, SourceError> {
+    pub(super) fn new(client: &Client<Callbacks>, arrived: Arc<AtomicWaker>) -> Result<Self, SourceError> {
         unsafe extern "C" fn wake(_: *mut ffi::rd_kafka_t, arrived: *mut c_void) {
             // SAFETY: `arrived` is the waker below, which lives until this callback is taken away, and is only shared.
             unsafe { &*arrived.cast_const().cast::<AtomicWaker>() }.wake();
@@ -102,25 +106,16 @@ impl Fetched {
         unsafe {
             ffi::rd_kafka_queue_cb_event_enable(queue.as_ptr(), Some(wake), Arc::as_ptr(&arrived).cast_mut().cast::<c_void>());
         }
-        Ok(Self { queue, _arrived: arrived })
+        Ok(Self { queue, _arrived: arrived, words: client.context().words.clone() })
     }
 
     /// From now on Kafka records of these Kafka partitions come to this queue, after those that were fetched before.
-    pub(super) fn forward<C: ClientContext>(
-        &self,
-        client: &Client<C>,
-        topic: &str,
-        partitions: &[i32],
-    ) -> Result<(), SourceError> {
+    pub(super) fn forward(&self, client: &Client<Callbacks>, topic: &str, partitions: &[i32]) -> Result<(), SourceError> {
         forward(client, topic, partitions, self.queue.as_ptr())
     }
 
     /// From now on they wait in a queue of their own.
-    pub(super) fn stop_forwarding<C: ClientContext>(
-        client: &Client<C>,
-        topic: &str,
-        partitions: &[i32],
-    ) -> Result<(), SourceError> {
+    pub(super) fn stop_forwarding(client: &Client<Callbacks>, topic: &str, partitions: &[i32]) -> Result<(), SourceError> {
         forward(client, topic, partitions, ptr::null_mut())
     }
 
@@ -152,9 +147,8 @@ impl Fetched {
                     }
                     code => {
                         // SAFETY: the words belong to the message and are copied while it is alive.
-                        let words = || unsafe { text(ffi::rd_kafka_message_errstr(message.as_ptr())) };
-                        let code = RDKafkaErrorCode::from(code);
-                        taken.others.push(Other::Failed(SourceError::new(kind(code), format!("{code}: {}", words()))));
+                        let words = unsafe { text(ffi::rd_kafka_message_errstr(message.as_ptr())) };
+                        taken.others.push(Other::Failed(self.words.error(RDKafkaErrorCode::from(code), &words)));
                     }
                 }
             }
@@ -175,8 +169,8 @@ impl Drop for Fetched {
 }
 
 /// Forwards the queues of these Kafka partitions to `to`, or to nothing.
-fn forward<C: ClientContext>(
-    client: &Client<C>,
+fn forward(
+    client: &Client<Callbacks>,
     topic: &str,
     partitions: &[i32],
     to: *mut ffi::rd_kafka_queue_t,
@@ -213,15 +207,12 @@ fn record(message: &Owned<ffi::rd_kafka_message_t>, head: &ffi::rd_kafka_message
 
 /// The topic's id (0 where the broker gives none) and its Kafka partitions. Asks a broker that leads one of them: librdkafka would
 /// wait for the controller, which may be away for a while when nothing else is, and which its mock cluster lacks.
-pub(super) fn describe<C: ClientContext>(
-    client: &Client<C>,
-    topic: &str,
-    timeout: Duration,
-) -> Result<(u128, Vec<i32>), SourceError> {
-    let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| explain(&error, None))?;
+pub(super) fn describe(client: &Client<Callbacks>, topic: &str, timeout: Duration) -> Result<(u128, Vec<i32>), SourceError> {
+    let words = &client.context().words;
+    let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| words.explain(&error, None))?;
     let found = metadata.topics().first().ok_or_else(|| missing(topic))?;
     if let Some(code) = found.error() {
-        check(code, || "the brokers do not describe the topic".to_owned(), topic)?;
+        check(words, code, || "the brokers do not describe the topic".to_owned(), topic)?;
     }
     let leaders = found.partitions().iter().map(|partition| partition.leader());
     let broker = leaders
@@ -253,7 +244,7 @@ pub(super) fn describe<C: ClientContext>(
         let topic_description = *topics;
         let error = ffi::rd_kafka_TopicDescription_error(topic_description);
         if !error.is_null() {
-            check(ffi::rd_kafka_error_code(error), || text(ffi::rd_kafka_error_string(error)), topic)?;
+            check(words, ffi::rd_kafka_error_code(error), || text(ffi::rd_kafka_error_string(error)), topic)?;
         }
         let id = ffi::rd_kafka_TopicDescription_topic_id(topic_description);
         let id = if id.is_null() {
@@ -273,18 +264,19 @@ pub(super) fn describe<C: ClientContext>(
     }
 }
 
-/// One end of each of these Kafka partitions, of what may be read. One that has no leader has an error of its own.
-pub(super) fn offsets<C: ClientContext>(
-    client: &Client<C>,
+/// One offset of each of these Kafka partitions, of what may be read. One that has no leader has an error of its own.
+pub(super) fn offsets(
+    client: &Client<Callbacks>,
     topic: &str,
     partitions: &[i32],
     bound: Bound,
     timeout: Duration,
 ) -> Result<BTreeMap<i32, Result<i64, SourceError>>, SourceError> {
-    // librdkafka takes the end as the offset that it has in ListOffsets requests.
+    // librdkafka takes what is asked for as the offset that it has in ListOffsets requests.
     let offset = match bound {
         Bound::Low => Offset::Beginning,
         Bound::High => Offset::End,
+        Bound::Since(timestamp) => Offset::Offset(timestamp),
     };
     let mut list = TopicPartitionList::new();
     for partition in partitions {
@@ -315,7 +307,7 @@ pub(super) fn offsets<C: ClientContext>(
         for at in 0..count {
             let place = ffi::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(at));
             let place = place.as_ref().ok_or_else(unexpected)?;
-            let known = check(place.err, || text(ffi::rd_kafka_err2str(place.err)), topic);
+            let known = check(&client.context().words, place.err, || text(ffi::rd_kafka_err2str(place.err)), topic);
             found.insert(place.partition, known.map(|()| place.offset));
         }
         Ok(found)
@@ -338,16 +330,31 @@ fn headers(message: &Owned<ffi::rd_kafka_message_t>) -> Vec<(String, Option<Byte
             if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                 break;
             }
+            let mut name_text = text(name);
+            if is_cut(name, value) {
+                name_text.push('\0');
+            }
             let value = (!value.is_null()).then(|| Bytes::copy_from_slice(std::slice::from_raw_parts(value.cast::<u8>(), size)));
-            found.push((text(name), value));
+            found.push((name_text, value));
         }
     }
     found
 }
 
+/// Whether a header's name goes on behind a zero byte, where librdkafka lets nobody look: it would pass for another one. Its value, if it
+/// has one, lies right behind the name's own end.
+///
+/// # Safety
+/// `name` ends with zero, and lives during the call.
+unsafe fn is_cut(name: *const c_char, value: *const c_void) -> bool {
+    // SAFETY: see above. Of the value only the address is looked at.
+    let end = unsafe { name.add(CStr::from_ptr(name).count_bytes() + 1) };
+    !value.is_null() && value.addr() != end.addr()
+}
+
 /// Sends one request, to this broker or to whom librdkafka chooses, and waits for its answer.
-fn ask<C: ClientContext>(
-    client: &Client<C>,
+fn ask(
+    client: &Client<Callbacks>,
     operation: ffi::rd_kafka_admin_op_t,
     broker: Option<i32>,
     timeout: Duration,
@@ -359,17 +366,18 @@ fn ask<C: ClientContext>(
     // SAFETY: as above.
     let options = unsafe { ffi::rd_kafka_AdminOptions_new(client.native_ptr(), operation) };
     let options = Owned::new(options, ffi::rd_kafka_AdminOptions_destroy)?;
-    let mut words = [0u8; 256];
-    // SAFETY: the options are alive, and librdkafka writes at most `words.len()` bytes, the ending zero included.
+    let words = &client.context().words;
+    let mut said = [0u8; 256];
+    // SAFETY: the options are alive, and librdkafka writes at most `said.len()` bytes, the ending zero included.
     let code = unsafe {
-        ffi::rd_kafka_AdminOptions_set_request_timeout(options.as_ptr(), millis(timeout), words.as_mut_ptr().cast(), words.len())
+        ffi::rd_kafka_AdminOptions_set_request_timeout(options.as_ptr(), millis(timeout), said.as_mut_ptr().cast(), said.len())
     };
-    check(code, || until_zero(&words), "")?;
+    check(words, code, || until_zero(&said), "")?;
     if let Some(broker) = broker {
         // SAFETY: as above.
         let code =
-            unsafe { ffi::rd_kafka_AdminOptions_set_broker(options.as_ptr(), broker, words.as_mut_ptr().cast(), words.len()) };
-        check(code, || until_zero(&words), "")?;
+            unsafe { ffi::rd_kafka_AdminOptions_set_broker(options.as_ptr(), broker, said.as_mut_ptr().cast(), said.len()) };
+        check(words, code, || until_zero(&said), "")?;
     }
     send(options.as_ptr(), queue.as_ptr());
     // SAFETY: the queue is alive; the event belongs to us.
@@ -380,18 +388,18 @@ fn ask<C: ClientContext>(
     let event = Owned::new(event, ffi::rd_kafka_event_destroy)?;
     // SAFETY: the event is alive, and its text is copied before it is given back.
     unsafe {
-        check(ffi::rd_kafka_event_error(event.as_ptr()), || text(ffi::rd_kafka_event_error_string(event.as_ptr())), "")?;
+        check(words, ffi::rd_kafka_event_error(event.as_ptr()), || text(ffi::rd_kafka_event_error_string(event.as_ptr())), "")?;
     }
     Ok(event)
 }
 
-fn check(code: rd_kafka_resp_err_t, words: impl FnOnce() -> String, topic: &str) -> Result<(), SourceError> {
+fn check(words: &Words, code: rd_kafka_resp_err_t, said: impl FnOnce() -> String, topic: &str) -> Result<(), SourceError> {
     if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
         return Ok(());
     }
     match kind(RDKafkaErrorCode::from(code)) {
         ErrorKind::TopicMissing => Err(missing(topic)),
-        kind => Err(SourceError::new(kind, format!("{}: {}", RDKafkaErrorCode::from(code), words()))),
+        _ => Err(words.error(RDKafkaErrorCode::from(code), &said())),
     }
 }
 
@@ -422,4 +430,20 @@ fn missing(topic: &str) -> SourceError {
 
 fn unexpected() -> SourceError {
     SourceError::new(ErrorKind::Unavailable, "the Kafka client answered another question")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header whose name had a zero byte came as one of a shorter name.
+    #[test]
+    fn a_name_that_is_cut_is_told_from_a_short_one() {
+        let laid_out = |name: &'static str| (name.as_ptr().cast::<c_char>(), name[name.len() - 1..].as_ptr().cast::<c_void>());
+        for (bytes, expected) in [("name\0v", false), ("na\0me\0v", true), ("\0v", false), ("\0\0v", true)] {
+            let (name, value) = laid_out(bytes);
+            // SAFETY: the text has a zero byte, and lives for ever.
+            assert_eq!(unsafe { (is_cut(name, value), is_cut(name, ptr::null())) }, (expected, false), "{bytes:?}");
+        }
+    }
 }

@@ -5,8 +5,8 @@ use super::*;
 use crate::source::{KafkaRecord, SourceEvent, TopicInfo};
 use crate::status::Stage;
 use crate::testing::{self, Broker, Node, Told, record, topic};
-use surefoot_model::catalog::Subscription;
-use surefoot_model::{Event, PartitionId, StreamId};
+use surefoot_model::catalog::{Closing, Subscription};
+use surefoot_model::{Event, PartitionId, StreamId, Timestamp};
 
 const PARKED_MAX: u64 = 2;
 const PARKED_BYTES_MAX: u64 = 1_000;
@@ -90,6 +90,14 @@ impl World {
         }
     }
 
+    /// As an operator does.
+    fn delete(&self, closing: Closing) {
+        self.node.edit(|catalog| {
+            let subscription = catalog.subscriptions.get_mut(&earliest().id).expect("it is there");
+            Arc::make_mut(subscription).closing = Some(closing);
+        });
+    }
+
     fn stored(&self) -> Arc<Subscription> {
         self.node.catalog().subscriptions[&earliest().id].clone()
     }
@@ -165,14 +173,39 @@ async fn a_topic_that_is_missing_is_waited_for_and_then_read_from_its_start() {
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_is_down_holds_up_a_creation_for_five_seconds_only() {
     let world = World::new(Err(unavailable()));
-    let subscription = testing::subscription();
+    let mut subscription = testing::subscription();
+    // The wall clock does not stand still in this test.
+    let created = 1_000_000;
+    subscription.created_at = Timestamp(created);
     world.subscribe(subscription.clone());
     let start = tokio::time::Instant::now();
     world.sources.created(subscription.id).await;
     assert_eq!(start.elapsed().as_secs(), 5);
     assert!(!world.stored().resolved);
+    // Two of them came after the answer.
+    world.broker.set_since(&[(0, 3)]);
     world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 5)])));
-    assert_eq!(world.assign(1, &[0]).await, [(0, 5)], "the latest as of when a broker answered");
+    assert_eq!(world.assign(1, &[0]).await, [(0, 3)], "the latest as of when it was created");
+    let asked = world.broker.told().into_iter().find(|told| matches!(told, Told::AskedSince(..)));
+    assert_eq!(asked, Some(Told::AskedSince(vec![0], created.saturating_sub(10_000))), "with room for clocks that differ");
+}
+
+/// What came to a Kafka partition without a leader, between its leader's election and the next look, was passed over for good.
+#[tokio::test(start_paused = true)]
+async fn latest_passes_over_nothing_of_a_kafka_partition_that_had_no_leader_at_the_start() {
+    let mut half = topic(TOPIC_ID, &[(2, 9)]);
+    half.unknown.push((1, SourceError::new(ErrorKind::Unavailable, "it has no leader")));
+    let world = World::new(Ok(half));
+    let subscription = testing::subscription();
+    world.subscribe(subscription.clone());
+    world.sources.created(subscription.id).await;
+    assert_eq!((world.position(0, TOPIC_ID, 0), world.position(0, TOPIC_ID, 1)), (Some(9), None));
+    assert_eq!(world.assign(1, &[0, 1]).await, [(0, 9)]);
+    // It has a leader again, and three more by the time of the look.
+    world.broker.set_since(&[(1, 40)]);
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(2, 9), (0, 43)])));
+    world.broker.heard(|told| *told == Told::Closed).await;
+    assert_eq!(world.assign(2, &[0, 1]).await, [(0, 9), (1, 40)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -391,8 +424,8 @@ async fn a_deletion_ends_in_order_and_who_follows_waits_for_it() {
     world.node.until(|node| node.sources().len() == 4).await;
     let group = world.group();
     let next = Subscription { id: SubscriptionId(99), ..earliest() };
+    world.delete(Closing::Told);
     world.node.edit(|catalog| {
-        catalog.subscriptions.clear();
         let mut next = next.clone();
         next.options.insert("group.id".to_owned(), group);
         catalog.subscriptions.insert(next.id, Arc::new(next));
@@ -425,7 +458,7 @@ async fn the_last_commit_covers_all_that_was_taken_and_goes_back_nowhere() {
     world.broker.heard(|told| matches!(told, Told::Released(_))).await;
     // The commit of one did not arrive, in the other its new member has gone on.
     world.broker.set_committed(&[(1, 1), (2, 5)]);
-    world.node.edit(|catalog| catalog.subscriptions.clear());
+    world.delete(Closing::Told);
     assert!(world.sources.closed(earliest().id).await);
     let told = world.broker.told();
     assert!(told.contains(&Told::CommittedNow(vec![(0, 7), (1, 3)])), "{told:?}");
@@ -500,24 +533,112 @@ async fn changed_properties_restart_and_a_deletion_closes() {
     assert!(matches!(opened, Told::Opened(properties) if properties["fetch.min.bytes"] == "2"));
     assert_eq!(world.assign(2, &[0]).await, [(0, 2)], "it goes on where it was");
 
-    world.node.edit(|catalog| catalog.subscriptions.clear());
+    world.delete(Closing::Told);
     world.node.until(|node| !node.closed().is_empty()).await;
     assert_eq!(world.node.closed(), [earliest().id]);
     assert_eq!(world.sources.status(earliest().id), SourceStatus::waiting());
 }
 
-/// After a crash in the middle of a deletion, what the subscription had parked was kept for ever.
+/// One of the group `g` that was read up to 4 when the process died in the middle of its deletion, and another one in its place.
+fn cut_short(node: &Node) -> Subscription {
+    let in_group = |mut subscription: Subscription| {
+        subscription.options.insert("group.id".to_owned(), "g".to_owned());
+        subscription
+    };
+    let deleted = in_group(Subscription { resolved: true, topic_id: TOPIC_ID, closing: Some(Closing::Told), ..earliest() });
+    let next = in_group(Subscription { id: SubscriptionId(99), ..earliest() });
+    let stream = StreamId { subscription: deleted.id, epoch: 0, topic: TOPIC_ID, partition: 0 };
+    node.edit(|catalog| {
+        catalog.positions.insert(stream, 4);
+        catalog.subscriptions.extend([deleted, next.clone()].map(|s| (s.id, Arc::new(s))));
+    });
+    next
+}
+
+/// After a kill in the middle of a deletion, a subscription in its place ran again what came since the last commit.
 #[tokio::test(start_paused = true)]
-async fn a_deletion_that_a_crash_cut_short_is_finished_at_the_next_start() {
+async fn a_deletion_that_a_crash_cut_short_is_finished_at_the_next_start_and_its_group_is_told() {
     let (node, broker) = (Node::new(), Broker::new(Ok(topic(TOPIC_ID, &[(0, 9)]))));
-    let deleted = SubscriptionId(77);
-    node.edit(|catalog| drop(catalog.subscriptions.insert(earliest().id, Arc::new(earliest()))));
-    node.leave_open(deleted);
-    node.leave_open(earliest().id);
+    cut_short(&node);
+    // Two were taken after the last position was stored.
+    node.set_watermarks([(StreamId { subscription: earliest().id, epoch: 0, topic: TOPIC_ID, partition: 0 }, 5)]);
+    broker.set_committed(&[(0, 2)]);
     let world = World::start(node, broker);
+    // At once, before anything of it has begun.
+    assert!(world.sources.closed(earliest().id).await);
+    assert!(world.broker.told().contains(&Told::CommittedNow(vec![(0, 6)])), "{:?}", world.broker.told());
+    assert_eq!(world.node.closed(), [earliest().id]);
+    assert!(!world.node.catalog().subscriptions.contains_key(&earliest().id));
+    assert_eq!(world.assign(1, &[0]).await, [(0, 6)], "the next one goes on there");
+}
+
+/// The second crash came after the partitions had forgotten what they took.
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_is_stored_before_it_is_forgotten() {
+    let (node, broker) = (Node::new(), Broker::new(Err(unavailable())));
+    cut_short(&node);
+    node.set_watermarks([(StreamId { subscription: earliest().id, epoch: 0, topic: TOPIC_ID, partition: 0 }, 5)]);
+    let world = World::start(node.clone(), broker);
+    node.until(|node| !node.closed().is_empty()).await;
+    assert_eq!(world.position(0, TOPIC_ID, 0), Some(6));
+    assert!(!world.broker.told().iter().any(|told| matches!(told, Told::CommittedNow(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_takes_no_strangers_is_told_by_a_member() {
+    let (node, broker) = (Node::new(), Broker::new(Ok(topic(TOPIC_ID, &[(0, 9)]))));
+    cut_short(&node);
+    broker.refuse_strangers();
+    let world = World::start(node, broker);
+    assert_eq!(world.assign(1, &[0]).await, [], "it reads nothing");
+    assert!(world.sources.closed(earliest().id).await);
+    assert!(world.broker.told().contains(&Told::CommittedNow(vec![(0, 4)])), "{:?}", world.broker.told());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_cannot_be_told_holds_the_deletion_visibly_until_it_is_forced() {
+    let (node, broker) = (Node::new(), Broker::new(Err(unavailable())));
+    let next = cut_short(&node);
+    let world = World::start(node, broker);
+    assert!(!world.sources.closed(earliest().id).await);
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    let status = world.status_is(Stage::Closing).await;
+    assert!(status.last_error.is_some_and(|words| words.contains("no broker answers") && words.contains("force")));
+    let waiting = world.sources.status(next.id);
+    assert!(waiting.last_error.is_some_and(|words| words.contains(&earliest().id.to_string())), "it says what it waits for");
+    assert_eq!(world.node.closed(), [earliest().id]);
+
+    world.delete(Closing::Forced);
+    assert!(world.sources.closed(earliest().id).await);
+    world.broker.set_topic(Ok(topic(TOPIC_ID, &[(0, 9)])));
     world.assign(1, &[0]).await;
-    world.node.until(|node| !node.closed().is_empty()).await;
-    assert_eq!(world.node.closed(), [deleted]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_of_its_own_holds_no_deletion() {
+    let (node, broker) = (Node::new(), Broker::new(Err(unavailable())));
+    cut_short(&node);
+    node.edit(|catalog| {
+        catalog.subscriptions.retain(|id, _| *id == earliest().id);
+        Arc::make_mut(catalog.subscriptions.get_mut(&earliest().id).unwrap()).options.remove("group.id");
+    });
+    let world = World::start(node, broker);
+    assert!(world.sources.closed(earliest().id).await);
+    assert_eq!(world.node.closed(), [earliest().id]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_for_a_cluster_that_is_gone_and_goes_on_once_it_is_registered_again() {
+    let (node, broker) = (Node::new(), Broker::new(Ok(topic(TOPIC_ID, &[(0, 9)]))));
+    cut_short(&node);
+    node.edit(|catalog| catalog.kafka_clusters.clear());
+    let world = World::start(node, broker);
+    assert!(!world.sources.closed(earliest().id).await);
+    let status = world.status_is(Stage::Closing).await;
+    assert!(status.last_error.is_some_and(|words| words.contains("register it again") && words.contains("force")));
+    world.node.edit(|catalog| drop(catalog.kafka_clusters.insert("main".into(), Arc::new(testing::cluster()))));
+    world.node.until(|node| !node.catalog().subscriptions.contains_key(&earliest().id)).await;
+    assert!(world.broker.told().contains(&Told::CommittedNow(vec![(0, 4)])), "{:?}", world.broker.told());
 }
 
 #[tokio::test(start_paused = true)]

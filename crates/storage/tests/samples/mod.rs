@@ -109,6 +109,7 @@ pub(crate) fn every_table(each: &mut impl Each) {
         epoch: 2,
         topic_id: 0x70,
         resolved: true,
+        closing: None,
     };
     each.entry::<CatalogRows>(CatalogKey::Subscription(subscription.id), CatalogRow::Subscription(subscription));
     each.entry::<CatalogRows>(CatalogKey::Position(stream()), CatalogRow::Position(-3));
