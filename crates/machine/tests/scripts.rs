@@ -1095,6 +1095,7 @@ fn positions_of_earlier_epochs_go_record_by_record_and_none_comes_back() {
         epoch,
         topic_id: 5,
         resolved: true,
+        closing: None,
     };
     let positions = |epoch, count| (0..count).map(|partition| (StreamId { partition, ..stream(epoch) }, 7)).collect::<Vec<_>>();
     let mut world = World::default();
