@@ -14,8 +14,8 @@ use crate::subscription::{Left, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use surefoot_env::BoxFuture;
-use surefoot_model::StreamId;
 use surefoot_model::catalog::{CatalogEvent, Closing};
+use surefoot_model::{PartitionId, StreamId};
 use surefoot_partition::Stopped;
 
 /// How long one member of the group tries to tell it.
@@ -60,12 +60,17 @@ impl Task {
     }
 
     /// Stores how far it has read, and closes it in every partition. `read` and what is stored are what is known of that; what was
-    /// taken in an earlier session or life, and read again since or not, only watermarks know.
+    /// taken in an earlier session or life, and read again since or not, only watermarks know. What a partition took that has stopped
+    /// nobody knows until it is repaired: that is waited for, unless an operator lets it go, or nobody can read in its place.
     pub(crate) async fn close_source(&self, read: &Progress) -> Result<Positions, Stopped> {
         let id = self.spec.subscription;
         // Once that is applied everything before it is.
         self.admission.open_source(id, read.epoch).await?;
         let taken = self.admission.watermarks(id, read.epoch).await?;
+        let stopped = (0..self.admission.count()).map(PartitionId).find(|partition| self.admission.is_stopped(*partition));
+        if let Some(partition) = stopped.filter(|_| !self.is_forced() && !self.has_own_group()) {
+            return Err(Stopped::Partition(partition));
+        }
         let catalog = self.admission.catalog();
         let Some(subscription) = catalog.subscriptions.get(&id) else { return Err(Stopped::NotTaken) };
         let stored = stored_progress(&catalog, subscription);

@@ -614,6 +614,28 @@ async fn a_group_that_cannot_be_told_holds_the_deletion_visibly_until_it_is_forc
     world.assign(1, &[0]).await;
 }
 
+/// A subscription in its place ran again what the stopped partition had taken, once that was repaired.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_for_a_partition_that_has_stopped_until_that_is_repaired_or_it_is_forced() {
+    for is_repaired in [true, false] {
+        let (node, broker) = (Node::new(), Broker::new(Ok(topic(TOPIC_ID, &[(0, 9)]))));
+        cut_short(&node);
+        node.stop_partition(Some(PartitionId(1)));
+        let world = World::start(node, broker);
+        assert!(!world.sources.closed(earliest().id).await);
+        let status = world.status_is(Stage::Closing).await;
+        assert!(status.last_error.is_some_and(|words| words.contains("partition 1 has stopped")), "it says what it waits for");
+        assert!(world.node.closed().is_empty());
+        if is_repaired {
+            world.node.stop_partition(None)
+        } else {
+            world.delete(Closing::Forced)
+        }
+        assert!(world.sources.closed(earliest().id).await);
+        assert!(world.broker.told().contains(&Told::CommittedNow(vec![(0, 4)])) || !is_repaired);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_group_of_its_own_holds_no_deletion() {
     let (node, broker) = (Node::new(), Broker::new(Err(unavailable())));
