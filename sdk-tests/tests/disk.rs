@@ -203,7 +203,7 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
 /// A start whose log did not fit into memory ended on a full disk, again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_has_to_write_tables_waits_for_room() -> Result<()> {
-    const EVENTS: usize = 3_000;
+    const EVENTS: usize = 1_500;
     let settings = [("CHECKPOINT_INTERVAL", "1h"), ("DISK_RESERVE_SIZE", "0")];
     let Some((mut world, volume)) = World::start_on_volume(&settings).await? else { return Ok(()) };
     for _ in 0..EVENTS {
