@@ -171,7 +171,7 @@ async fn large(side: &Side, path: &str, Large { each, body, times }: Large) -> R
 async fn overdue(mut side: Side, count: u64, nap: Nap) -> Result<Figures> {
     submit(side.ingress(), count, move || Call { path: "/Sleeper/nap/send".to_owned(), body: nap.body }).await?;
     until_handled(&side, NAPPING, count, DRAIN_LIMIT).await?;
-    // What the last ones said is in the log before what is called later.
+    // The log keeps the order: once these calls are answered, every sleep is in it.
     expect_counted(&side, 0).await?;
     let submitted = Instant::now();
     side.kill()?;

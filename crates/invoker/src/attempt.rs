@@ -153,7 +153,7 @@ impl Failure {
     }
 }
 
-/// Where an attempt runs, and what is spoken there.
+/// The deployment that an attempt runs on, and the protocol version that both sides speak.
 pub(crate) struct Chosen {
     pub(crate) deployment: Arc<Deployment>,
     version: u8,
@@ -236,7 +236,7 @@ struct Stream {
 #[derive(Clone, Copy)]
 struct Looks {
     for_messages: bool,
-    /// Less than the limit on what is unsent, of which it is more.
+    /// The unsent bytes are above their limit: the moment at which they are below it again.
     for_little_unsent: bool,
     /// The replay has not left.
     for_nothing_unsent: bool,
@@ -308,7 +308,7 @@ struct Attempt<'a> {
     has_ended: bool,
 }
 
-/// What is in the invocation's journal, or will be, as far as the attempt knows.
+/// The size of the invocation's journal, with the entries that the attempt has reported and that are not applied yet.
 #[derive(Clone, Copy, Default)]
 struct JournalSize {
     entries: u32,

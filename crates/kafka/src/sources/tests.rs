@@ -601,7 +601,8 @@ async fn a_group_that_cannot_be_told_holds_the_deletion_visibly_until_it_is_forc
     let next = cut_short(&node);
     let world = World::start(node, broker);
     assert!(!world.sources.closed(earliest().id).await);
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    let tries = || world.broker.told().iter().filter(|told| matches!(told, Told::Opened(_))).count();
+    until(|| tries() >= 20).await;
     let status = world.status_is(Stage::Closing).await;
     assert!(status.last_error.is_some_and(|words| words.contains("no broker answers") && words.contains("force")));
     let waiting = world.sources.status(next.id);
