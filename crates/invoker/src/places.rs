@@ -97,7 +97,7 @@ impl Places {
         };
         // At once: nobody is asked in between for the place that is free.
         let mut waits = self.lock();
-        waits.is_idle_no_more(rank);
+        waits.take_idle(rank);
         self.count_idle(&waits);
         waits.forget_asked(rank.number);
         self.taken.fetch_sub(1, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl Places {
     /// The attempt has work again: it is asked no more. One that has been asked already counts on.
     pub(crate) fn resume(&self, idle: Idle) -> Option<Idle> {
         let mut waits = self.lock();
-        let was_asked = waits.is_idle_no_more(idle.0).is_none();
+        let was_asked = waits.take_idle(idle.0).is_none();
         self.count_idle(&waits);
         was_asked.then_some(idle)
     }
@@ -226,14 +226,14 @@ impl Places {
 }
 
 impl Waits {
-    fn is_idle_no_more(&mut self, rank: Rank) -> Option<IdleAttempt> {
+    fn take_idle(&mut self, rank: Rank) -> Option<IdleAttempt> {
         let idle = self.idle.remove(&rank)?;
         self.idle_of.remove(&(idle.deployment, rank));
         Some(idle)
     }
 
     fn ask(&mut self, rank: Rank, now: Duration) {
-        let Some(IdleAttempt { deployment, line }) = self.is_idle_no_more(rank) else { return };
+        let Some(IdleAttempt { deployment, line }) = self.take_idle(rank) else { return };
         self.asked.insert(rank.number, deployment);
         self.asked_at.push_back((now, rank.number));
         if let Some(crowded) = self.crowded.get_mut(&deployment) {
