@@ -64,13 +64,13 @@ impl Task {
     /// nobody knows until it is repaired: that is waited for, unless an operator lets it go, or nobody can read in its place.
     pub(crate) async fn close_source(&self, read: &Progress) -> Result<Positions, Stopped> {
         let id = self.spec.subscription;
+        // A try that has to wait appends nothing.
+        self.expect_all_running()?;
         // Once that is applied everything before it is.
         self.admission.open_source(id, read.epoch).await?;
         let taken = self.admission.watermarks(id, read.epoch).await?;
-        let stopped = (0..self.admission.count()).map(PartitionId).find(|partition| self.admission.is_stopped(*partition));
-        if let Some(partition) = stopped.filter(|_| !self.is_forced() && !self.has_own_group()) {
-            return Err(Stopped::Partition(partition));
-        }
+        // One that has stopped meanwhile said nothing of what it took.
+        self.expect_all_running()?;
         let catalog = self.admission.catalog();
         let Some(subscription) = catalog.subscriptions.get(&id) else { return Err(Stopped::NotTaken) };
         let stored = stored_progress(&catalog, subscription);
@@ -96,6 +96,15 @@ impl Task {
             self.delete_row().await;
         }
         Ok(positions.into_iter().collect())
+    }
+
+    /// **Errors**: a partition that has stopped, and that is waited for.
+    fn expect_all_running(&self) -> Result<(), Stopped> {
+        let stopped = (0..self.admission.count()).map(PartitionId).find(|partition| self.admission.is_stopped(*partition));
+        match stopped.filter(|_| !self.is_forced() && !self.has_own_group()) {
+            Some(partition) => Err(Stopped::Partition(partition)),
+            None => Ok(()),
+        }
     }
 
     /// Whether its group is not waited for.
