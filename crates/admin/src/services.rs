@@ -277,29 +277,14 @@ pub(crate) mod tests {
 
     pub(crate) fn handler(name: &str, target: TargetKind) -> Handler {
         Handler {
-            name: name.into(),
-            target,
-            public: None,
             input: InputRule { declared: true, content_type: Some("application/json".into()), ..InputRule::default() },
             output: OutputRule { declared: true, content_type: Some("application/json".into()), ..OutputRule::default() },
-            options: Options::default(),
-            documentation: None,
-            metadata: BTreeMap::new(),
+            ..Handler::new(name, target)
         }
     }
 
     pub(crate) fn service(name: &str, kind: ServiceKind, handlers: Vec<Handler>) -> Service {
-        Service {
-            name: name.into(),
-            kind,
-            revision: 1,
-            deployment: DeploymentId(7),
-            public: true,
-            handlers: handlers.into_iter().map(|h| (h.name.clone(), h)).collect(),
-            options: Options::default(),
-            documentation: None,
-            metadata: BTreeMap::new(),
-        }
+        Service { deployment: DeploymentId(7), ..Service::new(name, kind, handlers) }
     }
 
     #[test]

@@ -84,7 +84,6 @@ pub(crate) fn output_type(rule: &OutputRule, body_is_empty: bool) -> Option<&str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use surefoot_model::catalog::Options;
 
     fn declared(required: bool, content_type: Option<&str>, schema: bool) -> InputRule {
         InputRule {
@@ -157,16 +156,7 @@ mod tests {
 
     #[test]
     fn idempotency_keys_are_visible_ascii_and_not_for_runs() {
-        let of = |target| Handler {
-            name: "h".into(),
-            target,
-            public: None,
-            input: InputRule::default(),
-            output: OutputRule::default(),
-            options: Options::default(),
-            documentation: None,
-            metadata: Default::default(),
-        };
+        let of = |target| Handler::new("h", target);
         let service = of(TargetKind::Service);
         assert_eq!(idempotency_key(&service, Some(b"")), Ok(()));
         assert_eq!(idempotency_key(&service, Some("é".as_bytes())), Err(Error::IdempotencyKeyNotAscii));

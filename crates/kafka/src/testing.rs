@@ -10,10 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use surefoot_env::{BoxFuture, Wake};
-use surefoot_model::catalog::{
-    CatalogEvent, Deployment, Handler, HttpVersion, InputRule, KafkaCluster, Options, OutputRule, Service, ServiceKind,
-    StreamMode, Subscription,
-};
+use surefoot_model::catalog::{CatalogEvent, Deployment, Handler, KafkaCluster, Service, ServiceKind, Subscription};
 use surefoot_model::{Catalog, DeploymentId, Event, Lsn, PartitionId, StreamId, SubscriptionId, TargetKind, Timestamp};
 use surefoot_partition::Stopped;
 use tokio::sync::{Notify, mpsc};
@@ -44,53 +41,14 @@ pub(crate) fn subscription() -> Subscription {
 
 /// `Counter/add` (object), `Flow/run` (workflow) and `Svc/echo` (service).
 pub(crate) fn catalog() -> Catalog {
-    let deployment = DeploymentId(1);
     let services = [
         ("Counter", ServiceKind::VirtualObject, "add", TargetKind::ObjectExclusive),
         ("Flow", ServiceKind::Workflow, "run", TargetKind::WorkflowRun),
         ("Svc", ServiceKind::Service, "echo", TargetKind::Service),
     ]
-    .map(|(name, kind, handler, target)| Service {
-        name: name.into(),
-        kind,
-        revision: 1,
-        deployment,
-        public: true,
-        handlers: [(
-            handler.into(),
-            Handler {
-                name: handler.into(),
-                target,
-                public: None,
-                input: InputRule::default(),
-                output: OutputRule::default(),
-                options: Options::default(),
-                documentation: None,
-                metadata: BTreeMap::new(),
-            },
-        )]
-        .into(),
-        options: Options::default(),
-        documentation: None,
-        metadata: BTreeMap::new(),
-    });
+    .map(|(name, kind, handler, target)| Service::new(name, kind, [Handler::new(handler, target)]));
     let mut catalog = Catalog::default();
-    register(
-        &mut catalog,
-        Deployment {
-            id: deployment,
-            uri: "http://127.0.0.1:9080/".to_owned(),
-            http: HttpVersion::Http2,
-            mode: StreamMode::Bidirectional,
-            additional_headers: BTreeMap::new(),
-            metadata: BTreeMap::new(),
-            created_at: Timestamp(0),
-            min_protocol: 5,
-            max_protocol: 6,
-            sdk_version: None,
-            services: services.into(),
-        },
-    );
+    register(&mut catalog, Deployment::at(DeploymentId(1), "http://127.0.0.1:9080/").serving(services));
     catalog
 }
 

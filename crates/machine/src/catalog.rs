@@ -169,36 +169,14 @@ fn leave_services(catalog: &mut Catalog, gone: &Deployment) {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use surefoot_model::catalog::{HttpVersion, Options, ServiceKind, StreamMode};
-    use surefoot_model::{Text, Timestamp};
+    use surefoot_model::Text;
+    use surefoot_model::catalog::ServiceKind;
 
     /// A deployment with these services, each with its revision.
     fn deployment(number: u128, services: &[(u128, u32)]) -> Deployment {
-        let id = DeploymentId(number);
-        let service = |&(name, revision): &(u128, u32)| Service {
-            name: format!("S{name}").as_str().into(),
-            kind: ServiceKind::Service,
-            revision,
-            deployment: id,
-            public: true,
-            handlers: BTreeMap::new(),
-            options: Options::default(),
-            documentation: None,
-            metadata: BTreeMap::new(),
-        };
-        Deployment {
-            id,
-            uri: format!("http://{number}/"),
-            http: HttpVersion::Http2,
-            mode: StreamMode::Bidirectional,
-            additional_headers: BTreeMap::new(),
-            metadata: BTreeMap::new(),
-            created_at: Timestamp(0),
-            min_protocol: 5,
-            max_protocol: 6,
-            sdk_version: None,
-            services: services.iter().map(service).collect(),
-        }
+        let service =
+            |&(name, revision): &(u128, u32)| Service { revision, ..Service::new(&format!("S{name}"), ServiceKind::Service, []) };
+        Deployment::at(DeploymentId(number), format!("http://{number}/")).serving(services.iter().map(service))
     }
 
     fn newest(catalog: &Catalog) -> Vec<(Text, u32, DeploymentId)> {

@@ -297,6 +297,67 @@ pub struct ResolvedOptions {
     pub retry: RetryPolicy,
 }
 
+// As small as they can be: for tests and simulated worlds, which fill in what they are about.
+
+impl Deployment {
+    /// At an address that ends with `/`: over HTTP/2, both directions at once, protocols 5 and 6. It serves nothing yet.
+    pub fn at(id: DeploymentId, uri: impl Into<String>) -> Self {
+        Self {
+            id,
+            uri: uri.into(),
+            http: HttpVersion::Http2,
+            mode: StreamMode::Bidirectional,
+            additional_headers: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            created_at: Timestamp(0),
+            min_protocol: 5,
+            max_protocol: 6,
+            sdk_version: None,
+            services: Vec::new(),
+        }
+    }
+
+    /// The same, and it serves these, whatever deployment they name.
+    #[must_use]
+    pub fn serving(self, services: impl IntoIterator<Item = Service>) -> Self {
+        let services = services.into_iter().map(|service| Service { deployment: self.id, ..service }).collect();
+        Self { services, ..self }
+    }
+}
+
+impl Service {
+    /// Public, in its first revision, with no option of its own. Its deployment is filled in by [`Deployment::serving`].
+    pub fn new(name: &str, kind: ServiceKind, handlers: impl IntoIterator<Item = Handler>) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            revision: 1,
+            deployment: DeploymentId(0),
+            public: true,
+            handlers: handlers.into_iter().map(|handler| (handler.name.clone(), handler)).collect(),
+            options: Options::default(),
+            documentation: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
+impl Handler {
+    /// Takes and gives anything, with no option of its own.
+    pub fn new(name: &str, target: TargetKind) -> Self {
+        Self {
+            name: name.into(),
+            target,
+            public: None,
+            input: InputRule::default(),
+            output: OutputRule::default(),
+            options: Options::default(),
+            documentation: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
 impl Service {
     /// The options in force for one of its handlers.
     pub fn resolve(&self, handler: &Handler, defaults: &Defaults) -> ResolvedOptions {

@@ -7,11 +7,10 @@ use crate::settings::{Mutant, Settings};
 use crate::start::Recovering;
 use crate::testing::{COUNT, NodeLife, TestLog, TestNode, TestPlaces, settings};
 use bytes::Bytes;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_invoker::Mutant as InvokerMutant;
 use surefoot_log::Log;
-use surefoot_model::catalog::{CatalogEvent, Deployment, HttpVersion, Options, Service, ServiceKind, StreamMode};
+use surefoot_model::catalog::{CatalogEvent, Deployment, Service, ServiceKind};
 use surefoot_model::{
     Action, Attempt, AttemptEnd, AttemptProgress, DeploymentId, Epoch, Event, InvocationId, Item, Origin, PartitionId, Pin,
     Record, Retention, Submission, SubscriptionId, Target, TargetKind, Timestamp, encoding, entry_type,
@@ -305,31 +304,8 @@ fn messages_and_chores_wait_while_memory_has_no_room() {
 
 /// Registers a deployment for a service, as its newest revision.
 fn register(node: &TestNode, deployment: u128, service: &str) {
-    let id = DeploymentId(deployment);
-    let service = Service {
-        name: service.into(),
-        kind: ServiceKind::Service,
-        revision: deployment as u32,
-        deployment: id,
-        public: true,
-        handlers: BTreeMap::new(),
-        options: Options::default(),
-        documentation: None,
-        metadata: BTreeMap::new(),
-    };
-    let deployment = Deployment {
-        id,
-        uri: format!("http://handlers{deployment}/"),
-        http: HttpVersion::Http2,
-        mode: StreamMode::Bidirectional,
-        additional_headers: BTreeMap::new(),
-        metadata: BTreeMap::new(),
-        created_at: Timestamp(0),
-        min_protocol: 5,
-        max_protocol: 6,
-        sdk_version: None,
-        services: vec![service],
-    };
+    let service = Service { revision: deployment as u32, ..Service::new(service, ServiceKind::Service, []) };
+    let deployment = Deployment::at(DeploymentId(deployment), format!("http://handlers{deployment}/")).serving([service]);
     node.ask(node.partitions.change_catalog(CatalogEvent::DeploymentRegistered(deployment))).unwrap();
     node.settle();
 }

@@ -5,7 +5,7 @@
 use crate::wire;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,9 +17,7 @@ use surefoot_invoker::{
     AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
     OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
-use surefoot_model::catalog::{
-    Catalog, Defaults, Deployment, Handler, HttpVersion, InputRule, Options, OutputRule, Service, ServiceKind, StreamMode,
-};
+use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, Service, ServiceKind, StreamMode};
 use surefoot_model::{
     Attempt, AttemptEnd, AttemptProgress, CatalogCell, DeploymentId, Entry, InvocationId, Item, Notification, NotificationId,
     PartitionId, Resolution, Target, TargetKind, Timestamp, Verdict, entry_type,
@@ -291,42 +289,10 @@ pub(crate) fn completion(ty: u16, id: u32, result: Resolution) -> Notification {
 }
 
 fn registered(mode: StreamMode) -> Catalog {
-    let handler = |name: &str, target| Handler {
-        name: name.into(),
-        target,
-        public: None,
-        input: InputRule::default(),
-        output: OutputRule::default(),
-        options: Options::default(),
-        documentation: None,
-        metadata: BTreeMap::new(),
-    };
-    let service = Service {
-        name: "Object".into(),
-        kind: ServiceKind::VirtualObject,
-        revision: 1,
-        deployment: DEPLOYMENT,
-        public: true,
-        handlers: [("run", TargetKind::ObjectExclusive), ("see", TargetKind::ObjectShared)]
-            .map(|(name, target)| (name.into(), handler(name, target)))
-            .into(),
-        options: Options::default(),
-        documentation: None,
-        metadata: BTreeMap::new(),
-    };
-    let deployment = Deployment {
-        id: DEPLOYMENT,
-        uri: "http://handlers/".to_owned(),
-        http: HttpVersion::Http2,
-        mode,
-        additional_headers: BTreeMap::new(),
-        metadata: BTreeMap::new(),
-        created_at: Timestamp(0),
-        min_protocol: 5,
-        max_protocol: 6,
-        sdk_version: None,
-        services: vec![service.clone()],
-    };
+    let handlers = [("run", TargetKind::ObjectExclusive), ("see", TargetKind::ObjectShared)];
+    let service = Service::new("Object", ServiceKind::VirtualObject, handlers.map(|(name, target)| Handler::new(name, target)));
+    let deployment = Deployment { mode, ..Deployment::at(DEPLOYMENT, "http://handlers/") }.serving([service]);
+    let service = deployment.services[0].clone();
     Catalog {
         deployments: [(DEPLOYMENT, Arc::new(deployment))].into(),
         services: [("Object".into(), Arc::new(service))].into(),

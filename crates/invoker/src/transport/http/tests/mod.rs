@@ -11,8 +11,6 @@ use h2::server;
 use peer::{EchoingHttp2, HEADERS, Http1Peer, Http2Peer, PeerEvent, RawHttp2, Received, within};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use surefoot_model::Timestamp;
-use surefoot_model::catalog::StreamMode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -33,19 +31,8 @@ fn transport(timing: Timing) -> HttpTransport {
 }
 
 fn deployment(uri: String, http: HttpVersion) -> Arc<Deployment> {
-    Arc::new(Deployment {
-        id: DeploymentId(1),
-        uri,
-        http,
-        mode: StreamMode::Bidirectional,
-        additional_headers: BTreeMap::from([("x-own".to_owned(), "1".to_owned())]),
-        metadata: BTreeMap::new(),
-        created_at: Timestamp(0),
-        min_protocol: 5,
-        max_protocol: 5,
-        sdk_version: None,
-        services: Vec::new(),
-    })
+    let additional_headers = BTreeMap::from([("x-own".to_owned(), "1".to_owned())]);
+    Arc::new(Deployment { http, additional_headers, ..Deployment::at(DeploymentId(1), uri) })
 }
 
 fn at(address: SocketAddr, http: HttpVersion) -> Arc<Deployment> {
