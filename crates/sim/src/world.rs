@@ -146,8 +146,6 @@ struct Door {
     has_stopped: AtomicBool,
     /// Whether all partitions ran to its end.
     was_whole: AtomicBool,
-    /// The engine finds no room.
-    is_full: AtomicBool,
     /// An operation of this life's disk, or a flush of its engine, fails once.
     has_bad_disk: AtomicBool,
     /// When somebody else filled the disk last, or made room.
@@ -387,10 +385,6 @@ impl World {
         *lock(&self.door.disk_changed) = self.executor.now();
     }
 
-    fn has_full_disk(&self) -> bool {
-        self.disk.space(Path::new("/")).is_ok_and(|space| space.total < u64::MAX)
-    }
-
     /// The edges are shut while the disk is short, and at no other time (rule R2), with some time to notice.
     fn check_edges(&self, partitions: &Partitions) {
         let Ok(space) = self.disk.space(Path::new(PLACE)) else { return };
@@ -412,7 +406,6 @@ impl World {
 
     /// Whether the engine finds no room for a commit.
     pub(crate) fn set_full(&self, is_full: bool) {
-        self.door.is_full.store(is_full, Ordering::Relaxed);
         lock(&self.engine).set_full(is_full);
     }
 
@@ -454,10 +447,8 @@ impl World {
                     Ok(node) => world.live(life, &config, node, follows_stop).await,
                     // A machine that died on the way says so with errors of its disk.
                     Err(_) if world.disk.is_dead() => {}
-                    // It says so and ends, as production does.
-                    Err(_) if world.door.is_full.load(Ordering::Relaxed) => world.disk.die(),
-                    // What was in reserve may be taken: then a start needs room, and says so.
-                    Err(error) if world.has_full_disk() && error.to_string().contains("no storage space") => world.disk.die(),
+                    // Log or engine has no room, and nothing is changed: production waits for it, here the next life tries again.
+                    Err(error) if error.shortage().is_some() => world.disk.die(),
                     Err(_) if world.door.has_bad_disk.load(Ordering::Relaxed) => world.disk.die(),
                     Err(error) => world.finding(format!("start of life {life}: {error}")),
                 }

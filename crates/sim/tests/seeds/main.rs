@@ -6,7 +6,9 @@
 mod mutants;
 
 use mutants::{MUTANTS, Mutated};
+use std::cell::Cell;
 use std::panic::catch_unwind;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 use surefoot_sim::{Report, Scenario, run};
 
@@ -34,6 +36,36 @@ fn seeds() -> impl Iterator<Item = u64> {
     let (start, limit) = (Instant::now(), seconds.map_or(Duration::MAX, Duration::from_secs));
     println!("seeds from {first}{}", if end == u64::MAX { String::new() } else { format!(" to before {end}") });
     (first..end).take_while(move |_| start.elapsed() < limit)
+}
+
+thread_local! {
+    /// Panics on this thread are expected, and say nothing.
+    static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, panics on this thread are not printed: they are caught, and counted. Those on other threads are.
+struct Quiet;
+
+impl Quiet {
+    fn begin() -> Self {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let loud = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                if !IS_QUIET.get() {
+                    loud(panic);
+                }
+            }));
+        });
+        IS_QUIET.set(true);
+        Self
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        IS_QUIET.set(false);
+    }
 }
 
 /// Panics of a simulated node are findings like any other.
@@ -86,7 +118,10 @@ fn a_clean_stop_leaves_nothing_to_apply() {
 fn a_partition_that_another_build_repairs_loses_nothing() {
     for seed in seeds() {
         let scenario = Scenario { repairs: true, ..Scenario::default() };
-        outcome(seed, scenario).unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
+        let quiet = Quiet::begin();
+        let outcome = outcome(seed, scenario);
+        drop(quiet);
+        outcome.unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
     }
 }
 
@@ -104,7 +139,7 @@ fn each_variant_is_in_the_documents() {
 #[test]
 fn every_mutant_is_caught() {
     let wanted = variable("SUREFOOT_SIM_MUTANTS").unwrap_or_default();
-    std::panic::set_hook(Box::new(|_| {}));
+    let quiet = Quiet::begin();
     let mut missed = Vec::new();
     for Mutated { name, mutants, signs } in MUTANTS.iter().filter(|mutated| mutated.name.contains(&wanted)) {
         let scenario = Scenario { mutants: *mutants, ..Scenario::default() };
@@ -129,6 +164,6 @@ fn every_mutant_is_caught() {
             println!("    before that, {} other findings, the first: {}", others.len(), short(&others[0]));
         }
     }
-    let _ = std::panic::take_hook();
+    drop(quiet);
     assert!(missed.is_empty(), "not caught within {MUTANT_SEEDS:?}:\n{}", missed.join("\n"));
 }
