@@ -38,6 +38,10 @@ pub trait Log: Send + Sync {
     /// meanwhile goes before it (rule L8). Entries appended in this way keep their order among themselves.
     fn append_from_outside(&self, partition: PartitionId, epoch: Epoch, payloads: Vec<Bytes>, durable: Option<Durable>);
 
+    /// The process stops: from now on what comes from outside does not wait for room, and is dropped where there is none but the
+    /// reserve, with its callback. So what is appended after is behind all that was, and a last checkpoint covers it (rule M7).
+    fn drop_waiting(&self);
+
     /// Entries of `partition` up to and including `up_to` are covered by a synced checkpoint and may go (rule C2).
     fn trim(&self, partition: PartitionId, up_to: Lsn);
 

@@ -205,6 +205,7 @@ pub fn open(
         filler_wake: Wake::new(),
         writer_ended: Wake::new(),
         filler_ended: Wake::new(),
+        drops_waiting: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         // Rounded so that padding never exceeds the bound.
@@ -307,6 +308,11 @@ impl Log for LocalLog {
         self.shared.queue(Queued { origin: Origin::Outside, partition, epoch, payloads, durable });
     }
 
+    fn drop_waiting(&self) {
+        self.shared.drops_waiting.store(true, Ordering::Release);
+        self.shared.writer_wake.wake();
+    }
+
     fn trim(&self, partition: PartitionId, up_to: Lsn) {
         self.shared.segments().trim(partition, up_to);
         self.shared.filler_wake.wake();
@@ -352,6 +358,8 @@ struct Shared {
     filler_wake: Wake,
     writer_ended: Wake,
     filler_ended: Wake,
+    /// What came from outside does not wait for room any more.
+    drops_waiting: AtomicBool,
     closed: AtomicBool,
     failed: AtomicBool,
     batch_bytes_max: usize,
@@ -376,6 +384,10 @@ impl Shared {
 
     fn is_over(&self) -> bool {
         self.closed.load(Ordering::Acquire) || self.has_failed()
+    }
+
+    fn drops_waiting(&self) -> bool {
+        self.drops_waiting.load(Ordering::Acquire)
     }
 
     fn has_failed(&self) -> bool {

@@ -501,6 +501,8 @@ impl Partitions {
     /// The checkpoint covers the whole log, so that whatever starts next has nothing to apply (rule M7).
     pub async fn stop(&self) {
         self.0.is_stopping.store(true, Ordering::Release);
+        // What waits for room would be written behind the last checkpoint, should there be some by then.
+        self.0.log.drop_waiting();
         // Whatever was appended before is with its worker once an append of nothing is through.
         let (done, wait) = oneshot::channel();
         let through = Box::new(move |_| {

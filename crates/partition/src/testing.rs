@@ -161,6 +161,8 @@ impl Log for TestLog {
         self.append(partition, epoch, payloads, durable);
     }
 
+    fn drop_waiting(&self) {}
+
     fn trim(&self, partition: PartitionId, _: Lsn) {
         self.0.lock().unwrap().trimmed.push(partition);
     }

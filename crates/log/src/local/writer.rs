@@ -160,7 +160,8 @@ impl Writer {
         Step::IdleFor(SHORT_RETRY)
     }
 
-    /// Sets aside what came from outside, but for what is half written; or takes it back, before everything that came later.
+    /// Sets aside what came from outside, but for what is half written; or takes it back, before everything that came later. While the
+    /// process stops it is not kept.
     fn sift(&mut self) {
         let begun = self.payload + self.part > 0;
         if !self.shared.reserve_is_taken() {
@@ -174,6 +175,9 @@ impl Writer {
             for (at, queued) in std::mem::take(&mut self.taken).into_iter().enumerate() {
                 let goes_on = queued.origin == Origin::Work || at == 0 && begun;
                 if goes_on { self.taken.push_back(queued) } else { self.held.push_back(queued) }
+            }
+            if self.shared.drops_waiting() {
+                self.held.clear();
             }
         }
     }

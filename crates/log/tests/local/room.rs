@@ -66,6 +66,31 @@ fn running_work_goes_on_in_the_reserve_and_what_comes_from_outside_waits() {
     assert!(node.fatal.lock().unwrap().is_empty());
 }
 
+/// A clean stop left what a client had asked for on a full disk to the next start (rule M7).
+#[test]
+fn at_a_stop_nothing_is_written_behind_what_was_appended_last() {
+    let (disk, mut node) = full();
+    while node.log.retained().room == Room::Enough {
+        node.batches(&[&[(A, PAYLOAD)]]);
+    }
+    node.mailbox.take();
+    node.log.append_from_outside(B, surefoot_model::Epoch(1), vec!["waits".into()], None);
+    node.append(A, &["work"]);
+    run(&mut node);
+    node.log.drop_waiting();
+    node.log.append_from_outside(B, surefoot_model::Epoch(1), vec!["late".into()], None);
+    node.append(A, &["last"]);
+    run(&mut node);
+    let written = shown(&node.mailbox.take().concat());
+    assert_eq!(written.iter().map(|(_, _, payload)| payload.as_str()).collect::<Vec<_>>(), ["work", "last"]);
+    disk.set_capacity(u64::MAX);
+    while node.log.retained().room != Room::Enough {
+        run(&mut node);
+    }
+    run(&mut node);
+    assert!(node.mailbox.take().is_empty(), "nothing came behind it");
+}
+
 #[test]
 fn a_log_that_finds_no_room_at_all_waits_and_goes_on_by_itself() {
     let (disk, mut node) = full();
