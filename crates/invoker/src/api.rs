@@ -37,7 +37,8 @@ pub struct Settings {
     pub mutant: Mutant,
 }
 
-/// Deliberately broken variants of the invoker, which simulation must catch.
+/// Deliberately broken variants of the invoker, each of which a check must catch: a test of this room or of `partition`, or the
+/// simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mutant {
     #[default]
@@ -46,6 +47,10 @@ pub enum Mutant {
     NeverAsk,
     /// Lets a deployment that does not answer have all places (rule O5).
     TakeAllPlaces,
+    /// Waits for ever for a handler that says nothing more (rule O5).
+    NeverGiveUp,
+    /// Goes on sending to a handler that does not read (rule O6).
+    SendUnread,
 }
 
 /// Where an attempt runs.

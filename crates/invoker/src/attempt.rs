@@ -3,7 +3,7 @@
 //! Owns: what is sent and when, what of the handler's messages is let through, timeouts, and the verdict on a failure. Does not
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
-use crate::api::{AttemptStart, EagerState, Live, Room};
+use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
@@ -29,6 +29,8 @@ use tokio::sync::Notify;
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
+/// Longer than anything waits, for [`Mutant::NeverGiveUp`].
+const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A handler that only waits is idle once nothing was said for this long: then it may be asked to suspend.
 const IDLE: Duration = Duration::from_millis(50);
 /// Values of state that a handler may have asked for and not been sent, however small they are. Reading stops at the bound: each takes a
@@ -438,6 +440,9 @@ impl<'a> Attempt<'a> {
     async fn converse(&mut self, stream: &mut Stream) -> Result<Next, Failure> {
         self.send_start(stream)?;
         let mut patience = Patience::new(&self.options, self.invoker.env.clock.clone());
+        if self.invoker.settings.mutant == Mutant::NeverGiveUp {
+            patience.abort = NEVER;
+        }
         if !stream.is_bidirectional {
             stream.half_close();
             patience.closed(patience.abort);
@@ -448,7 +453,7 @@ impl<'a> Attempt<'a> {
         loop {
             let unsent = stream.exchange.unsent_bytes();
             // A handler that does not take what it asked for is read no further; once it is asked to suspend it is sent nothing more.
-            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open;
+            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open || self.invoker.settings.mutant == Mutant::SendUnread;
             if self.is_paused && takes_live && self.journal.values_awaited < self.values_awaited_max() {
                 self.is_paused = false;
                 match self.chunks(stream, &mut decoder, None).await? {

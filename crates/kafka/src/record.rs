@@ -94,6 +94,10 @@ impl Mapping<'_> {
         let (event, parked) = match self.submission(source, route, record) {
             Ok(submission) => (Event::InvocationSubmitted(Box::new(submission)), None),
             Err(Refused::Parked(reason)) => (Event::RecordParked(Box::new(self.parked(source, record, reason))), Some(reason)),
+            Err(Refused::NoHandler) if self.mutant == Mutant::ParkUnknown => {
+                let reason = Reason::MissingKey;
+                (Event::RecordParked(Box::new(self.parked(source, record, reason))), Some(reason))
+            }
             Err(Refused::NoHandler) => return None,
         };
         Some(Mapped { partition, event, parked })

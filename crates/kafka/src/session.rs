@@ -249,7 +249,8 @@ impl<'a> Session<'a> {
                 }
                 Step::Full => self.look_at_full()?,
                 Step::Changed => {
-                    if self.hold == Some(Hold::Handler) && self.has_handler() {
+                    let misses_it = self.task.settings.mutant == Mutant::MissHandler;
+                    if self.hold == Some(Hold::Handler) && self.has_handler() && !misses_it {
                         self.release_hold();
                     }
                 }
@@ -295,6 +296,10 @@ impl<'a> Session<'a> {
 
     async fn assigned(&mut self, generation: u64, partitions: &[i32]) -> Result<(), End> {
         self.add_new_lanes(partitions).await?;
+        let followed = match self.task.settings.mutant {
+            Mutant::FollowGroup => self.source.committed(partitions).await?,
+            _ => Vec::new(),
+        };
         let now = self.task.env.clock.monotonic();
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
@@ -302,7 +307,9 @@ impl<'a> Session<'a> {
                 self.unknown.insert(*partition);
                 continue;
             };
-            starts.push((*partition, lane.assigned(generation, now)));
+            let start = lane.assigned(generation, now);
+            let followed = followed.iter().find(|(followed, _)| followed == partition);
+            starts.push((*partition, followed.map_or(start, |(_, committed)| start.max(*committed))));
             self.task.status.assigned(*partition, lane.tracker.clone(), lane.high);
         }
         self.source.assign(generation, &starts)?;

@@ -122,10 +122,16 @@ pub enum Mutant {
     PositionLeads,
     /// Against rule K5: the group is told what was read, stored or not.
     CommitLeads,
+    /// Against rule K5: reading goes on where the group has come to, whoever has committed that.
+    FollowGroup,
     /// Against rule K6: as many are parked as come.
     ParkWithoutBound,
     /// Against rule K6: what is held when Kafka partitions go to another member is never taken again.
     HoldSurvives,
+    /// Against rule K6: what no deployment has a handler for is parked.
+    ParkUnknown,
+    /// Against rule K6: what waits for a handler does not hear of it.
+    MissHandler,
     /// Against rule K5: a stream of which too much was not applied stays with its source for good.
     StreamStaysHeld,
     /// Against rule K10: a subscription is closed while its source still reads.
@@ -138,6 +144,10 @@ pub enum Mutant {
     TakeRevoked,
     /// Against rule K4: a Kafka partition that is added later is read from its end.
     AddedAtEnd,
+    /// Against rule K4: what others have committed under the name of a subscription is taken for its own.
+    TrustOwnGroup,
+    /// Against rule K4: a topic is not read before all its Kafka partitions have a leader.
+    WaitForLeaders,
     /// Against rule K4: a topic that was missing when its subscription was created is read from where the subscription asks.
     MissingAtEnd,
 }

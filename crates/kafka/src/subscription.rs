@@ -202,6 +202,9 @@ impl Task {
                 let known = self.subscription()?.topic_id;
                 TopicInfo { id: if known == 0 { topic.id } else { known }, ..topic }
             }
+            Ok(topic) if mutant == Mutant::WaitForLeaders && !topic.unknown.is_empty() => {
+                return Err(topic.unknown[0].1.clone().into());
+            }
             Ok(topic) => topic,
             Err(error) => {
                 if error.kind == ErrorKind::TopicMissing {
@@ -289,7 +292,8 @@ impl Task {
     /// What the group has committed of Kafka partitions that were not read yet: by another program, or by a subscription in whose place
     /// this one reads (rule K10).
     pub(crate) async fn committed(&self, source: &mut dyn RecordSource, partitions: &[i32]) -> Result<Positions, SourceError> {
-        if self.has_own_group() || partitions.is_empty() { Ok(Vec::new()) } else { source.committed(partitions).await }
+        let is_nobodys = self.has_own_group() && self.settings.mutant != Mutant::TrustOwnGroup;
+        if is_nobodys || partitions.is_empty() { Ok(Vec::new()) } else { source.committed(partitions).await }
     }
 
     /// A group of the subscription's own name has no past, and no future.

@@ -50,6 +50,8 @@ pub enum Mutant {
     TakeOldEpochs,
     /// Against rule K6: the same, for those that are parked.
     ParkAgain,
+    /// Against rule O7: what is open is counted anew with each result.
+    CountAnew,
     /// Against rule R1: the byte bound may remove results that somebody has a name for.
     EvictNamed,
     /// Against rule T1: a retry is due by the partition's monotone time, and not by the clock of whoever asked for it.

@@ -2,7 +2,9 @@
 
 use crate::apply::Context;
 use crate::object::Names;
-use crate::{Effect, Invocations, Journal, JournalKey, Open, OpenKey, State, StateError, attempt, chore, object, outbox, timer};
+use crate::{
+    Effect, Invocations, Journal, JournalKey, Mutant, Open, OpenKey, State, StateError, attempt, chore, object, outbox, timer,
+};
 use bytes::Bytes;
 use surefoot_model::{
     Action, Active, AttemptClass, Caller, Entry, Incarnation, Invocation, InvocationId, Item, Life, Message, Notification,
@@ -122,6 +124,10 @@ pub(crate) fn close<S: State>(
     let key = OpenKey { life, completion };
     let is_open = cx.state.get::<Open>(&key)?.is_some_and(|open| matches(&open));
     if is_open {
+        if cx.mutant == Mutant::CountAnew {
+            let (from, to) = (OpenKey { life, completion: 0 }, OpenKey { life: Incarnation(life.0 + 1), completion: 0 });
+            active.open = cx.state.scan::<Open>(&from, Some(&to), usize::MAX)?.len() as u32;
+        }
         assert!(active.open > 0, "rule O7: the row counts the open completions of {life:?}");
         active.open -= 1;
         cx.state.delete::<Open>(&key);

@@ -929,6 +929,8 @@ fn what_one_invocation_does_grows_linearly_and_no_record_does_much() {
             "the variant that does all at once is caught"
         );
     }
+    let broken = |count: u32| many_calls(Mutant::CountAnew, count).touched() as f64 / f64::from(count);
+    assert!(broken(1_000) > broken(100) * 1.5, "the variant that counts anew is caught");
 }
 
 /// Rule M9: what a record copies is bounded in bytes, and one value moves whatever its size.

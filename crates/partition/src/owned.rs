@@ -7,11 +7,12 @@ use crate::acting::ActingPartition;
 use crate::apply::panic_message;
 use crate::handle::Shared;
 use crate::query::PartitionHealth;
+use crate::settings::Mutant;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use surefoot_env::Undone;
-use surefoot_model::PartitionId;
+use surefoot_model::{Lsn, PartitionId};
 use surefoot_storage::Store;
 
 /// While a partition is being written that has grown large again, others are only if they free at least this part of what it takes.
@@ -135,6 +136,9 @@ impl OwnedPartitions {
     fn stop(&mut self, at: usize, error: String) {
         let Some(partition) = self.slots[at].partition.take() else { return };
         tracing::error!(partition = %partition.id, error, "partition stopped; its data is kept, other partitions run on");
+        if self.shared.settings.mutant == Mutant::ForgetStopped {
+            self.shared.log.trim(partition.id, Lsn(u64::MAX));
+        }
         self.shared.stop_partition(PartitionHealth { partition: partition.id, error });
         self.weigh(at);
     }

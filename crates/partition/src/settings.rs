@@ -49,6 +49,8 @@ pub enum Mutant {
     None,
     /// Trims the log when a checkpoint begins, not when it is synced (rule C2).
     TrimAtFreeze,
+    /// Trims the log of a partition that has stopped (rule C5).
+    ForgetStopped,
     /// Does not look for messages that an earlier term had not sent (rule O1).
     ForgetOutbox,
     /// Sends messages to a partition that has stopped, and acknowledges them (rule O1).

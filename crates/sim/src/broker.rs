@@ -1,10 +1,11 @@
 //! A simulated Kafka: topics, groups, commits, and trouble from a seed.
 //!
 //! Owns: what brokers keep over the node's lives, who reads which Kafka partition, and what goes wrong there: spells without an
-//! answer, members that come and go, commits that are lost, topics that are made again. Does not own: the member's side of the
-//! seam (`member`), or what is produced. Kafka records are fetched by the topic's id, as brokers do since fetches carry it: a member
-//! reads nothing of a topic that was made again before it has looked at it. What a member has fetched and was not asked for is kept, up
-//! to a bound, as its client does.
+//! answer, members that come and go, others that read and commit in the same groups, commits that are lost, topics that are made again.
+//! Does not own: the member's side of the seam (`member`), or what is produced. What a member has fetched and was not asked for is kept,
+//! up to a bound, as its client does. Kafka records are fetched by the topic's id, as brokers do since fetches carry it. The client of a
+//! member learns that of a topic made again when the member looks at it, or before, by itself: then it goes on in the new topic at the
+//! old offset, as librdkafka does, and its member takes what it reads there for the old topic's.
 
 use crate::executor::{Executor, WORLD};
 use bytes::Bytes;
@@ -36,6 +37,8 @@ struct State {
     is_calm: bool,
     topics_made: u128,
     members_made: u64,
+    /// Handed to a member that took them for Kafka records of a topic that had been deleted.
+    strays: BTreeSet<Place>,
     findings: Vec<String>,
 }
 
@@ -67,8 +70,17 @@ struct Group {
     member: Option<u64>,
     /// Kafka partitions that a member outside the node has.
     held: BTreeSet<i32>,
+    /// Where that member reads on.
+    reading: BTreeMap<(u128, i32), i64>,
     /// What the brokers answer with.
     committed: BTreeMap<(u128, i32), i64>,
+    /// What the node has committed, where that was not lost.
+    ours: BTreeMap<(u128, i32), i64>,
+    /// Other programs read with it, and divide the work with the node. One that is not is named after its subscription: what others
+    /// commit there is nothing to the node.
+    is_shared: bool,
+    /// What other programs have read and committed in a group that is shared.
+    foreign: BTreeSet<Place>,
     /// What the group was told, lost or not.
     told: BTreeMap<(u128, i32), i64>,
     /// Nobody will read in it any more.
@@ -78,8 +90,10 @@ struct Group {
 struct Member {
     group: String,
     topic: String,
-    /// The topic's id as this member last heard it: fetches ask for it.
+    /// The topic's id as this member last heard it.
     known: u128,
+    /// The one that its client asks for in fetches.
+    fetches: u128,
     generation: u64,
     has_joined: bool,
     owned: BTreeMap<i32, Owned>,
@@ -133,6 +147,7 @@ impl Broker {
             is_calm: false,
             topics_made: 0,
             members_made: 0,
+            strays: BTreeSet::new(),
             findings: Vec::new(),
         };
         Self { executor, state: Arc::new(Mutex::new(state)) }
@@ -187,11 +202,49 @@ impl Broker {
     /// Commits for a group, as another program would that read the topic before: the middle of each Kafka partition it knows.
     pub(crate) fn commit_outside(&self, group: &str, topic: &str) -> BTreeMap<(u128, i32), i64> {
         let state = &mut *self.lock();
+        let shared = state.groups.entry(group.to_owned()).or_default();
+        shared.is_shared = true;
         let Some(of) = state.topics.get(topic) else { return BTreeMap::new() };
         let middles = (0..).zip(of.shown()).map(|(partition, log)| ((of.id, partition), (log.low + log.high) / 2));
         let committed: BTreeMap<_, _> = middles.collect();
-        state.groups.entry(group.to_owned()).or_default().committed = committed.clone();
+        shared.committed = committed.clone();
         committed
+    }
+
+    /// Whether another program has read this Kafka record in a group that it shares with the node.
+    pub(crate) fn is_foreign(&self, group: &str, place: Place) -> bool {
+        self.lock().groups.get(group).is_some_and(|group| group.foreign.contains(&place))
+    }
+
+    /// Kafka records that a member took for those of a topic that had been deleted. They come again under their own topic.
+    pub(crate) fn strays(&self) -> BTreeSet<Place> {
+        self.lock().strays.clone()
+    }
+
+    /// One Kafka partition of the topic has no leader, after another one has been added where it was alone. Says which, and how many
+    /// there are.
+    pub(crate) fn take_leader(&self, topic: &str) -> Option<(i32, usize)> {
+        let state = &mut *self.lock();
+        let of = state.topics.get_mut(topic)?;
+        if of.partitions.len() < 2 {
+            of.partitions.push(KafkaPartition::default());
+        }
+        let last = of.partitions.len() - 1;
+        of.leaderless = Some(last as i32);
+        let count = of.partitions.len();
+        state.rebalance_all();
+        Some((last as i32, count))
+    }
+
+    /// All have leaders again.
+    pub(crate) fn give_leaders(&self) {
+        self.lock().heal();
+    }
+
+    /// Each member of a topic has to begin again.
+    pub(crate) fn restart_members(&self, topic: &str) {
+        let lost = || SourceEvent::Failed(SourceError::new(ErrorKind::OffsetLost, "the offset is out of range"));
+        self.lock().members.values_mut().filter(|member| member.topic == topic).for_each(|member| member.tell(lost()));
     }
 
     /// The last position that a group was told for each topic id and Kafka partition.
@@ -232,7 +285,7 @@ impl Broker {
         while !self.lock().is_calm {
             let (pause, what) = {
                 let rng = &mut self.lock().rng;
-                (Duration::from_millis(20 + rng.below(600)), rng.below(11))
+                (Duration::from_millis(20 + rng.below(600)), rng.below(15))
             };
             self.executor.sleep(pause).await;
             match what {
@@ -243,6 +296,8 @@ impl Broker {
                 5 => self.grow().await,
                 6 | 7 => self.lock().delete_old(),
                 8 => self.lock().change_leaders(),
+                9..12 => self.lock().outsiders_read(),
+                12 => self.lock().meddle(),
                 _ => {
                     let again = self.lock().rng.below(3);
                     if again == 0
@@ -306,13 +361,21 @@ impl Broker {
             (gone, Duration::from_millis(state.rng.below(4_000)))
         };
         self.executor.sleep(spell).await;
-        let state = &mut *self.lock();
-        if gone.is_some() {
+        let learns = {
+            let state = &mut *self.lock();
+            if gone.is_none() {
+                return;
+            }
             state.create_topic(name);
             state.tell_of(name, ErrorKind::OffsetLost, "the offset is out of range");
             if state.rng.below(2) == 0 {
                 state.rebalance_all();
             }
+            (state.rng.below(2) == 0).then(|| Duration::from_millis(state.rng.below(1_500)))
+        };
+        if let Some(learns) = learns {
+            self.executor.sleep(learns).await;
+            self.lock().learn(name);
         }
     }
 
@@ -328,6 +391,7 @@ impl Broker {
             group: group.to_owned(),
             topic: topic.to_owned(),
             known: 0,
+            fetches: 0,
             // It rises from there; nothing else is promised.
             generation: state.rng.below(1_000),
             has_joined: false,
@@ -374,7 +438,7 @@ impl Broker {
         let missing = || SourceError::new(ErrorKind::TopicMissing, "the topic does not exist");
         let member = state.members.get_mut(&id).ok_or_else(missing)?;
         let topic = state.topics.get(member.topic.as_str()).ok_or_else(missing)?;
-        member.known = topic.id;
+        (member.known, member.fetches) = (topic.id, topic.id);
         let mut info = TopicInfo { id: topic.id, ..TopicInfo::default() };
         for (partition, log) in (0..).zip(topic.shown()) {
             if topic.leaderless == Some(partition) {
@@ -515,6 +579,7 @@ impl Broker {
             }
             if !is_lost {
                 group.committed.insert(key, *position);
+                group.ours.insert(key, *position);
             }
         }
     }
@@ -543,7 +608,7 @@ impl State {
     }
 
     fn heal(&mut self) {
-        self.groups.values_mut().for_each(|group| group.held.clear());
+        self.groups.values_mut().for_each(Group::let_go);
         self.topics.values_mut().for_each(|topic| {
             topic.hides_newest = false;
             topic.leaderless = None;
@@ -569,9 +634,56 @@ impl State {
         if group.held.is_empty() {
             group.held = (0..PARTITIONS_MAX as i32).filter(|partition| mask >> partition & 1 == 1).collect();
         } else {
-            group.held.clear();
+            group.let_go();
         }
         self.rebalance(name);
+    }
+
+    /// Members outside the node read on from what their groups have come to, and commit that. None of their commits goes back.
+    fn outsiders_read(&mut self) {
+        for group in self.groups.values_mut() {
+            let Some(topic) = self.topics.get(group.topic.as_str()).filter(|_| !self.is_down && !self.is_calm) else { continue };
+            let member = group.member.and_then(|id| self.members.get(&id));
+            for (partition, log) in (0..).zip(topic.shown()).filter(|(partition, _)| group.held.contains(partition)) {
+                // It has it once the node has let go.
+                if topic.leaderless == Some(partition) || member.is_some_and(|member| member.owned.contains_key(&partition)) {
+                    continue;
+                }
+                let key = (topic.id, partition);
+                let committed = group.committed.entry(key).or_insert(log.low);
+                let reading = group.reading.entry(key).or_insert(*committed);
+                let from = (*reading).max(log.low);
+                *reading = log.high.min(from + 1 + self.rng.below(4).cast_signed()).max(from);
+                *committed = (*committed).max(*reading);
+                if group.is_shared {
+                    let read = (from..*reading).map(|offset| Place { topic: topic.id, partition, offset });
+                    group.foreign.extend(read);
+                }
+            }
+        }
+    }
+
+    /// Somebody commits anything in a group that is named after a subscription: ahead of what was read, behind it, and for Kafka
+    /// partitions that nobody reads yet.
+    fn meddle(&mut self) {
+        for group in self.groups.values_mut().filter(|group| !group.is_shared) {
+            let Some(topic) = self.topics.get(group.topic.as_str()) else { continue };
+            for (partition, log) in (0..).zip(&topic.partitions) {
+                if self.rng.below(2) == 0 {
+                    let position = log.low + self.rng.below((log.high - log.low).cast_unsigned() + 1).cast_signed();
+                    group.committed.insert((topic.id, partition), position);
+                }
+            }
+        }
+    }
+
+    /// The clients of a topic's members hear of its id, and their members do not.
+    fn learn(&mut self, name: &str) {
+        let Some(topic) = self.topics.get(name) else { return };
+        for member in self.members.values_mut().filter(|member| member.topic == name) {
+            member.fetches = topic.id;
+            member.wake.notify_one();
+        }
     }
 
     /// A member hears of an error that passes by itself.
@@ -595,7 +707,7 @@ impl State {
         for (name, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.expires) {
             for (partition, log) in (0..).zip(&mut topic.partitions) {
                 let readers = self.groups.values().filter(|group| group.topic == *name && !group.is_forgotten);
-                let read = readers.map(|group| group.committed.get(&(topic.id, partition)).copied().unwrap_or(0)).min();
+                let read = readers.map(|group| group.ours.get(&(topic.id, partition)).copied().unwrap_or(0)).min();
                 log.low = log.low.max(read.unwrap_or(0));
                 log.records = log.records.split_off(&log.low);
                 log.times = log.times.split_off(&log.low);
@@ -656,7 +768,8 @@ impl State {
         if revoked.is_empty() {
             member.assign_target(&mut self.rng);
         } else {
-            let logs = topic.filter(|topic| topic.id == member.known).map_or(&[][..], |topic| &topic.partitions);
+            let is_known = |topic: &&Topic| topic.id == member.known && topic.id == member.fetches;
+            let logs = topic.filter(is_known).map_or(&[][..], |topic| &topic.partitions);
             member.revoke(revoked, logs, &mut self.rng);
         }
     }
@@ -664,7 +777,7 @@ impl State {
     /// A member fetches what there is, up to its bound.
     fn fetch(&mut self, id: u64) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.known && !self.is_down);
+        let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.fetches && !self.is_down);
         let Some(topic) = topic else { return };
         let mut lost = None;
         for (partition, owned) in &mut member.owned {
@@ -673,7 +786,7 @@ impl State {
             if topic.leaderless == Some(*partition) {
                 continue;
             }
-            if from < log.low {
+            if from < log.low || from > log.high {
                 owned.next = None;
                 lost = Some(SourceError::new(ErrorKind::OffsetLost, "the offset is out of range"));
                 continue;
@@ -683,6 +796,9 @@ impl State {
             let count = room.min(1 + self.rng.below(4) as usize);
             for record in log.from(from, *partition, owned.generation).take(count) {
                 owned.next = Some(record.offset + 1);
+                if topic.id != member.known {
+                    self.strays.insert(Place { topic: topic.id, partition: *partition, offset: record.offset });
+                }
                 queue.push_back(record);
             }
         }
@@ -694,7 +810,7 @@ impl State {
     /// A Kafka partition that has handed over all it has, if that was not told yet.
     fn at_end(&mut self, id: u64) -> Option<SourceEvent> {
         let member = self.members.get_mut(&id)?;
-        let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.known && !self.is_down)?;
+        let topic = self.topics.get(member.topic.as_str()).filter(|topic| topic.id == member.fetches && !self.is_down)?;
         if !member.fetched.is_empty() || !member.events.is_empty() {
             return None;
         }
@@ -708,6 +824,14 @@ impl State {
             }
         }
         None
+    }
+}
+
+impl Group {
+    /// The member outside the node has left.
+    fn let_go(&mut self) {
+        self.held.clear();
+        self.reading.clear();
     }
 }
 

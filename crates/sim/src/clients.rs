@@ -116,9 +116,9 @@ async fn operate(world: &World, client: u64, key: &str) -> Option<(u64, Vec<u64>
 
 /// What has not arrived yet. **Errors**: what must not be.
 pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, String> {
-    let model = &world.model().clients;
+    let (model, none) = (&world.model().clients, BTreeSet::new());
     for (key, operations) in &model.begun {
-        let history = state.at("Counter", key)?;
+        let history = state.at("Counter", key, &none)?;
         if history.iter().copied().collect::<BTreeSet<u64>>() != *operations {
             return Err(format!("key {key}: history {history:?} is not each of {operations:?} once"));
         }
@@ -131,7 +131,7 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
     let sent = |sink: u64| model.begun.values().flatten().copied().filter(move |op| op.is_multiple_of(5) && op % 3 == sink);
     for (number, sink) in (0..).zip(SINKS) {
         let expected: BTreeSet<u64> = sent(number).collect();
-        let found: BTreeSet<u64> = state.at("Sink", sink)?.iter().copied().collect();
+        let found: BTreeSet<u64> = state.at("Sink", sink, &none)?.iter().copied().collect();
         if expected != found {
             return Ok(Some(format!("sent one way and never arrived: expected {expected:?} in {sink}, found {found:?}")));
         }

@@ -1,9 +1,10 @@
 //! The end of a run, when everything has arrived: what is left must be quiet, go by the clocks, and be what a recovery makes of it.
 //!
 //! Checked: nothing runs, waits or is under way any more; a timer fires when a machine that was suspended wakes, and what is asked
-//! for after a clock jumped forth and back is not late; callers give their places to callees; checkpoint and log give the very rows that the node has, twice over, and
+//! for after a clock jumped forth and back is not late; callers give their places to callees; a stream that is silent is given up; checkpoint and log give the very rows that the node has, twice over, and
 //! after a power failure too. Does not own: what clients, topics and operators are owed.
 
+use crate::transport::Fault;
 use crate::world::{PLACE, World, request};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -24,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// How long calls within calls may take: far less than the silence after which a handler is asked to suspend if nobody needs its place.
 const CHAIN_MAX: Duration = Duration::from_secs(20);
+/// How long a call may take whose first stream is silent: until it is given up, and tried again.
+const SILENT_MAX: Duration = Duration::from_secs(20);
 /// Calls within one call: more than there are places in many worlds.
 const CHAIN: &str = "3";
 /// How far the clock jumps under a probe.
@@ -42,6 +45,7 @@ pub(crate) fn check(world: &World, engine: &MemEngine) -> Result<(), String> {
     wakes_with_the_machine(world)?;
     forgets_a_jump(world)?;
     lets_callees_run(world)?;
+    gives_the_silent_up(world)?;
     quiet(world)?;
     is_what_recovery_makes(world, engine)
 }
@@ -112,6 +116,16 @@ fn forgets_a_jump(world: &World) -> Result<(), String> {
 fn lets_callees_run(world: &World) -> Result<(), String> {
     let asked = world.begin(|open| async move { open.ingress.call(request("Probe", "chain", "", CHAIN, None)).await });
     answered(world, "a chain of calls in few places (rule O5)", asked, CHAIN_MAX)
+}
+
+/// A handler that says nothing, or no more, is tried again before long.
+fn gives_the_silent_up(world: &World) -> Result<(), String> {
+    for fault in [Fault::Silence, Fault::Stall(1, Duration::MAX / 2)] {
+        world.fail_next_stream(fault);
+        let asked = world.begin(|open| async move { open.ingress.call(request("Echo", "echo", "", "x", None)).await });
+        answered(world, &format!("an echo whose first stream has {fault:?} (rule O5)"), asked, SILENT_MAX)?;
+    }
+    Ok(())
 }
 
 fn answered(

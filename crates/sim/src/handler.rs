@@ -26,6 +26,8 @@ struct Shared {
     rng: Rng,
     /// Chance per point of failure, in thousandths.
     fail_per_mille: u64,
+    /// What the next stream has, whatever the chance.
+    next_fault: Option<Fault>,
     /// For each invocation, the highest step whose closure ran after its predecessor was recorded.
     ledger: BTreeMap<String, u32>,
     /// When each sleep was first asked for, by invocation and completion.
@@ -54,6 +56,7 @@ impl Handlers {
         Self(Arc::new(Mutex::new(Shared {
             rng: Rng::new(seed),
             fail_per_mille,
+            next_fault: None,
             ledger: BTreeMap::new(),
             sleeps: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -86,7 +89,13 @@ impl Handlers {
     /// What goes wrong with the next stream, if anything does.
     pub(crate) fn fault(&self) -> Option<Fault> {
         let shared = &mut *self.lock();
-        (shared.rng.below(1_000) < shared.fail_per_mille * 3).then(|| Fault::any(&mut shared.rng))
+        let is_due = shared.rng.below(1_000) < shared.fail_per_mille * 3;
+        shared.next_fault.take().or_else(|| is_due.then(|| Fault::any(&mut shared.rng)))
+    }
+
+    /// The next stream has this.
+    pub(crate) fn fail_next(&self, fault: Fault) {
+        self.lock().next_fault = Some(fault);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

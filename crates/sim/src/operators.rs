@@ -18,7 +18,7 @@ use surefoot_partition::{ListFilter, Partitions};
 /// How often something is paused, and something killed.
 const ROUNDS: u64 = 12;
 /// How often handlers are registered anew.
-const REVISIONS: u32 = 5;
+pub(crate) const REVISIONS: u32 = 5;
 /// Worlds in which the clock jumps, and in which the engine finds no room at times: one in so many.
 const JUMPY: u64 = 4;
 const CRAMPED: u64 = 3;
@@ -42,19 +42,22 @@ pub(crate) fn start(world: &World, seed: u64) {
     }
 }
 
-/// New revisions, each at an address of its own; what has begun goes on where it began (rule M1). Some lack the handler of a service
-/// that others call, for a while; the last has all.
+/// New revisions, each at an address of its own; what has begun goes on where it began (rule M1). Some lack the handlers of a service
+/// that others call, or that a topic is read into, for a while; the last has all.
 async fn register_again(world: World, mut rng: Rng) {
     for revision in 2..=REVISIONS {
         world.sleep_ms(rng.below(1_500)).await;
-        let without = (revision < REVISIONS && rng.below(2) == 0).then_some("Echo");
-        let registered = |open: Open| async move {
-            let event = CatalogEvent::DeploymentRegistered(deployment(revision, without));
-            open.partitions.change_catalog(event).await.ok()
-        };
-        while world.ask(registered).await.flatten().is_none() {}
+        let missing = ["Echo", "Ledger", "Relay"][rng.below(3) as usize];
+        let without = (revision < REVISIONS && rng.below(2) == 0).then_some(missing);
+        while !world.ask(|open| register(open, revision, without)).await.unwrap_or_default() {}
         world.model().registered = revision;
     }
+}
+
+/// Whether it is registered.
+pub(crate) async fn register(open: Open, revision: u32, without: Option<&'static str>) -> bool {
+    let event = CatalogEvent::DeploymentRegistered(deployment(revision, without));
+    open.partitions.change_catalog(event).await.is_ok()
 }
 
 /// Forth and back, or back and forth, further than anything is late by itself.

@@ -3,18 +3,22 @@
 //! Checked: what was produced is handled exactly once and, per key, in the order of its Kafka partition; what cannot be is parked
 //! exactly once, and never more than may be; a subscription that asked for the latest misses nothing that was produced after its
 //! creation; a topic that was made again is read from its start; no commit leads what is stored; what a deleted subscription told its
-//! group it has taken, and one in its place goes on exactly there. Of a topic that was deleted only what was read before, as the commits
-//! say, has to be there. An operator discards what is parked: it is counted before.
+//! group it has taken, and one in its place goes on exactly there, less what other programs have read and committed in that group
+//! meanwhile; what anybody commits in a group that is named after its subscription changes nothing. Of a topic that was deleted only
+//! what was read before, as the commits say, has to be there. What a client read of a topic that was made again before its member knew
+//! of that may come twice, and no oftener. An operator discards what is parked: it is counted before.
 
 use crate::broker::Place;
 use crate::executor::WORLD;
+use crate::operators::{self, REVISIONS};
 use crate::world::{Open, State, World};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use surefoot_admin::{NewCluster, NewSubscription};
 use surefoot_env::sim::Rng;
 use surefoot_model::{StreamId, SubscriptionId};
-use surefoot_partition::{LIST_MAX, Partitions};
+use surefoot_partition::{LIST_MAX, ParkedInfo, Partitions};
 
 /// The name of the simulated cluster.
 pub(crate) const CLUSTER: &str = "main";
@@ -31,6 +35,11 @@ const COPY_GROUP: &str = "copy";
 const LAST_RECORDS: u64 = 8;
 /// Worlds whose cluster is deleted under its subscriptions and registered again: one in so many.
 const CHURNED: u64 = 4;
+/// How long it may take until a probe's Kafka record has been handled: a session that begins again, at a slow disk.
+const TAKEN_MAX: Duration = Duration::from_secs(20);
+const TAKEN_LOOK: Duration = Duration::from_millis(500);
+/// By then a Kafka record has come to a subscription whose handler is missing.
+const HELD_AFTER: Duration = Duration::from_secs(2);
 /// Parked Kafka records of one subscription.
 pub(crate) const PARKED_MAX: u64 = 4;
 
@@ -47,8 +56,8 @@ pub(crate) struct Model {
     copy_until: Option<usize>,
     /// Another took its place, and goes on where it was: nothing may be missing.
     is_copy_followed: bool,
-    /// Parked and then discarded, and whether that was answered.
-    discarded: BTreeMap<Place, bool>,
+    /// Parked and then discarded: its number, and whether that was answered.
+    discarded: BTreeMap<Place, (u64, bool)>,
     /// Where the group `copy` had read up to before.
     copy_starts: BTreeMap<(u128, i32), i64>,
     operator_is_done: bool,
@@ -66,6 +75,11 @@ struct Produced {
 impl Model {
     pub(crate) fn records(&self) -> u64 {
         self.produced.len() as u64
+    }
+
+    /// The numbers of what is at these places.
+    fn numbers_of(&self, places: &BTreeSet<Place>) -> BTreeSet<u64> {
+        (0..).zip(&self.produced).filter(|(_, record)| places.contains(&record.place)).map(|(number, _)| number).collect()
     }
 }
 
@@ -165,9 +179,14 @@ async fn operate(world: World, mut rng: Rng) {
     world.model().topics.operator_is_done = true;
 }
 
-/// Deletes the cluster under its subscriptions, and registers it again: they stop, and go on where they were.
+/// Changes the cluster under its subscriptions, deletes it, and registers it again: they stop, and go on where they were.
 async fn churn_cluster(world: World, mut rng: Rng) {
     world.sleep_ms(rng.below(4_000)).await;
+    // They begin again with another property, or nobody has registered it yet.
+    let rack = BTreeMap::from([("bootstrap.servers", "broker:9092"), ("client.rack", "r1")]);
+    let rack = rack.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let _ = world.ask(|open| async move { open.admin.update_cluster(CLUSTER, rack).await.map(drop) }).await;
+    world.sleep_ms(rng.below(2_000)).await;
     loop {
         let asked = world.ask(|open| async move { open.admin.delete_cluster(CLUSTER, true).await });
         // Not found: an answer was lost, or nobody has registered it yet.
@@ -214,25 +233,25 @@ async fn discard_of(world: &World, id: SubscriptionId) {
         return world.finding(format!("{} are parked, more than may be", page.parked.len()));
     }
     let mut places = BTreeSet::new();
-    for parked in page.parked {
-        let (source, number) = (parked.record.source, parked.number);
-        let place = Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset };
+    for info in page.parked {
+        let (parked, number) = (Parked::of(&info), info.number);
+        let place = parked.place;
         if !places.insert(place) {
             return world.finding(format!("{place:?} was parked twice (rule K6)"));
         }
-        if world.model().topics.discarded.get(&place) == Some(&true) && id == orders {
+        if world.model().topics.discarded.get(&place).is_some_and(|(_, is_answered)| *is_answered) && id == orders {
             return world.finding(format!("{place:?} was parked again after it was discarded (rule K6)"));
         }
         let is_orders = id == orders;
         if is_orders {
-            world.model().topics.discarded.insert(place, false);
+            world.model().topics.discarded.insert(place, (parked.number, false));
         }
         let asked = world.ask(move |open| async move { open.admin.discard_parked(id, number).await });
         // One without an answer may be gone or not.
         if let Some(Ok(())) = asked.await
             && is_orders
         {
-            world.model().topics.discarded.insert(place, true);
+            world.model().topics.discarded.insert(place, (parked.number, true));
         }
     }
 }
@@ -339,7 +358,8 @@ impl Expected {
             may.insert(number as u64);
             let Place { topic, partition, offset } = record.place;
             let is_committed = told.get(&(topic, partition)).is_some_and(|told| offset < *told);
-            if is_owed(number, is_committed) && (Some(topic) == present || is_committed) {
+            let is_ours = !world.broker.is_foreign(group, record.place);
+            if is_owed(number, is_committed) && (Some(topic) == present || is_committed) && is_ours {
                 must.insert(number as u64);
             }
         }
@@ -364,8 +384,9 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
         (topics.orders, topics.notes, topics.copy)
     };
     let (Some(orders), Some(notes), Some(copy)) = (orders, notes, copy) else { return Err("not subscribed".to_owned()) };
-    let parked = parked(world, orders)?;
-    let left = parked_places(world, copy)?;
+    let strays = world.model().topics.numbers_of(&world.broker.strays());
+    let parked = parked(world, orders, &strays)?;
+    let left = all_parked(world, copy)?;
     if !left.is_empty() {
         return Ok(Some(format!("a deleted subscription still has parked {left:?}")));
     }
@@ -373,13 +394,13 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
     let mut missing = Vec::new();
     let group = orders.to_string();
     for key in KEYS {
-        let found = state.at("Ledger", key)?;
-        in_order(topics, key, found)?;
+        let found = state.at("Ledger", key, &strays)?;
+        in_order(topics, key, found, &strays)?;
         let expected = Expected::of(world, topics, ORDERS, &group, |_, record| record.key == Some(key), |_, _| true);
         missing.extend(expected.compare(&format!("Ledger/{key}"), &found.iter().copied().collect())?);
 
-        let found = state.at("Mirror", key)?;
-        in_order(topics, key, found)?;
+        let found = state.at("Mirror", key, &strays)?;
+        in_order(topics, key, found, &strays)?;
         let is_from_its_time = |number: usize, record: &Produced| {
             let start = topics.copy_starts.get(&(record.place.topic, record.place.partition)).copied().unwrap_or(0);
             record.key == Some(key) && topics.copy_until.is_none_or(|until| number < until) && record.place.offset >= start
@@ -393,7 +414,7 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
     missing.extend(expected.compare("parked", &parked)?);
 
     for (sink, name) in SINKS.into_iter().enumerate() {
-        let found: BTreeSet<u64> = state.at("Sink", name)?.iter().copied().collect();
+        let found: BTreeSet<u64> = state.at("Sink", name, &strays)?.iter().copied().collect();
         let is_owed = |number, _| topics.notes_from.is_some_and(|from| number >= from);
         let expected = Expected::of(world, topics, NOTES, &notes.to_string(), |number, _| number % 2 == sink, is_owed);
         missing.extend(expected.compare(&format!("Relay to {name}"), &found)?);
@@ -401,10 +422,10 @@ pub(crate) fn missing(world: &World, state: &State) -> Result<Option<String>, St
     Ok(missing.into_iter().next())
 }
 
-/// Per key, the order of each Kafka partition.
-fn in_order(topics: &Model, key: &str, found: &[u64]) -> Result<(), String> {
+/// Per key, the order of each Kafka partition. What may come twice came early the first time.
+fn in_order(topics: &Model, key: &str, found: &[u64], strays: &BTreeSet<u64>) -> Result<(), String> {
     let mut last: BTreeMap<(u128, i32), i64> = BTreeMap::new();
-    for number in found {
+    for number in found.iter().filter(|number| !strays.contains(number)) {
         let Some(record) = topics.produced.get(*number as usize) else { return Err(format!("{number} was never produced")) };
         let Place { topic, partition, offset } = record.place;
         let before = last.insert((topic, partition), offset);
@@ -416,31 +437,103 @@ fn in_order(topics: &Model, key: &str, found: &[u64]) -> Result<(), String> {
 }
 
 /// The numbers of the Kafka records that are parked. **Errors**: one is parked twice.
-fn parked(world: &World, id: SubscriptionId) -> Result<BTreeSet<u64>, String> {
-    let places = parked_places(world, id)?;
+fn parked(world: &World, id: SubscriptionId, strays: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String> {
+    let present = all_parked(world, id)?;
     let topics = &world.model().topics;
-    let mut parked = BTreeSet::new();
-    if let Some(twice) = places.iter().find(|place| topics.discarded.get(place) == Some(&true)) {
+    let is_gone = |place| topics.discarded.get(&place).is_some_and(|(_, is_answered)| *is_answered);
+    if let Some(twice) = present.iter().find(|parked| is_gone(parked.place)) {
         return Err(format!("{twice:?} was parked again after it was discarded (rule K6)"));
     }
-    let gone: Vec<Place> = topics.discarded.keys().copied().filter(|place| !places.contains(place)).collect();
-    for place in places.into_iter().chain(gone) {
-        let number = topics.produced.iter().position(|record| record.place == place);
-        let number = number.ok_or_else(|| format!("{place:?} was parked and never produced"))?;
-        if !parked.insert(number as u64) {
+    let places: BTreeSet<Place> = present.iter().map(|parked| parked.place).collect();
+    let gone = topics.discarded.iter().filter(|(place, _)| !places.contains(place)).map(|(_, (number, _))| *number);
+    let mut parked = BTreeSet::new();
+    for number in present.iter().map(|parked| parked.number).chain(gone) {
+        if !parked.insert(number) && !strays.contains(&number) {
             return Err(format!("{number} was parked twice (rule K6)"));
         }
     }
     Ok(parked)
 }
 
-fn parked_places(world: &World, id: SubscriptionId) -> Result<Vec<Place>, String> {
+/// One parked Kafka record.
+#[derive(Debug)]
+struct Parked {
+    /// As its subscription knows it.
+    place: Place,
+    number: u64,
+}
+
+impl Parked {
+    fn of(info: &ParkedInfo) -> Self {
+        let source = info.record.source;
+        let place = Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset };
+        let number = String::from_utf8_lossy(&info.record.value).parse().expect("a producer writes numbers");
+        Self { place, number }
+    }
+}
+
+fn all_parked(world: &World, id: SubscriptionId) -> Result<Vec<Parked>, String> {
     let page =
         world.answer("listing what is parked", move |open| async move { open.partitions.parked(id, None, LIST_MAX).await })?;
-    let parked = page.map_err(|stopped| stopped.to_string())?.parked;
-    let places = parked.iter().map(|parked| {
-        let source = parked.record.source;
-        Place { topic: source.stream.topic, partition: source.stream.partition, offset: source.offset }
-    });
-    Ok(places.collect())
+    Ok(page.map_err(|stopped| stopped.to_string())?.parked.iter().map(Parked::of).collect())
+}
+
+// Probes, once all has arrived.
+
+/// While one Kafka partition has no leader, whoever begins to read its topic reads the others.
+pub(crate) fn reads_around_a_leaderless(world: &World) -> Result<(), String> {
+    let deadline = world.executor.now() + TAKEN_MAX;
+    let (leaderless, count) = loop {
+        match world.broker.take_leader(ORDERS) {
+            Some(taken) => break taken,
+            // It is being made again.
+            None if world.executor.now() < deadline => world.run_for(TAKEN_LOOK),
+            None => return Err("a topic is not made again".to_owned()),
+        }
+    };
+    world.broker.restart_members(ORDERS);
+    let partition = (0..count as u64).find(|partition| *partition as i32 != leaderless).expect("there are two");
+    is_taken(world, partition, "another Kafka partition has no leader (rule K4)")?;
+    world.broker.give_leaders();
+    Ok(())
+}
+
+/// What comes while no deployment has its handler is taken once one has.
+pub(crate) fn waits_for_its_handler(world: &World) -> Result<(), String> {
+    world.answer("a revision that lacks a handler", |open| operators::register(open, REVISIONS + 1, Some("Ledger")))?;
+    let place = produce_for_ledger(world, 0)?;
+    // It is held by then: a rebalance would end that by itself, and none comes any more.
+    world.run_for(HELD_AFTER);
+    if State::read(world)?.has("Ledger", KEYS[0], place) {
+        return Err("a Kafka record was taken for a handler that is not there (rule K6)".to_owned());
+    }
+    world.answer("a revision that has it again", |open| operators::register(open, REVISIONS + 2, None))?;
+    arrives(world, place, "its handler is there again (rule K6)")
+}
+
+fn is_taken(world: &World, partition: u64, why: &str) -> Result<(), String> {
+    let number = produce_for_ledger(world, partition)?;
+    arrives(world, number, why)
+}
+
+/// The number of a Kafka record that is new in a Kafka partition.
+fn produce_for_ledger(world: &World, partition: u64) -> Result<u64, String> {
+    let (topics, key) = (&mut world.model().topics, KEYS[0]);
+    let number = topics.records();
+    let (bytes, value) = (Bytes::from_static(key.as_bytes()), Bytes::from(number.to_string()));
+    let place = world.broker.produce(ORDERS, partition, Some(bytes), value).ok_or("a Kafka partition takes nothing")?;
+    topics.produced.push(Produced { topic: ORDERS, place, key: Some(key) });
+    Ok(number)
+}
+
+fn arrives(world: &World, number: u64, why: &str) -> Result<(), String> {
+    let deadline = world.executor.now() + TAKEN_MAX;
+    while !State::read(world)?.has("Ledger", KEYS[0], number) {
+        if world.executor.now() > deadline {
+            return Err(format!("{number} is not taken within {TAKEN_MAX:?}: {why}"));
+        }
+        world.run_for(TAKEN_LOOK);
+        world.check()?;
+    }
+    Ok(())
 }

@@ -8,7 +8,9 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
-use surefoot_invoker::{EagerState, ExchangeEvent, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX};
+use surefoot_invoker::{
+    EagerState, ExchangeEvent, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
+};
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, Resolution, Target, TargetKind, Timestamp, entry_type};
 use wire::Says;
@@ -769,8 +771,20 @@ fn an_attempt_that_waits_for_the_log_can_be_aborted() {
     assert_eq!(world.reports(), 1);
 }
 
+/// Rule O6.
 #[test]
 fn a_handler_that_does_not_read_is_sent_nothing_more() {
+    let told = |mutant| {
+        let mut world = World::with(Settings { mutant, ..settings() }, StreamMode::Bidirectional);
+        world.start(|_| ());
+        world.head();
+        world.writes(&[wire::call("Object", "k", "run", (1, 2))]);
+        world.story();
+        world.unsent(UNSENT_BYTES_MAX + 1);
+        world.notify(2, completion(entry_type::CALL_INVOCATION_ID, 1, Resolution::Void));
+        world.story()
+    };
+    assert_eq!((told(Mutant::None).as_str(), told(Mutant::SendUnread).as_str()), ("", "> 0x800e #1"), "the variant is caught");
     let mut world = begun();
     world.writes(&[wire::call("Object", "k", "run", (1, 2)), wire::sleep(9, 3)]);
     world.story();

@@ -12,8 +12,20 @@ use surefoot_storage::Mutant as StorageMutant;
 pub(crate) struct Mutated {
     pub(crate) name: &'static str,
     pub(crate) mutants: Mutants,
+    /// It is tried where a build stops partitions and another one repairs them.
+    pub(crate) repairs: bool,
     /// One of them is in the finding that counts.
     pub(crate) signs: &'static [&'static str],
+}
+
+impl Mutated {
+    const fn new(name: &'static str, mutants: Mutants, signs: &'static [&'static str]) -> Self {
+        Self { name, mutants, repairs: false, signs }
+    }
+
+    const fn in_repairs(self) -> Self {
+        Self { repairs: true, ..self }
+    }
 }
 
 const NONE: Mutants = Mutants {
@@ -26,27 +38,27 @@ const NONE: Mutants = Mutants {
 };
 
 const fn log(name: &'static str, log: LogMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { log, ..NONE }, signs }
+    Mutated::new(name, Mutants { log, ..NONE }, signs)
 }
 
 const fn storage(name: &'static str, storage: StorageMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { storage, ..NONE }, signs }
+    Mutated::new(name, Mutants { storage, ..NONE }, signs)
 }
 
 const fn machine(name: &'static str, machine: MachineMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { machine, ..NONE }, signs }
+    Mutated::new(name, Mutants { machine, ..NONE }, signs)
 }
 
 const fn partition(name: &'static str, partition: PartitionMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { partition, ..NONE }, signs }
+    Mutated::new(name, Mutants { partition, ..NONE }, signs)
 }
 
 const fn invoker(name: &'static str, invoker: InvokerMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { invoker, ..NONE }, signs }
+    Mutated::new(name, Mutants { invoker, ..NONE }, signs)
 }
 
 const fn kafka(name: &'static str, kafka: KafkaMutant, signs: &'static [&'static str]) -> Mutated {
-    Mutated { name, mutants: Mutants { kafka, ..NONE }, signs }
+    Mutated::new(name, Mutants { kafka, ..NONE }, signs)
 }
 
 pub(crate) const MUTANTS: &[Mutated] = &[
@@ -60,6 +72,7 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     storage("C3 vanish across layers", StorageMutant::VanishAcrossLayers, &["ran again", "differs", "not quiet", "stopped"]),
     storage("C4 forget what was sealed for a view", StorageMutant::ForgetSealed, &["stopped", "differs", "not quiet"]),
     partition("C2 trim when the checkpoint begins", PartitionMutant::TrimAtFreeze, &["its log begins at"]),
+    partition("C5 trim what has stopped", PartitionMutant::ForgetStopped, &["its log begins at"]).in_repairs(),
     partition("O1 forget the outbox at a restart", PartitionMutant::ForgetOutbox, &["(rule O1)"]),
     partition("T2 forget timers at a restart", PartitionMutant::ForgetTimers, &["(rule T2)"]),
     partition("M1 apply by a setting", PartitionMutant::LookAtSettings, &["(rule M1)"]),
@@ -86,6 +99,7 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     log("L8 die of shortage", LogMutant::DieOfShortage, &["(rule L8)"]),
     partition("O5 wake nobody for a free place", PartitionMutant::LoseWake, &["a place is free (rule O5)"]),
     invoker("O5 ask nobody to make room", InvokerMutant::NeverAsk, &["(rule O5)"]),
+    invoker("O5 never give up what is silent", InvokerMutant::NeverGiveUp, &["(rule O5)"]),
     machine("O1 take messages again", MachineMutant::ForgetInbound, &["twice"]),
     machine("K1 take Kafka records again", MachineMutant::ForgetStreams, &["twice"]),
     kafka("K1 ignore the topic's id", KafkaMutant::IgnoreTopicId, &["never took"]),
@@ -94,10 +108,15 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     kafka("K4 resolve again", KafkaMutant::ResolveAgain, &["never took"]),
     kafka("K4 read an added Kafka partition from its end", KafkaMutant::AddedAtEnd, &["never took"]),
     kafka("K4 read a topic that was missing from its end", KafkaMutant::MissingAtEnd, &["never took"]),
+    kafka("K4 take the commits of others for its own", KafkaMutant::TrustOwnGroup, &["never took"]),
+    kafka("K4 wait for all leaders", KafkaMutant::WaitForLeaders, &["(rule K4)"]),
+    kafka("K5 go on where the group has come to", KafkaMutant::FollowGroup, &["never took"]),
     kafka("K5 the position leads", KafkaMutant::PositionLeads, &["never took", "(rule K5)"]),
     kafka("K5 commits lead", KafkaMutant::CommitLeads, &["the group was told"]),
     kafka("K5 a stream stays held", KafkaMutant::StreamStaysHeld, &["stood still"]),
     kafka("K6 park without a bound", KafkaMutant::ParkWithoutBound, &["parked"]),
+    kafka("K6 park what has no handler", KafkaMutant::ParkUnknown, &["not its own", "its handler is there again"]),
+    kafka("K6 miss the handler that was waited for", KafkaMutant::MissHandler, &["(rule K6)"]),
     kafka("K6 a hold survives a rebalance", KafkaMutant::HoldSurvives, &["never took", "never ended"]),
     kafka("K10 close before the source has stopped", KafkaMutant::CloseEarly, &["never took", "twice", "after its end"]),
     kafka("K10 forget a deleted subscription before its group knows", KafkaMutant::RowGoesFirst, &["twice", "out of order"]),
