@@ -17,8 +17,8 @@ pub struct Settings {
     pub attempts_max: usize,
     /// Bytes of journals and state being replayed at a time; one attempt may pass it alone.
     pub replay_bytes_max: usize,
-    /// Bytes that attempts have reported and that are not durable yet; beyond it attempts stop reading. One report may pass it
-    /// alone.
+    /// Bytes that attempts have reported and that are not applied yet, each report with [`surefoot_model::RECORD_COST`]; beyond it attempts
+    /// stop reading, and none starts. One report may pass it alone.
     pub report_bytes_max: usize,
     /// Bytes of notifications that have not left for their handlers, beyond a little of each attempt. One notification may pass it.
     pub live_bytes_max: usize,
@@ -105,7 +105,8 @@ pub struct Live {
     pub notification: Notification,
 }
 
-/// Room that a report takes until it is durable. Dropped by whoever learns that, or that it never will be.
+/// Room that a report takes until it is applied. Dropped with the one who learns that, or that it never will be; then more attempts
+/// may ask for places.
 #[derive(Debug)]
 pub struct Room {
     _permit: Option<OwnedSemaphorePermit>,
@@ -124,7 +125,7 @@ impl Room {
 
 /// Where attempts report. Implemented by `partition`; calls return at once.
 pub trait Output: Send + Sync {
-    /// Appends the event to the partition's log. Calls of one attempt keep their order. `room` is held until it is durable.
+    /// Appends the event to the partition's log. Calls of one attempt keep their order. `room` is held until it is applied.
     fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room);
 
     /// The attempt is over, whatever became of it, and its slot is free.

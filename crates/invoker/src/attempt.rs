@@ -21,8 +21,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
 use surefoot_model::{
-    Action, AttemptEnd, AttemptError, AttemptProgress, DeploymentId, Entry, Item, NotificationId, Origin, Outcome, Pin, Text,
-    Timestamp, Verdict, entry_type,
+    Action, AttemptEnd, AttemptError, AttemptProgress, DeploymentId, Entry, Item, NotificationId, Origin, Outcome, Pin,
+    RECORD_COST, Text, Timestamp, Verdict, entry_type,
 };
 use surefoot_protocol::{self as protocol, Behavior, Call, Command, FrameDecoder, Message, Outgoing, Start};
 use tokio::sync::Notify;
@@ -807,7 +807,7 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Reports what was taken, and the attempt's end where it is one. Waits for room while too much is not durable yet: reading
+    /// Reports what was taken, and the attempt's end where it is one. Waits for room while too much is not applied yet: reading
     /// stops then, and the handler with it.
     async fn report(&mut self, end: Option<AttemptEnd>) -> Next {
         let is_over = end.is_some();
@@ -830,7 +830,7 @@ impl<'a> Attempt<'a> {
         if !self.invoker.output.has_memory() {
             self.until_aborted(self.invoker.output.memory()).await?;
         }
-        let permits = self.invoker.report_permits(FIXED_BYTES + self.item_bytes + more);
+        let permits = self.invoker.report_permits(RECORD_COST as usize + self.item_bytes + more);
         let reports = self.invoker.reports.clone();
         let permit = match reports.clone().try_acquire_many_owned(permits) {
             Ok(permit) => permit,

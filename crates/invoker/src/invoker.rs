@@ -31,7 +31,7 @@ pub struct Invoker {
     pub(crate) metrics: Metrics,
     /// On every request to a deployment.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    /// Bytes that may be reported before they are durable.
+    /// What may be reported before it is applied, as [`surefoot_model::RECORD_COST`] counts.
     pub(crate) reports: Arc<Semaphore>,
     places: Arc<Places>,
     pub(crate) reach: Reach,
@@ -78,10 +78,10 @@ impl Invoker {
         })
     }
 
-    /// Takes a place if there is memory, one is free, replays in flight are below their bound. It is for one [`Self::admit`] and
+    /// Takes a place if there is memory, one is free, and replays and reports on their way are below their bounds. It is for one [`Self::admit`] and
     /// [`Self::start`], or [`Self::release`] where nothing is to start after all.
     pub fn try_reserve(&self) -> bool {
-        if self.replay_bytes.load(Ordering::Relaxed) >= self.settings.replay_bytes_max || !self.output.has_memory() {
+        if !self.can_take_in() || !self.output.has_memory() {
             return false;
         }
         let is_taken = self.places.try_take();
@@ -93,7 +93,12 @@ impl Invoker {
 
     /// Whether [`Self::try_reserve`] would find a place, if there is memory.
     pub fn has_place(&self) -> bool {
-        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.places.free() > 0
+        self.can_take_in() && self.places.free() > 0
+    }
+
+    /// Replays and reports on their way are below their bounds. While attempts wait to report, more of them would only wait longer.
+    fn can_take_in(&self) -> bool {
+        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.reports.available_permits() > 0
     }
 
     /// Starts wait, and an attempt that only waits has not been asked for its place.

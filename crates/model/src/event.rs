@@ -31,6 +31,10 @@ pub struct Record {
 ///   a table's row. A build that does not know a variant would read it as unreadable, or as absent where it lies in an `Option`.
 pub const RULES: u16 = 1;
 
+/// What a record counts beside its payload where it waits in a queue, in bytes: to apply a small one takes about as long as to write so
+/// many bytes. It bounds a queue in time, and what is small cannot make it long.
+pub const RECORD_COST: u64 = 8 << 10;
+
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {

@@ -18,8 +18,8 @@ mod text;
 
 pub use catalog::{Catalog, CatalogCell};
 pub use event::{
-    Action, AttemptEnd, AttemptProgress, CalleeResult, Event, Item, Message, Operation, RULES, Record, RecordError, Request,
-    Submission, TimerOwner, Verdict,
+    Action, AttemptEnd, AttemptProgress, CalleeResult, Event, Item, Message, Operation, RECORD_COST, RULES, Record, RecordError,
+    Request, Submission, TimerOwner, Verdict,
 };
 pub use ids::{
     Attempt, DeploymentId, Epoch, Incarnation, InvalidId, InvocationId, Life, Lsn, ObjectKey, PartitionId, RequestId, StreamId,

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
-/// Bytes that may be durable and not applied before the edges wait.
-const WAITING_BYTES_MAX: u64 = 32 << 20;
+/// What may be durable and not applied by a worker before the edges wait, as [`surefoot_model::RECORD_COST`] counts. A call waits behind all
+/// of it: two thousand small entries take a worker some fifty milliseconds.
+const WAITING_COST_MAX: u64 = 16 << 20;
 
 /// Attempts wait beyond this many hundredths of the bound at which the edges wait.
 const ATTEMPTS_PERCENT: u64 = 125;
@@ -166,7 +167,8 @@ impl Gate {
             return Some(Shortage::Disk);
         }
         let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
-        let fits = self.bytes(waiting) <= bytes_max && waiting <= WAITING_BYTES_MAX.min(bytes_max / 4);
+        let is_behind = waiting > bytes_max / 4 || self.mailboxes.iter().any(|worker| worker.waiting_cost() > WAITING_COST_MAX);
+        let fits = self.bytes(waiting) <= bytes_max && !is_behind;
         (!fits).then_some(Shortage::Memory)
     }
 
@@ -257,6 +259,8 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
     use surefoot_env::Wake;
+    use surefoot_log::{Entry, Sink};
+    use surefoot_model::{Epoch, Lsn, PartitionId, RECORD_COST};
 
     fn is_ready(wait: impl Future<Output = ()>) -> bool {
         pin!(wait).poll(&mut Context::from_waker(Waker::noop())).is_ready()
@@ -273,6 +277,21 @@ mod tests {
             gate.set(0, bytes);
             assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{bytes}");
         }
+    }
+
+    /// A call waited for seconds behind what was small, and only its bytes counted.
+    #[test]
+    fn the_edges_wait_while_many_small_entries_wait_to_be_applied() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![Mailbox::new(Wake::new()), mailbox.clone()], 1 << 30);
+        let entry = || Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload: b"small".as_slice().into() };
+        let few = WAITING_COST_MAX / (RECORD_COST + 5);
+        mailbox.durable((0..few).map(|_| entry()).collect());
+        assert_eq!(gate.shortage(), None);
+        mailbox.durable(vec![entry()]);
+        assert_eq!((gate.shortage(), gate.has_attempts_room()), (Some(Shortage::Memory), true));
+        mailbox.applied(1, 5);
+        assert_eq!(gate.shortage(), None);
     }
 
     #[test]

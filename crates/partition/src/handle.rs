@@ -23,8 +23,8 @@ use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, Record, Request, RequestId, StreamId, Submission,
-    SubscriptionId, Timestamp, encoding,
+    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId, StreamId,
+    Submission, SubscriptionId, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -595,7 +595,7 @@ fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
 
 /// Bytes to reserve at the edge for an event: all there are for one that is larger.
 fn event_bytes(event: &Event, bytes_max: usize) -> u32 {
-    const FIXED: usize = 256;
+    const FIXED: usize = RECORD_COST as usize;
     let bytes = match event {
         Event::InvocationSubmitted(s) => FIXED + s.input.len(),
         Event::RecordParked(p) => FIXED + p.kept_bytes() as usize,

@@ -1,15 +1,17 @@
 //! What reaches a worker, and the queue it comes through.
 //!
-//! Owns: the closed list of inputs, and how many bytes of durable entries wait. The queue is unbounded by design, for a bounded
-//! one would close a cycle between log and worker: the outer edges look at those bytes before they append (`gate`, rule O3).
+//! Owns: the closed list of inputs, and how much of durable entries waits. The queue is unbounded by design, for a bounded
+//! one would close a cycle between log and worker. What appends looks first at what waits, or has little on its way at a time: the outer
+//! edges at the sum (`gate`, rule O3), reports and messages at their own.
 
 use crate::views::Lent;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use surefoot_env::Wake;
+use surefoot_invoker::Room;
 use surefoot_log::{Entry, Sink};
-use surefoot_model::{Lsn, PartitionId};
+use surefoot_model::{Lsn, PartitionId, RECORD_COST};
 use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
@@ -22,6 +24,8 @@ pub(crate) enum Input {
     Unreadable { partition: PartitionId, error: String },
     /// A slot, or room for a replay, became free, and this worker wanted one.
     SlotFreed,
+    /// A report became durable: it comes behind the entry that it is, which has been applied then. The next one may take its room.
+    Reported(Room),
     /// Messages to `to` are durable there up to this sequence number.
     OutboxDurable { from: PartitionId, to: PartitionId, up_to: u64 },
     /// Say when this LSN has been applied.
@@ -38,9 +42,16 @@ pub(crate) enum Input {
 #[derive(Clone)]
 pub(crate) struct Mailbox {
     queue: Arc<Mutex<InputQueue>>,
-    /// Payload bytes of entries that are durable and not applied.
-    waiting_bytes: Arc<AtomicU64>,
+    waiting: Arc<WaitingEntries>,
     wake: Wake,
+}
+
+/// Entries that are durable and not applied.
+#[derive(Default)]
+struct WaitingEntries {
+    count: AtomicU64,
+    /// Of their payloads.
+    bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -52,7 +63,7 @@ struct InputQueue {
 
 impl Mailbox {
     pub(crate) fn new(wake: Wake) -> Self {
-        Self { queue: Arc::default(), waiting_bytes: Arc::default(), wake }
+        Self { queue: Arc::default(), waiting: Arc::default(), wake }
     }
 
     pub(crate) fn push(&self, input: Input) {
@@ -99,20 +110,28 @@ impl Mailbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Entries with so many bytes were applied.
-    pub(crate) fn applied(&self, bytes: u64) {
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// So many entries with so many bytes were applied.
+    pub(crate) fn applied(&self, count: u64, bytes: u64) {
+        self.waiting.count.fetch_sub(count, Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Payload bytes of entries that are durable and not applied.
     pub(crate) fn waiting_bytes(&self) -> u64 {
-        self.waiting_bytes.load(Ordering::Relaxed)
+        self.waiting.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The same with what each of them costs.
+    pub(crate) fn waiting_cost(&self) -> u64 {
+        self.waiting_bytes() + self.waiting.count.load(Ordering::Relaxed) * RECORD_COST
     }
 }
 
 impl Sink for Mailbox {
     fn durable(&self, entries: Vec<Entry>) {
         let bytes = entries.iter().map(|entry| entry.payload.len() as u64).sum();
-        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.waiting.count.fetch_add(entries.len() as u64, Ordering::Relaxed);
+        self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.push(Input::Durable(entries));
     }
 }

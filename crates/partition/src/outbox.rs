@@ -9,19 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use surefoot_env::Undone;
 use surefoot_machine::{Bounds, Outbox, OutboxKey, Outboxes, StateError};
-use surefoot_model::{Event, Message, Outcome, PartitionId};
+use surefoot_model::{Event, Message, Outcome, PartitionId, RECORD_COST};
 use surefoot_storage::Reader;
 
 /// Messages read for one destination per turn.
 const SEND_MESSAGES: u64 = 256;
 /// Bytes of them beyond which no further one is read.
-const SEND_BYTES: u64 = 1 << 20;
-/// Messages to one destination that may be sent and not yet durable there.
-const IN_FLIGHT_MAX: u64 = 1_024;
-/// Bytes to one destination that may be, beyond which no further message is sent.
-const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
-/// What a message takes beside its payload.
-const MESSAGE_BYTES: u64 = 256;
+const SEND_BYTES: u64 = 2 << 20;
+/// Bytes that the partitions of one worker may have in flight, however large memory is, as [`RECORD_COST`] counts: 512 small messages
+/// keep log and workers busy, and a call waits behind no more of them.
+const IN_FLIGHT_COST_MAX: u64 = 4 << 20;
 /// Messages to one partition that may be durable and not yet acknowledged.
 const ACK_MESSAGES_MAX: u64 = 256;
 /// Messages that one record acknowledges: their rows go with it (rule M9).
@@ -49,15 +46,14 @@ pub(crate) struct OutboxRoom {
 impl OutboxRoom {
     /// Of one of so many workers of a node, which may have so many bytes in flight: a log that falls behind holds them in memory.
     pub(crate) fn new(workers: usize, node_bytes_max: u64) -> Self {
-        Self { bytes: AtomicU64::new(0), bytes_max: (node_bytes_max / workers.max(1) as u64).max(1) }
+        Self { bytes: AtomicU64::new(0), bytes_max: (node_bytes_max / workers.max(1) as u64).clamp(1, IN_FLIGHT_COST_MAX) }
     }
 
     /// Bytes that a queue may send now: one message where they are fewer, none at 0. It may come to have in flight what it leaves
     /// free at most: whatever a few queues want, others find something, too.
     fn for_queue(&self, queue: &OutboxQueue) -> u64 {
         let free = self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed));
-        let share = free.saturating_sub(queue.in_flight_bytes).div_ceil(2);
-        share.min(IN_FLIGHT_BYTES_MAX.saturating_sub(queue.in_flight_bytes))
+        free.saturating_sub(queue.in_flight_bytes).div_ceil(2)
     }
 }
 
@@ -105,7 +101,7 @@ impl OutboxQueue {
 
     /// The last message that may be sent now.
     fn sendable(&self) -> u64 {
-        self.wanted.min(self.durable + IN_FLIGHT_MAX).min(self.sent + SEND_MESSAGES)
+        self.wanted.min(self.sent + SEND_MESSAGES)
     }
 
     fn is_settled(&self) -> bool {
@@ -265,7 +261,10 @@ fn read_batch(
     }
     queue.in_flight.push_back(MessagesInFlight::new(queue.sent, bytes, room));
     queue.in_flight_bytes += bytes;
-    assert!(queue.sent <= queue.durable + IN_FLIGHT_MAX, "what is in flight is bounded (rule O3): {queue:?} to {to}");
+    assert!(
+        queue.sent - queue.durable <= IN_FLIGHT_COST_MAX / RECORD_COST + 1,
+        "what is in flight is bounded (rule O3): {queue:?} to {to}"
+    );
     Ok(MessageBatch { to, up_to: queue.sent, events })
 }
 
@@ -278,7 +277,7 @@ fn message_bytes(message: &Message) -> u64 {
         },
         Message::Kill { .. } => 0,
     };
-    MESSAGE_BYTES + payload as u64
+    RECORD_COST + payload as u64
 }
 
 /// Lets rows go whose messages are durable at their destination: in batches, since each batch is a record.
@@ -390,7 +389,8 @@ mod tests {
     #[test]
     fn a_backlog_is_read_in_pages_and_waits_for_what_is_in_flight() {
         let (mut store, mut sender) = (empty_store(), sender());
-        let count = IN_FLIGHT_MAX + 700;
+        let in_flight_max = IN_FLIGHT_COST_MAX / RECORD_COST;
+        let count = 2 * in_flight_max + 70;
         queue(&mut store, ONE, 1..=count, 0);
         checkpoint(&mut store);
         sender.begin_term(&store.read()).unwrap();
@@ -401,7 +401,7 @@ mod tests {
             let page_sent = sent(&page);
             assert!(page_sent.len() as u64 <= SEND_MESSAGES);
             all.extend(page_sent.into_iter().map(|(_, sequence)| sequence));
-            assert!(all.len() as u64 <= durable + IN_FLIGHT_MAX, "in flight");
+            assert!(all.len() as u64 <= durable + in_flight_max, "a call waits behind few");
             if !page.is_behind {
                 durable = all.len() as u64;
                 sender.on_durable(ONE, durable, 0);
@@ -444,13 +444,12 @@ mod tests {
     #[test]
     fn what_is_in_flight_is_bounded_in_bytes_by_destination_and_by_worker() {
         let (mut store, mut sender) = (empty_store(), sender());
-        let count = 12;
-        queue_results(&mut store, ONE, count, 1 << 20);
+        queue_results(&mut store, ONE, 5, 1 << 20);
         sender.begin_term(&store.read()).unwrap();
-        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 8)]), true));
-        sender.on_durable(ONE, 3, 0);
-        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 3)]), true));
-        sender.on_durable(ONE, 11, 0);
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 2)]), true));
+        sender.on_durable(ONE, 2, 0);
+        assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 2)]), true));
+        sender.on_durable(ONE, 4, 0);
         assert_eq!(send_all(&mut sender, &store), (BTreeMap::from([(ONE, 1)]), false));
     }
 

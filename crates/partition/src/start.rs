@@ -11,7 +11,7 @@ use crate::disk::DiskWatch;
 use crate::gate::Gate;
 use crate::handle::{Partitions, Shared, edge_permits};
 use crate::housekeeping::Housekeeping;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Input, Mailbox};
 use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
 use crate::settings::{Mutant, Settings, active_bytes_max};
@@ -346,7 +346,9 @@ struct Reports(Arc<Shared>);
 
 impl Output for Reports {
     fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room) {
-        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(Box::new(move |_| drop(room))));
+        let mailbox = self.0.mailbox(partition).clone();
+        let durable = Box::new(move |_| mailbox.push(Input::Reported(room)));
+        self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(durable));
     }
 
     fn ended(&self) {

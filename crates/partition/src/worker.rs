@@ -17,15 +17,14 @@ use std::time::Duration;
 use surefoot_env::{Step, Steps, Undone};
 use surefoot_invoker::Invoker;
 use surefoot_log::Entry as LogEntry;
-use surefoot_model::{PartitionId, Timestamp};
+use surefoot_model::{PartitionId, RECORD_COST, Timestamp};
 use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
 /// The wall clock is read at least this often: it may jump, and a suspended machine's monotonic clock stands still (rule T2).
 const CLOCK_REREAD: Duration = Duration::from_secs(1);
-/// What is taken off the mailbox before timers, checkpoints and the gate have their turn: bytes, an entry counted as [`ENTRY_COST`].
-const STEP_COST: usize = 1 << 20;
-const ENTRY_COST: usize = 2 << 10;
+/// What is taken off the mailbox before timers, checkpoints and the gate have their turn, as [`RECORD_COST`] counts: 512 small entries.
+const STEP_COST: u64 = 4 << 20;
 /// Bytes of log that make the partition that holds the oldest segment take a checkpoint before its time (rule C5).
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// The log's size is looked at this often, in milliseconds.
@@ -92,10 +91,10 @@ impl Steps for Worker {
     }
 }
 
-fn cost_of(input: &Input) -> usize {
+fn cost_of(input: &Input) -> u64 {
     match input {
-        Input::Durable(entries) => entries.iter().map(|entry| ENTRY_COST + entry.payload.len()).sum(),
-        _ => ENTRY_COST,
+        Input::Durable(entries) => entries.iter().map(|entry| RECORD_COST + entry.payload.len() as u64).sum(),
+        _ => RECORD_COST,
     }
 }
 
@@ -139,6 +138,10 @@ impl Worker {
                 self.partitions.guard(partition, |_| Err::<(), _>(error));
             }
             Input::SlotFreed => {}
+            Input::Reported(room) => {
+                drop(room);
+                self.shared.slot_freed();
+            }
             Input::OutboxDurable { from, to, up_to } => {
                 let monotonic_ms = self.monotonic_ms();
                 if let Some(partition) = self.partitions.find(from) {
@@ -167,13 +170,13 @@ impl Worker {
     }
 
     fn durable(&mut self, entries: Vec<LogEntry>) {
-        let bytes = entries.iter().map(|entry| entry.payload.len() as u64).sum();
+        let (count, bytes) = (entries.len() as u64, entries.iter().map(|entry| entry.payload.len() as u64).sum());
         for entry in entries {
             let monotonic_ms = self.monotonic_ms();
             let queue = &mut self.starter.queue;
             self.partitions.guard(entry.partition, |partition| partition.apply(&entry, monotonic_ms, queue));
         }
-        self.mailbox.applied(bytes);
+        self.mailbox.applied(count, bytes);
     }
 
     fn checkpointed(&mut self, id: PartitionId, result: Result<Checkpointed, String>) {

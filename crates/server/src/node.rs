@@ -129,13 +129,19 @@ impl Node {
         };
         let log = opened.log;
         let transport = seams.transport.clone();
-        let catalog_changed = Wake::new();
+        let (catalog_changed, workers) = (Wake::new(), seams.workers);
         let started = recovering.start(
             env.clone(),
             Arc::new(log.clone()),
             |partition, sink| log.connect(partition, sink),
             |catalog, output| {
-                Invoker::new(env.clone(), invoker_settings(config, place.partitions, mutants), catalog, transport, output)
+                Invoker::new(
+                    env.clone(),
+                    invoker_settings(config, place.partitions, workers, mutants),
+                    catalog,
+                    transport,
+                    output,
+                )
             },
             vec![catalog_changed.clone()],
             seams.fatal.clone(),
@@ -166,14 +172,18 @@ impl Node {
     }
 }
 
-fn invoker_settings(config: &Config, partitions: u16, mutants: Mutants) -> surefoot_invoker::Settings {
+/// What attempts may have reported to one worker and is not applied, however large memory is, as [`surefoot_model::RECORD_COST`] counts:
+/// 512 small reports keep log and workers busy, and a call waits behind no more of them.
+const REPORT_BYTES_MAX: usize = 4 << 20;
+
+fn invoker_settings(config: &Config, partitions: u16, workers: usize, mutants: Mutants) -> surefoot_invoker::Settings {
     let invoker = &config.worker.invoker;
     let share = |share| bounded(MemoryShares::of(config.memory_bytes).bytes(share));
     surefoot_invoker::Settings {
         defaults: config.defaults(),
         attempts_max: bounded(config.attempts_max()),
         replay_bytes_max: bounded(invoker.replay_bytes_max).min(share(Share::Replays)),
-        report_bytes_max: share(Share::Reports),
+        report_bytes_max: share(Share::Reports).min(workers.saturating_mul(REPORT_BYTES_MAX)),
         live_bytes_max: share(Share::Live),
         message_bytes_max: bounded(invoker.message_bytes_max),
         journal_entries_max: u32::try_from(invoker.journal_entries_max).unwrap_or(u32::MAX),

@@ -12,7 +12,7 @@ use surefoot_invoker::{
     EagerState, ExchangeEvent, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
 };
 use surefoot_model::catalog::StreamMode;
-use surefoot_model::{AttemptEnd, Entry, Resolution, Target, TargetKind, Timestamp, entry_type};
+use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
 use wire::Says;
 use world::{EPOCH_MS, World, command, completion, settings};
 
@@ -25,11 +25,20 @@ fn check(world: &World, expected: Expect) {
 
 /// An attempt whose response has begun and whose beginning is told.
 fn begun() -> World {
-    let mut world = World::new();
+    begin(World::new())
+}
+
+fn begin(mut world: World) -> World {
     world.start(|_| ());
     world.head();
     world.story();
     world
+}
+
+/// An attempt of a node that has room for so many reports of a little each.
+fn with_room_for(reports: usize) -> World {
+    let report_bytes_max = reports * (RECORD_COST as usize + 2_000);
+    begin(World::with(Settings { report_bytes_max, ..settings() }, StreamMode::Bidirectional))
 }
 
 // Beginning and ending.
@@ -741,7 +750,7 @@ fn an_event_is_reported_before_it_grows_beyond_its_bound() {
 
 #[test]
 fn a_handler_that_outruns_the_log_waits_and_still_hears_what_comes() {
-    let mut world = begun();
+    let mut world = with_room_for(2);
     let value = vec![0; 1_500];
     world.writes(&[wire::set_state(b"a", &value)]);
     world.writes(&[wire::set_state(b"b", &value)]);
@@ -751,6 +760,7 @@ fn a_handler_that_outruns_the_log_waits_and_still_hears_what_comes() {
     world.notify(3, completion(entry_type::SLEEP_COMPLETION, 9, Resolution::Void));
     check(&world, expect!["= from 1: SetState\n= from 2: SetState"]);
     assert_eq!(world.unread(), 1);
+    assert!(!world.invoker.try_reserve() && !world.invoker.has_place(), "another attempt would only wait, too");
     // However long it takes, the handler is not to blame.
     world.pass(700 * SECOND);
     check(&world, expect![""]);
@@ -760,7 +770,7 @@ fn a_handler_that_outruns_the_log_waits_and_still_hears_what_comes() {
 
 #[test]
 fn an_attempt_that_waits_for_the_log_can_be_aborted() {
-    let mut world = begun();
+    let mut world = with_room_for(1);
     let value = vec![0; 9_000];
     world.writes(&[wire::set_state(b"a", &value)]);
     world.writes(&[wire::set_state(b"b", &value), wire::output(b""), wire::end()]);

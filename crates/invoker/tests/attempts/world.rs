@@ -74,7 +74,7 @@ pub(crate) fn settings() -> Settings {
         defaults: Defaults::default(),
         attempts_max: 2,
         replay_bytes_max: 1_000,
-        report_bytes_max: 4_000,
+        report_bytes_max: 1 << 20,
         live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,
         journal_entries_max: 1_000,
@@ -239,7 +239,7 @@ impl World {
         self.run();
     }
 
-    /// All that was reported is durable.
+    /// All that was reported is applied.
     pub(crate) fn sync(&mut self) {
         let rooms = std::mem::take(&mut self.seen.lock().unwrap().rooms);
         drop(rooms);
