@@ -83,6 +83,8 @@ struct Group {
     foreign: BTreeSet<Place>,
     /// What the group was told, lost or not.
     told: BTreeMap<(u128, i32), i64>,
+    /// From where on its member took another topic's Kafka records for those of this topic.
+    strayed: BTreeMap<(u128, i32), i64>,
     /// Nobody will read in it any more.
     is_forgotten: bool,
 }
@@ -247,9 +249,12 @@ impl Broker {
         self.lock().members.values_mut().filter(|member| member.topic == topic).for_each(|member| member.tell(lost()));
     }
 
-    /// The last position that a group was told for each topic id and Kafka partition.
+    /// The last position that a group was told for each topic id and Kafka partition, as far as it tells of that topic.
     pub(crate) fn told(&self, group: &str) -> BTreeMap<(u128, i32), i64> {
-        self.lock().groups.get(group).map(|group| group.told.clone()).unwrap_or_default()
+        let state = self.lock();
+        let Some(group) = state.groups.get(group) else { return BTreeMap::new() };
+        let of_topic = |place: &(u128, i32), told: i64| group.strayed.get(place).map_or(told, |strayed| told.min(*strayed));
+        group.told.iter().map(|(place, told)| (*place, of_topic(place, *told))).collect()
     }
 
     /// Whether brokers answer with this position of a group, or a later one.
@@ -798,6 +803,10 @@ impl State {
                 owned.next = Some(record.offset + 1);
                 if topic.id != member.known {
                     self.strays.insert(Place { topic: topic.id, partition: *partition, offset: record.offset });
+                    if let Some(group) = self.groups.get_mut(&member.group) {
+                        let first = group.strayed.entry((member.known, *partition)).or_insert(record.offset);
+                        *first = record.offset.min(*first);
+                    }
                 }
                 queue.push_back(record);
             }

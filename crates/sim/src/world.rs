@@ -91,7 +91,7 @@ pub struct Report {
 /// Polls of a life that is to end in a crash.
 const POLLS_MAX: u64 = 4_000;
 /// A flush of the engine that fails is one of so many first ones of a life.
-const FLUSHES: u64 = 8;
+const FLUSHES: u64 = 24;
 /// The log's first segments, so small that one is full before long, and what it keeps in reserve.
 const SEGMENT_BYTES: u64 = 4 << 10;
 const LOG_RESERVE: u64 = 16 << 10;
