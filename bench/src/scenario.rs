@@ -62,16 +62,16 @@ pub(crate) enum Scenario {
     /// 200,000 invocations that sleep, a kill, and a restart once all sleeps are over; 4 callers of another service beside them
     #[value(name = "overdue-200000")]
     Overdue200000,
-    /// An invocation that makes 1,000 calls at once, 20 times; a caller of another service beside them
+    /// An invocation that makes 1,000 calls at once, 100 times; a caller of another service beside them
     #[value(name = "fan-out-1000")]
     FanOut1000,
-    /// The same with 100,000 calls, once
+    /// As many calls, all at once: their table is as large as in the other
     #[value(name = "fan-out-100000")]
     FanOut100000,
-    /// An invocation that sets 1,000 keys of state, 20 times; a caller of another service beside them
+    /// An invocation that sets 1,000 keys of state, 100 times; a caller of another service beside them
     #[value(name = "state-keys-1000")]
     StateKeys1000,
-    /// The same with 100,000 keys, once
+    /// As many keys, of one object and at once
     #[value(name = "state-keys-100000")]
     StateKeys100000,
     /// An object that counts in its state, 1,000 keys, 64 callers
@@ -124,9 +124,9 @@ impl Scenario {
             Self::Sleepers60000 => sleepers(&side, 60_000, Nap { ms: 30_000, body: "30000" }).await,
             Self::WakeAndCall => wake_and_call(side, 5_000, Nap { ms: 10_000, body: "10000" }).await,
             Self::Overdue200000 => overdue(side, 200_000, Nap { ms: 60_000, body: "60000" }).await,
-            Self::FanOut1000 => large(&side, "Fan/calls", Large { each: 1_000, body: "1000", times: 20 }).await,
+            Self::FanOut1000 => large(&side, "Fan/calls", Large { each: 1_000, body: "1000", times: 100 }).await,
             Self::FanOut100000 => large(&side, "Fan/calls", Large { each: 100_000, body: "100000", times: 1 }).await,
-            Self::StateKeys1000 => large(&side, "Wide/{}/keys", Large { each: 1_000, body: "1000", times: 20 }).await,
+            Self::StateKeys1000 => large(&side, "Wide/{}/keys", Large { each: 1_000, body: "1000", times: 100 }).await,
             Self::StateKeys100000 => large(&side, "Wide/{}/keys", Large { each: 100_000, body: "100000", times: 1 }).await,
             Self::Counter => counter(&side, extent).await,
             Self::Kafka => topic(side, extent.records, kafka.context("open a broker first")?).await,

@@ -14,6 +14,7 @@ use surefoot_partition::{InvocationInfo, ListFilter, OperationAnswer};
 const PAGE: usize = 100;
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct InvocationQuery {
     service: Option<String>,
     key: Option<String>,

@@ -36,12 +36,14 @@ pub struct NewSubscription {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct SubscriptionQuery {
     source: Option<String>,
     sink: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ParkedQuery {
     after: Option<u64>,
     limit: Option<usize>,

@@ -212,6 +212,12 @@ async fn invocations_are_listed_and_operated() {
     let malformed = world.ask("PATCH /invocations/inv_x/kill").await;
     assert_eq!((malformed.status, &malformed.json()["restate_code"]), (400, &"SF2005".into()));
     assert_eq!(world.ask("GET /invocations?status=stuck").await.status, 400);
+    // A filter that is misspelt would list everything, and a script would kill it all.
+    for misspelt in ["/invocations?state=running", "/subscriptions?sinks=a"] {
+        let answer = world.ask(&format!("GET {misspelt}")).await;
+        assert_eq!(answer.status, 400, "{misspelt}");
+        assert!(answer.body.contains("unknown field"), "{}", answer.body);
+    }
     world.stop().await;
 }
 
