@@ -85,6 +85,8 @@ pub struct AttemptStart {
     pub last_entry_at: Timestamp,
     /// Attempts that the retry policy has counted so far.
     pub attempts_counted: u32,
+    /// The beginning of the response is to be told with [`Output::answered`].
+    pub tells_answer: bool,
     /// Notifications beyond `replay`, each with its journal index, in order; see [`crate::Invoker::feed`].
     pub live: Notifications,
 }
@@ -127,6 +129,9 @@ impl Room {
 pub trait Output: Send + Sync {
     /// Appends the event to the partition's log. Calls of one attempt keep their order. `room` is held until it is applied.
     fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room);
+
+    /// The response has begun, where that was asked for; before anything that the attempt reports.
+    fn answered(&self, partition: PartitionId, id: InvocationId, attempt: Attempt, deployment: DeploymentId);
 
     /// The attempt is over, whatever became of it, and its slot is free.
     fn ended(&self);

@@ -505,6 +505,10 @@ impl<'a> Attempt<'a> {
                         ExchangeEvent::Head(status, headers) => {
                             has_head = true;
                             self.held.unanswered = None;
+                            if self.start.tells_answer {
+                                let AttemptStart { partition, id, attempt, .. } = self.start;
+                                self.invoker.output.answered(partition, id, attempt, self.pin.deployment);
+                            }
                             self.invoker.metrics.responded(stream.is_bidirectional, status);
                             check_head(status, &headers, stream.version, self.now())?;
                         }

@@ -294,6 +294,13 @@ pub struct Admission {
     unanswered: Option<Unanswered>,
 }
 
+impl Admission {
+    /// None: the attempt fails at once.
+    pub fn deployment(&self) -> Option<DeploymentId> {
+        self.chosen.as_ref().ok().map(|chosen| chosen.deployment.id)
+    }
+}
+
 /// An attempt in its deployment's count of those that have no answer; dropped with the answer, or without one.
 pub(crate) struct Unanswered {
     invoker: Arc<Invoker>,

@@ -36,7 +36,7 @@ pub(crate) struct ActingPartition {
     leads: bool,
     pub(crate) attempts: PartitionAttempts,
     pub(crate) outbox: OutboxSender,
-    timers: PartitionTimers,
+    pub(crate) timers: PartitionTimers,
     chores: PartitionChores,
     pub(crate) clients: PartitionClients,
     pub(crate) housekeeping: Housekeeping,
@@ -111,7 +111,15 @@ impl ActingPartition {
             self.elected(process, entry.epoch, queue).map_err(|error| error.to_string())?;
         }
         if self.leads {
-            effects.drain(..).for_each(|effect| self.carry_out(effect, queue));
+            let is_fired = matches!(event, Event::TimerFired { .. });
+            for effect in effects.drain(..) {
+                if let Effect::StartAttempt { id, attempt, .. } = effect
+                    && is_fired
+                {
+                    self.timers.resumed.resumed(id, attempt, monotonic_ms);
+                }
+                self.carry_out(effect, queue);
+            }
         }
         effects.clear();
         self.effects = effects;
@@ -167,7 +175,10 @@ impl ActingPartition {
         let requests = &self.shared.requests;
         match effect {
             Effect::StartAttempt { id, attempt, key } => self.attempts.on_start(id, attempt, key, queue),
-            Effect::AbortAttempt { id, attempt } => self.attempts.forget(id, attempt),
+            Effect::AbortAttempt { id, attempt } => {
+                self.attempts.forget(id, attempt);
+                self.timers.resumed.gone(id, attempt);
+            }
             Effect::DeliverNotification { id, attempt, index, notification } => {
                 self.attempts.on_notification(id, attempt, index, notification);
             }
@@ -221,7 +232,7 @@ impl ActingPartition {
         let share = settings.retained_bytes_max / u64::from(self.shared.count());
         let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share };
         let reader = self.store.read();
-        let timers = self.timers.turn(&reader, now)?;
+        let timers = self.timers.turn(&reader, time)?;
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
         let outbox = self.outbox.turn(&reader, OutboxLooks { monotonic_ms, has_memory }, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
@@ -246,7 +257,7 @@ impl ActingPartition {
         let reader = self.store.read();
         let has_memory = self.shared.gate.has_work_memory();
         let mut undone = Vec::new();
-        undone.extend(self.timers.undone(&reader, time.now, reread)?);
+        undone.extend(self.timers.undone(&reader, time, reread)?);
         if has_memory {
             undone.extend(self.chores.undone(&reader)?);
             undone.extend(self.outbox.undone(&reader, |to| self.shared.has_stopped(to))?);

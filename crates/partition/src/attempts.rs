@@ -52,6 +52,10 @@ impl FoundAttempt {
         &self.invocation.target
     }
 
+    pub(crate) fn attempt(&self) -> Attempt {
+        self.active.attempt
+    }
+
     pub(crate) fn pin(&self) -> Option<Pin> {
         self.active.pin
     }
@@ -259,6 +263,7 @@ impl PartitionAttempts {
             last_entry_at: active.last_entry_at,
             attempts_counted: active.attempts_counted(reader.get::<Meta>(&())?.unwrap_or_default().epoch),
             target: invocation.target,
+            tells_answer: false,
             live,
         };
         let unread = if replay.step(reader, ON_WORKER)? {

@@ -27,6 +27,7 @@ mod owned;
 mod publisher;
 mod query;
 mod replay;
+mod resumed;
 #[cfg(test)]
 mod scenarios;
 mod settings;

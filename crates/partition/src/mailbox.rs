@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use surefoot_env::Wake;
 use surefoot_invoker::Room;
 use surefoot_log::{Entry, Sink};
-use surefoot_model::{Lsn, PartitionId, RECORD_COST};
+use surefoot_model::{Attempt, DeploymentId, InvocationId, Lsn, PartitionId, RECORD_COST};
 use surefoot_storage::Checkpointed;
 use tokio::sync::oneshot;
 
@@ -26,6 +26,8 @@ pub(crate) enum Input {
     SlotFreed,
     /// A report became durable: it comes behind the entry that it is, which has been applied then. The next one may take its room.
     Reported(Room),
+    /// The response to an attempt that a timer has resumed has begun.
+    Answered { partition: PartitionId, id: InvocationId, attempt: Attempt, deployment: DeploymentId },
     /// Messages to `to` are durable there up to this sequence number.
     OutboxDurable { from: PartitionId, to: PartitionId, up_to: u64 },
     /// Say when this LSN has been applied.

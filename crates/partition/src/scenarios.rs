@@ -167,33 +167,6 @@ fn another_process_that_leads_silences_this_one() {
     assert!(matches!(node.ask(sent.answer()), Ok(Answer::Accepted { .. })));
 }
 
-/// After a night's standstill a call waited seconds behind a million timers.
-#[test]
-fn a_call_waits_behind_a_bounded_number_of_overdue_timers() {
-    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
-    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
-    let due = Timestamp(node.now().0 + 5);
-    let count = 5_000;
-    let later = |n| Event::InvocationSubmitted(Box::new(Submission { execute_at: Some(due), ..submission(id(0, n), 1) }));
-    assert!(node.shared.append(PartitionId(0), (1..=count).map(later), None));
-    node.settle();
-    drop(node);
-    let node = TestNode::start(&log, &engine, NodeLife(2), settings());
-    node.skip_ms(10);
-    for _ in 0..10 {
-        node.step();
-    }
-    let called = id(0, count + 1);
-    assert!(node.shared.append(PartitionId(0), [submitted(called, 1)], None));
-    node.settle();
-    let events = log.events(PartitionId(0));
-    let is_fired = |event: &&Event| matches!(event, Event::TimerFired { .. });
-    let at = events.iter().position(|e| matches!(e, Event::InvocationSubmitted(s) if s.id == called)).unwrap();
-    let before = events[..at].iter().filter(is_fired).count();
-    assert!((1..=300).contains(&before), "{before} timers were before it");
-    assert_eq!(events.iter().filter(is_fired).count(), count as usize, "all of them fire");
-}
-
 /// A log whose tail takes more than memory may: what recovery holds at a time at most.
 fn recovered_bytes_max(settings: Settings) -> usize {
     let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
@@ -350,6 +323,62 @@ fn what_is_held_back_goes_on_at_a_new_deployment() {
     node.handlers.fail_one(DeploymentId(3));
     node.settle();
     assert_eq!(node.handlers.asked(DeploymentId(3)), calls[3..4]);
+}
+
+/// Of the sleepers below.
+const SLEEPERS: u128 = 1_000;
+
+/// After a standstill, sleepers of one deployment are all overdue, and another one is called. No handler has answered yet.
+fn restarted_late(mutant: Mutant) -> TestNode {
+    let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
+    let node = TestNode::start(&log, &engine, NodeLife(1), settings());
+    register(&node, 1, "Silent");
+    register(&node, 2, "Greeter");
+    let due = Timestamp(node.now().0 + 5);
+    let later = |n| {
+        let target = Target::new(TargetKind::Service, "Silent", "", "hear");
+        Event::InvocationSubmitted(Box::new(Submission { execute_at: Some(due), target, ..submission(id(0, n), 1) }))
+    };
+    assert!(node.shared.append(PartitionId(0), (1..=SLEEPERS).map(later), None));
+    node.settle();
+    drop(node);
+    let places = TestPlaces { max: 4 * SLEEPERS as usize, mutant: InvokerMutant::None };
+    let node = TestNode::with_places(&log, &engine, NodeLife(2), Settings { mutant, ..settings() }, places);
+    node.pass_ms(10);
+    node.append(PartitionId(1), submitted(id(1, 1), 10));
+    node
+}
+
+/// A call waited behind all that 200,000 sleepers had to do.
+#[test]
+fn overdue_sleepers_wake_as_fast_as_they_are_answered_and_calls_go_on_between_them() {
+    let node = restarted_late(Mutant::None);
+    let sleepers: Vec<_> = (1..=SLEEPERS).map(|n| id(0, n)).collect();
+    assert_eq!(node.handlers.asked(OTHER), [id(1, 1)]);
+    let window = node.handlers.asked(SILENT).len();
+    assert!((1..=16).contains(&window), "a partition's share of 64: {window}");
+    for begun in window + 1..=window + 100 {
+        node.handlers.fail_one(SILENT);
+        node.settle();
+        assert_eq!(node.handlers.asked(SILENT), sleepers[begun - window..begun], "one has ended, and the next one wakes");
+    }
+    node.pass_ms(99);
+    assert_eq!(node.handlers.asked(SILENT).len(), window);
+    node.pass_ms(1);
+    assert_eq!(node.handlers.asked(SILENT).len(), 2 * window, "those that have no answer count for a while");
+    for _ in 0..10 {
+        node.pass_ms(100);
+    }
+    assert!(
+        sleepers.iter().skip(100).all(|id| node.handlers.asked(SILENT).contains(id)),
+        "one that never answers holds up nobody"
+    );
+}
+
+#[test]
+fn sleepers_that_wake_all_at_once_are_caught() {
+    let node = restarted_late(Mutant::FloodResumed);
+    assert_eq!(node.handlers.asked(SILENT).len(), SLEEPERS as usize);
 }
 
 /// The check of rule O5 that simulation cannot make while all handlers of a world share a deployment.

@@ -69,6 +69,8 @@ pub enum Mutant {
     SleepThrough,
     /// A checkpoint waits for memory, as attempts do (rule O3).
     CheckpointWaits,
+    /// Fires all timers that are due, whatever they resume (rule O5).
+    FloodResumed,
     /// Wakes nobody for a place that has become free (rule O5).
     LoseWake,
     /// Does not look for attempts that an earlier term had running (rule M6).

@@ -24,7 +24,7 @@ use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::{Meta, StateError, catalog};
-use surefoot_model::{AttemptProgress, CatalogCell, Epoch, Event, Lsn, PartitionId, RULES};
+use surefoot_model::{Attempt, AttemptProgress, CatalogCell, DeploymentId, Epoch, Event, InvocationId, Lsn, PartitionId, RULES};
 use surefoot_storage::{Engine, Failure, Row, Store};
 use tokio::sync::oneshot;
 
@@ -349,6 +349,10 @@ impl Output for Reports {
         let mailbox = self.0.mailbox(partition).clone();
         let durable = Box::new(move |_| mailbox.push(Input::Reported(room)));
         self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(durable));
+    }
+
+    fn answered(&self, partition: PartitionId, id: InvocationId, attempt: Attempt, deployment: DeploymentId) {
+        self.0.mailbox(partition).push(Input::Answered { partition, id, attempt, deployment });
     }
 
     fn ended(&self) {

@@ -424,15 +424,20 @@ impl AttemptStarter {
             return Ok(Started::No);
         }
         let Some(found) = partition.attempts.find(&partition.store.read(), waiting)? else { return Ok(Started::No) };
-        let destination = found.destination();
-        if is_behind_held && self.queue.held.holds(&destination) {
+        let (destination, attempt) = (found.destination(), found.attempt());
+        let is_held = is_behind_held && self.queue.held.holds(&destination);
+        let admission = if is_held { None } else { self.invoker.admit(found.target(), found.pin()) };
+        let Some(admission) = admission else {
+            // Its deployment has to answer first, and holds up no sleepers of others meanwhile.
+            partition.timers.resumed.gone(waiting.id, attempt);
             return Ok(Started::HeldBack(destination));
-        }
-        let Some(admission) = self.invoker.admit(found.target(), found.pin()) else { return Ok(Started::HeldBack(destination)) };
+        };
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
-        let PreparedAttempt { start, unread, journal_len, journal_bytes, notifications } = prepared;
-        let attempt = start.attempt;
+        let PreparedAttempt { mut start, unread, journal_len, journal_bytes, notifications } = prepared;
+        start.tells_answer = admission.deployment().is_some_and(|deployment| {
+            partition.timers.resumed.begun(waiting.id, attempt, deployment, self.shared.env.clock.monotonic().as_millis() as u64)
+        });
         match unread {
             None => self.invoker.start(start, admission),
             Some(replay) => {

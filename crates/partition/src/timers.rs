@@ -1,8 +1,11 @@
 //! The timers of one partition: which events say that one is due.
 //!
-//! Owns: how many are on their way through the log at a time, so that calls go on between those that are overdue. Does not own: which
-//! timers are due (`wheel`), the clock, or what a timer's end does (`machine`).
+//! Owns: that timers which are overdue fire no sooner than what they resume is taken, so that calls go on between them (rule O5). Does
+//! not own: which timers are due (`wheel`), how many may have resumed something at a time (`resumed`), the clock, or what a timer's
+//! end does (`machine`).
 
+use crate::acting::TurnTime;
+use crate::resumed::{ResumeRoom, ResumedAttempts};
 use crate::settings::Mutant;
 use crate::wheel::{FIRST, Wheel};
 use std::time::Duration;
@@ -11,10 +14,8 @@ use surefoot_machine::{StateError, TimerKey, Timers};
 use surefoot_model::{Event, Timestamp};
 use surefoot_storage::Reader;
 
-/// Timers of a node that may be fired and not applied. What each of them resumes comes on top, and a call waits behind all of it.
-const FIRING_MAX: usize = 256;
-/// Each partition's share is at least this.
-const FIRING_MIN: usize = 16;
+/// Timers of a partition that the broken variant fires at a time, whatever they resume.
+const FLOOD: usize = 256;
 /// What a look at a timer may be late: waits are whole milliseconds of either clock.
 const ROUNDING_MS: u64 = 3;
 /// How early the broken variant fires, in milliseconds.
@@ -24,7 +25,9 @@ pub(crate) struct PartitionTimers {
     wheel: Wheel,
     /// Fired by this term and not applied.
     firing: usize,
-    firing_max: usize,
+    /// What they have resumed.
+    pub(crate) resumed: ResumedAttempts,
+    partitions: u16,
     mutant: Mutant,
 }
 
@@ -37,13 +40,13 @@ pub(crate) struct TimersTurn {
 impl PartitionTimers {
     /// One of so many partitions of a node.
     pub(crate) fn new(partitions: u16, mutant: Mutant) -> Self {
-        let firing_max = (FIRING_MAX / usize::from(partitions.max(1))).max(FIRING_MIN);
-        Self { wheel: Wheel::new(), firing: 0, firing_max, mutant }
+        Self { wheel: Wheel::new(), firing: 0, resumed: ResumedAttempts::new(partitions), partitions, mutant }
     }
 
     /// A term of this process begins: what earlier ones set is found in the table.
     pub(crate) fn begin_term(&mut self) {
         self.firing = 0;
+        self.resumed = ResumedAttempts::new(self.partitions);
         self.wheel = if self.mutant == Mutant::ForgetTimers { Wheel::forgetful() } else { Wheel::new() };
     }
 
@@ -52,33 +55,45 @@ impl PartitionTimers {
     }
 
     pub(crate) fn on_event(&mut self, event: &Event) {
-        if let Event::TimerFired { .. } = event {
+        match event {
             // What an earlier term fired is applied before this one begins, or counts as nothing.
-            self.firing = self.firing.saturating_sub(1);
+            Event::TimerFired { .. } => self.firing = self.firing.saturating_sub(1),
+            Event::AttemptProgressed(progress) => self.resumed.reported(progress),
+            _ => {}
         }
     }
 
-    pub(crate) fn turn(&mut self, reader: &Reader<'_>, now: Timestamp) -> Result<TimersTurn, StateError> {
-        let now = if self.mutant == Mutant::FireEarly { now.after_ms(EARLY_MS) } else { now };
-        let due = self.wheel.take_due(reader, now, self.firing_max - self.firing)?;
+    pub(crate) fn turn(&mut self, reader: &Reader<'_>, time: TurnTime) -> Result<TimersTurn, StateError> {
+        let now = if self.mutant == Mutant::FireEarly { time.now.after_ms(EARLY_MS) } else { time.now };
+        let room = match self.resumed.room(self.firing, time.monotonic_ms) {
+            ResumeRoom::For(room) => room,
+            ResumeRoom::None { .. } if self.mutant == Mutant::FloodResumed => FLOOD,
+            // Or once one of them is applied, or one that was resumed has its answer.
+            ResumeRoom::None { until_ms } => {
+                return Ok(TimersTurn { events: Vec::new(), next_due: until_ms.map(|ms| time.now.after_ms(ms)) });
+            }
+        };
+        let due = self.wheel.take_due(reader, now, room)?;
         assert!(due.iter().all(|key| key.due <= now), "no timer fires early (rule T2)");
         let events = due.iter().map(|key| Event::TimerFired { due: key.due, owner: key.owner }).collect();
         self.firing += due.len();
-        assert!(self.firing <= self.firing_max, "{} timers are on their way", self.firing);
-        // At the bound the next turn comes when one of them is applied.
-        let next_due = if self.firing < self.firing_max { self.wheel.next_due(reader)? } else { None };
+        let next_due = match self.resumed.room(self.firing, time.monotonic_ms) {
+            ResumeRoom::For(_) => self.wheel.next_due(reader)?,
+            ResumeRoom::None { until_ms } => until_ms.map(|ms| time.now.after_ms(ms)),
+        };
         Ok(TimersTurn { events, next_due })
     }
 }
 
 impl PartitionTimers {
-    /// A timer that is due while none is on its way. After a jump of the wall clock that is noticed with the next look at it.
-    pub(crate) fn undone(&self, reader: &Reader<'_>, now: Timestamp, reread: Duration) -> Result<Option<Undone>, StateError> {
-        if self.firing > 0 {
+    /// A timer that is due while none is on its way, and what others have resumed leaves room. After a jump of the wall clock that is
+    /// noticed with the next look at it.
+    pub(crate) fn undone(&self, reader: &Reader<'_>, time: TurnTime, reread: Duration) -> Result<Option<Undone>, StateError> {
+        if self.firing > 0 || self.resumed.is_full(time.monotonic_ms) {
             return Ok(None);
         }
         let first = reader.scan::<Timers>(&FIRST, None, 1)?.pop().map(|(key, ())| key);
-        let due = first.filter(|key| key.due.after_ms(ROUNDING_MS) <= now);
+        let due = first.filter(|key| key.due.after_ms(ROUNDING_MS) <= time.now);
         let what = |key: TimerKey| format!("a timer is due since {} and nobody fires it (rule T2)", key.due.0);
         Ok(due.map(|key| Undone { what: what(key), patience: reread + Duration::from_millis(ROUNDING_MS) }))
     }
@@ -89,7 +104,7 @@ mod tests {
     use super::*;
     use crate::testing::{checkpoint, empty_store, id, write};
     use surefoot_machine::{State, Timers};
-    use surefoot_model::{Incarnation, Life, TimerOwner};
+    use surefoot_model::{Attempt, Incarnation, Life, TimerOwner};
     use surefoot_storage::Store;
 
     fn key(due: u64, unique: u64) -> TimerKey {
@@ -103,7 +118,7 @@ mod tests {
     }
 
     fn fire(store: &Store, timers: &mut PartitionTimers, now: u64) -> (Vec<u64>, Option<u64>) {
-        let turn = timers.turn(&store.read(), Timestamp(now)).unwrap();
+        let turn = timers.turn(&store.read(), TurnTime { now: Timestamp(now), monotonic_ms: now }).unwrap();
         let fired = turn.events.iter().map(|event| match event {
             Event::TimerFired { due, .. } => due.0,
             other => panic!("{other:?}"),
@@ -122,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_term_finds_timers_in_the_tables_and_fires_a_bounded_number_at_a_time() {
+    fn a_new_term_finds_timers_in_the_tables_and_fires_as_many_at_a_time_as_may_be_resumed() {
         let (mut store, mut timers) = (empty_store(), PartitionTimers::new(16, Mutant::None));
         let count = 960;
         write(&mut store, |txn| {
@@ -133,11 +148,15 @@ mod tests {
         let mut all = Vec::new();
         while all.len() < count as usize {
             let (fired, next) = fire(&store, &mut timers, count);
-            assert_eq!((fired.len(), next), (FIRING_MAX / 16, None));
+            assert_eq!((ResumeRoom::For(fired.len()), next), (ResumedAttempts::new(16).room(0, 0), None));
             assert_eq!(fire(&store, &mut timers, count), (vec![], None), "those are on their way");
             for due in &fired {
                 timers.on_event(&Event::TimerFired { due: Timestamp(*due), owner: key(*due, *due).owner });
+                timers.resumed.resumed(id(u128::from(*due)), Attempt(1), count);
             }
+            let (none, next) = fire(&store, &mut timers, count);
+            assert!(none.is_empty() && next > Some(count), "those have no answer yet");
+            fired.iter().for_each(|due| timers.resumed.gone(id(u128::from(*due)), Attempt(1)));
             all.extend(fired);
         }
         assert!(all.into_iter().eq(0..count));

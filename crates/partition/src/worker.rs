@@ -142,6 +142,12 @@ impl Worker {
                 drop(room);
                 self.shared.slot_freed();
             }
+            Input::Answered { partition, id, attempt, deployment } => {
+                let monotonic_ms = self.monotonic_ms();
+                if let Some(partition) = self.partitions.find(partition) {
+                    partition.timers.resumed.answered(id, attempt, deployment, monotonic_ms);
+                }
+            }
             Input::OutboxDurable { from, to, up_to } => {
                 let monotonic_ms = self.monotonic_ms();
                 if let Some(partition) = self.partitions.find(from) {

@@ -122,6 +122,7 @@ impl World {
             retries_since_entry: 0,
             last_entry_at: Timestamp(EPOCH_MS),
             attempts_counted: 0,
+            tells_answer: false,
             live: notifications,
         };
         change(&mut start);
@@ -309,6 +310,10 @@ impl Output for Partition {
         seen.story.push(format!("= {}", told(&progress)));
         seen.reports.push(progress);
         seen.rooms.push(room);
+    }
+
+    fn answered(&self, _: PartitionId, _: InvocationId, _: Attempt, deployment: DeploymentId) {
+        self.0.lock().unwrap().story.push(format!("= answered by {deployment}"));
     }
 
     fn ended(&self) {
