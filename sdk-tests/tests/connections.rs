@@ -253,3 +253,59 @@ async fn a_deployment_that_takes_connections_and_never_answers_is_no_trouble_of_
     .await?;
     server.expect_quiet(&["invocation keeps failing"])
 }
+
+/// Each of tens of thousands of invocations failed at once, in turn, and again with each retry; calls of the others waited behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_that_refuses_connections_is_tried_by_one_at_a_time_and_is_no_trouble_of_the_others() -> Result<()> {
+    const FLOOD: usize = 2_000;
+    const NEIGHBOURS: usize = 50;
+    /// One a second is tried, and tried again half a second later at first.
+    const BACKING_OFF_MAX: usize = 10;
+    let mut server = Server::start(&[]).await?;
+    let (healthy, deaf) = (|| Handlers::builder().bind(Healthy).build(), || Handlers::builder().bind(Deaf).build());
+    let neighbour = Deployment::serve(healthy(), None).await?;
+    let refusing = Deployment::serve(deaf(), None).await?;
+    for deployment in [&neighbour, &refusing] {
+        let uri = format!("http://{}", deployment.address);
+        server.admin().register(&NewDeployment::at(uri.as_str())).await.context("register")?;
+    }
+    refusing.stop().await;
+    let ingress = &server.ingress();
+    let sends = (0..FLOOD).map(async |number| ingress.send(Call::new(Target::service("Deaf", "echo")).json(&number)).await);
+    stream::iter(sends).buffer_unordered(64).try_for_each(async |_| Ok(())).await?;
+    server.kill()?;
+    server.restart().await?;
+    let ingress = server.ingress();
+    for number in 0..NEIGHBOURS {
+        let call = Call::new(Target::service("Healthy", "echo")).json(&number);
+        let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
+        ensure!(answer == number, "{answer} for {number}");
+    }
+    let admin = server.admin();
+    let page = async |status: &str| {
+        let filter = InvocationFilter { status: Some(status.into()), limit: Some(100), ..Default::default() };
+        anyhow::Ok(admin.invocations(&filter).await?.invocations)
+    };
+    // Those that began before anybody knew have failed, and wait with the others once their first pause is over.
+    eventually("all but a few wait, and say why", LIMIT, || async {
+        let (failed, waiting) = (page("backing-off").await?.len(), page("running").await?);
+        ensure!(failed <= BACKING_OFF_MAX, "{failed} are backing off");
+        ensure!(
+            waiting.len() == 100 && waiting.iter().all(|waiting| waiting.waits_for.is_some()),
+            "nobody says why: {waiting:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    let _answering = Deployment::serve(deaf(), Some(refusing.address)).await?;
+    eventually("all that was held back", LIMIT, || async {
+        for status in ["running", "backing-off", "paused"] {
+            let unfinished = InvocationFilter { status: Some(status.into()), ..Default::default() };
+            let left = admin.invocations(&unfinished).await?.invocations.len();
+            ensure!(left == 0, "{left} and more are {status}");
+        }
+        Ok(())
+    })
+    .await?;
+    server.expect_quiet(&["invocation keeps failing"])
+}

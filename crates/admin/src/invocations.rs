@@ -34,6 +34,8 @@ pub(crate) struct InvocationJson {
     attempt: u32,
     last_error: Option<String>,
     next_retry_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<String>,
     created_at: String,
     modified_at: String,
 }
@@ -114,6 +116,7 @@ fn invocation_json(info: &InvocationInfo) -> InvocationJson {
         attempt: info.attempts,
         last_error: last_error.map(|(code, message)| format!("[{code}] {message}")),
         next_retry_at: info.next_retry_at.map(timestamp),
+        waits_for: info.waits_for.clone(),
         created_at: timestamp(info.created_at),
         modified_at: timestamp(info.modified_at),
     }
@@ -190,6 +193,7 @@ mod tests {
                 command: None,
             }),
             next_retry_at: Some(Timestamp(2)),
+            waits_for: None,
             pin: None,
             journal_len: 1,
             failure: None,

@@ -187,6 +187,8 @@ pub struct Invocation {
     pub attempt: Option<u64>,
     pub last_error: Option<serde_json::Value>,
     pub next_retry_at: Option<String>,
+    /// Why its deployment cannot be connected to, where that keeps it waiting.
+    pub waits_for: Option<String>,
     pub created_at: Option<String>,
     pub modified_at: Option<String>,
 }

@@ -5,7 +5,7 @@ use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
 use crate::places::{Idle, Places};
-use crate::reach::{Reach, Tried};
+use crate::reach::{Leave, News, Reach, Tried};
 use crate::transport::Transport;
 use ::http::{HeaderName, HeaderValue};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -117,7 +117,8 @@ impl Invoker {
         self.metrics.slots_released.increment(1);
     }
 
-    /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places (rule O5).
+    /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places, and one that
+    /// cannot be connected to is tried by one at a time (rule O5).
     /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
         self.share_of(destination, self.places.watch_within_reach())
@@ -128,13 +129,22 @@ impl Invoker {
         self.share_of(destination, self.places.within_reach()) > 0
     }
 
-    fn share_of(&self, destination: &Destination, places_left: usize) -> usize {
-        let deployment = match destination {
+    /// Why attempts wait that are for there, where it cannot be connected to.
+    pub fn why_unreachable(&self, destination: &Destination) -> Option<String> {
+        self.reach.error(self.deployment_at(destination)?)
+    }
+
+    fn deployment_at(&self, destination: &Destination) -> Option<DeploymentId> {
+        match destination {
             Destination::Pinned(deployment) => Some(*deployment),
             Destination::Newest(service) => self.catalog.load().deployment_of(service).map(|deployment| deployment.id),
-        };
+        }
+    }
+
+    fn share_of(&self, destination: &Destination, places_left: usize) -> usize {
+        let now = self.env.clock.monotonic();
         // An attempt without a deployment fails at once.
-        deployment.map_or(usize::MAX, |deployment| self.reach.share_left(deployment, places_left))
+        self.deployment_at(destination).map_or(usize::MAX, |deployment| self.reach.share_left(deployment, places_left, now))
     }
 
     /// Leave for an attempt that has a place to begin on its deployment. None: that one holds its share; see [`Self::share_left`].
@@ -146,8 +156,12 @@ impl Invoker {
         let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
         let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
         let deployment = chosen.deployment.id;
-        let may_begin = self.reach.try_begin(deployment, places_left);
-        may_begin.then(|| Admission { unanswered: Some(Unanswered::new(self.clone(), deployment)), chosen: Ok(chosen) })
+        let is_connecting = match self.reach.try_begin(deployment, places_left, self.env.clock.monotonic()) {
+            Leave::Begins => false,
+            Leave::Tries => true,
+            Leave::Waits => return None,
+        };
+        Some(Admission { unanswered: Some(Unanswered { invoker: self.clone(), deployment, is_connecting }), chosen: Ok(chosen) })
     }
 
     /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
@@ -309,22 +323,31 @@ pub(crate) struct Unanswered {
 }
 
 impl Unanswered {
-    /// Of one that was counted.
-    fn new(invoker: Arc<Invoker>, deployment: DeploymentId) -> Self {
-        Self { invoker, deployment, is_connecting: false }
-    }
-
     /// Leave to connect; what came of it is told by [`Self::connected`], or by dropping this. **Errors**: it could not be connected to a moment ago.
     pub(crate) fn connect(&mut self) -> Result<(), String> {
-        self.invoker.reach.try_connect(self.deployment, self.invoker.env.clock.monotonic())?;
-        self.is_connecting = true;
+        if !self.is_connecting {
+            self.invoker.reach.try_connect(self.deployment, self.invoker.env.clock.monotonic())?;
+            self.is_connecting = true;
+        }
         Ok(())
     }
 
     pub(crate) fn connected(&mut self, result: Tried) {
         self.is_connecting = false;
-        self.invoker.reach.connected(self.deployment, result, self.invoker.env.clock.monotonic());
+        match self.invoker.reach.connected(self.deployment, result, self.invoker.env.clock.monotonic()) {
+            News::Nothing => {}
+            News::AskAgain => self.invoker.output.has_room(),
+            News::SetAlarm => self.invoker.env.tasks.spawn(Box::pin(alarm(self.invoker.clone(), self.deployment))),
+        }
     }
+}
+
+/// Tells those who are held back once a deployment that is out of reach may be tried again.
+async fn alarm(invoker: Arc<Invoker>, deployment: DeploymentId) {
+    while let Some(pause) = invoker.reach.until_next_try(deployment, invoker.env.clock.monotonic()) {
+        invoker.env.clock.sleep(pause).await;
+    }
+    invoker.output.has_room();
 }
 
 impl Drop for Unanswered {

@@ -17,14 +17,15 @@ use crate::views::Lent;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use surefoot_env::{Env, Wake, yield_now};
+use surefoot_invoker::{Destination, Invoker};
 use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId, StreamId,
-    Submission, SubscriptionId, Timestamp, encoding,
+    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId, Status,
+    StreamId, Submission, SubscriptionId, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,
+    /// Asked for what operators see of attempts that wait.
+    pub(crate) invoker: OnceLock<Weak<Invoker>>,
     /// The node stops: nothing is appended any more.
     pub(crate) is_stopping: AtomicBool,
 }
@@ -131,6 +134,17 @@ impl Shared {
         // As in `slot_freed`: before it is said that somebody waits, it is known who.
         fence(Ordering::SeqCst);
         self.gate.try_work()
+    }
+
+    /// What its row does not say: why it waits, where its deployment cannot be connected to.
+    fn with_waits_for(&self, info: InvocationInfo) -> InvocationInfo {
+        let invoker = self.invoker.get().and_then(Weak::upgrade).filter(|_| info.status == Status::Running);
+        let destination = || match info.pin {
+            Some(pin) => Destination::Pinned(pin.deployment),
+            None => Destination::Newest(info.target.service.clone()),
+        };
+        let waits_for = invoker.and_then(|invoker| invoker.why_unreachable(&destination()));
+        InvocationInfo { waits_for, ..info }
     }
 
     pub(crate) fn has_stopped(&self, partition: PartitionId) -> bool {
@@ -326,7 +340,8 @@ impl Partitions {
     /// One invocation, as of now.
     pub async fn invocation(&self, id: InvocationId) -> Result<Option<Box<InvocationInfo>>, Stopped> {
         let view = self.view(id.partition(self.count())).await?;
-        self.read(&view, |reader| query::invocation(reader, id))
+        let found = self.read(&view, |reader| query::invocation(reader, id))?;
+        Ok(found.map(|info| Box::new(self.0.with_waits_for(*info))))
     }
 
     /// One page of invocations in the order of their ids. One key's are found without looking at any other's. A page that holds
@@ -345,7 +360,7 @@ impl Partitions {
                 let room = limit - page.invocations.len();
                 let step = self.read(&view, |reader| query::list(reader, &filter, range, room));
                 let Some(step): Option<ListStep> = unless_stopped(step)? else { break };
-                page.invocations.extend(step.found);
+                page.invocations.extend(step.found.into_iter().map(|info| self.0.with_waits_for(info)));
                 bytes += step.bytes;
                 if page.invocations.len() >= limit || bytes >= PAGE_BYTES_MAX {
                     page.next = page.invocations.last().map(|i| i.id);

@@ -25,6 +25,8 @@ pub struct InvocationInfo {
     pub attempts: u32,
     pub last_error: Option<AttemptError>,
     pub next_retry_at: Option<Timestamp>,
+    /// Why its deployment cannot be connected to, where that keeps it waiting.
+    pub waits_for: Option<String>,
     pub pin: Option<Pin>,
     /// Entries in the journal.
     pub journal_len: u32,
@@ -239,6 +241,7 @@ fn info(id: InvocationId, invocation: Invocation) -> InvocationInfo {
         attempts: 0,
         last_error: None,
         next_retry_at: None,
+        waits_for: None,
         pin: None,
         journal_len: 1,
         failure: None,

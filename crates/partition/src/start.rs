@@ -19,7 +19,7 @@ use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use surefoot_env::{BoxFuture, Env, Wake};
 use surefoot_invoker::{Invoker, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
@@ -256,6 +256,7 @@ impl Recovering {
             outbox_rooms: boxes.iter().map(|_| Arc::new(OutboxRoom::new(boxes.len(), settings.outbox_bytes_max))).collect(),
             edge: edge_permits(settings.edge_bytes_max),
             catalog_edit: Arc::default(),
+            invoker: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
             gate: Arc::new(Gate::new(boxes, settings.memory_bytes_max)),
             checkpoints: Checkpoints::new(checkpoint_wake.clone()),
@@ -270,6 +271,7 @@ impl Recovering {
             shared.catalog.publish(Arc::new(value.map_err(unreadable)?));
         }
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));
+        shared.invoker.get_or_init(|| Arc::downgrade(&invoker));
 
         let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone(), fatal);
         env.tasks.drive("checkpointer", checkpoint_wake.clone(), Box::new(checkpointer));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
 use surefoot_invoker::{
-    EagerState, ExchangeEvent, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
+    Destination, EagerState, ExchangeEvent, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
 };
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
@@ -456,27 +456,33 @@ fn streams_that_break_or_end_early_are_tried_again() {
 }
 
 #[test]
-fn a_deployment_that_cannot_be_reached_is_not_tried_by_everybody() {
+fn a_deployment_that_cannot_be_reached_is_tried_by_one_at_a_time_and_the_others_hear_when_to_ask() {
     let mut world = World::new();
+    let destination = Destination::Newest("Object".into());
     let refusal = || TransportError::Connect { address: "http://handlers/".into(), message: "refused".into() };
     for _ in 0..3 {
+        assert!(world.invoker.has_share(&destination));
         world.refuse(refusal());
         world.start(|_| ());
     }
     world.story();
+    let why = Some("cannot connect to http://handlers/: refused".to_owned());
+    assert_eq!((world.invoker.share_left(&destination), world.invoker.why_unreachable(&destination)), (0, why.clone()));
+    world.pass(99 * MS);
+    check(&world, expect![""]);
+    world.pass(MS);
+    check(&world, expect!["= room for replays"]);
+    assert_eq!(world.invoker.share_left(&destination), 1);
+    world.refuse(refusal());
     world.start(|_| ());
-    check(
-        &world,
-        expect![[r#"
-            = failed: cannot connect to http://handlers/: refused, a moment ago (RT0010); again in 500 ms
-            = slot free"#]],
-    );
-    assert_eq!(world.requests(), 3);
-    world.pass(100 * MS);
+    check(&world, expect!["= failed: cannot connect to http://handlers/: refused (RT0010); again in 500 ms\n= slot free"]);
+    world.pass(199 * MS);
+    assert_eq!((world.invoker.share_left(&destination), world.invoker.why_unreachable(&destination)), (0, why), "pauses grow");
+    world.pass(MS);
+    check(&world, expect!["= room for replays"]);
     world.start(|_| ());
-    assert_eq!(world.requests(), 4);
-    world.abort();
-    world.start(|_| ());
+    world.head();
+    assert_eq!((world.invoker.share_left(&destination) > 0, world.invoker.why_unreachable(&destination)), (true, None));
     assert_eq!(world.requests(), 5);
 }
 
