@@ -541,8 +541,10 @@ impl World {
             stop.as_mut().poll(cx)
         })
         .await;
-        let is_whole = node.partitions.stopped().is_empty();
+        let partitions = node.partitions.clone();
         node.stop().await;
+        // One may stop at the last moment.
+        let is_whole = partitions.stopped().is_empty();
         // A log that fails ends the process (rule L4), here once this poll is over.
         self.door.has_stopped.store(!self.disk.is_dead(), Ordering::Relaxed);
         self.door.was_whole.store(is_whole, Ordering::Relaxed);
