@@ -36,6 +36,7 @@ mod starting;
 #[cfg(test)]
 mod testing;
 mod timers;
+mod turns;
 mod views;
 mod wheel;
 mod worker;

@@ -4,6 +4,7 @@
 //! its rows: a term that begins after the repair sends it. Does not own: the rows (`machine` writes and deletes them), or the log.
 
 use crate::settings::Mutant;
+use crate::turns::TurnOrder;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +33,8 @@ pub(crate) struct OutboxSender {
     queues: BTreeMap<PartitionId, OutboxQueue>,
     /// Queues with something to send or to acknowledge.
     unsettled: BTreeSet<PartitionId>,
+    /// Those that come first may take all that may be in flight.
+    order: TurnOrder<PartitionId>,
     room: Arc<OutboxRoom>,
     mutant: Mutant,
 }
@@ -139,7 +142,7 @@ pub(crate) struct OutboxLooks {
 
 impl OutboxSender {
     pub(crate) fn new(from: PartitionId, room: Arc<OutboxRoom>, mutant: Mutant) -> Self {
-        Self { from, queues: BTreeMap::new(), unsettled: BTreeSet::new(), room, mutant }
+        Self { from, queues: BTreeMap::new(), unsettled: BTreeSet::new(), order: TurnOrder::default(), room, mutant }
     }
 
     /// A term of this process begins: what earlier ones may not have sent is sent again.
@@ -193,7 +196,7 @@ impl OutboxSender {
     ) -> Result<OutboxTurn, StateError> {
         let OutboxLooks { monotonic_ms, has_memory } = looks;
         let mut turn = OutboxTurn { batches: Vec::new(), acks: Vec::new(), next_ack_ms: None, is_behind: false, waits: false };
-        for to in std::mem::take(&mut self.unsettled) {
+        for to in self.order.of(std::mem::take(&mut self.unsettled)) {
             if has_stopped(to) && self.mutant != Mutant::SendToStopped {
                 continue; // for as long as this node lives
             }
@@ -476,6 +479,22 @@ mod tests {
         assert!(room.bytes.load(Ordering::Relaxed) > 0);
         drop(sender);
         assert_eq!(room.bytes.load(Ordering::Relaxed), 0, "a partition that stops gives back what it had");
+    }
+
+    /// The first queues took all that was free, as often as everything in flight became durable at once.
+    #[test]
+    fn a_queue_has_its_turn_however_long_those_before_it_are() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        let destinations = 12;
+        (1..=destinations).for_each(|to| queue_results(&mut store, PartitionId(to), 8, 1 << 20));
+        sender.begin_term(&store.read()).unwrap();
+        let mut all = BTreeMap::<PartitionId, u64>::new();
+        for _ in 1..=destinations {
+            let (sent, _) = send_all(&mut sender, &store);
+            sent.into_iter().for_each(|(to, messages)| *all.entry(to).or_default() += messages);
+            all.iter().for_each(|(to, up_to)| sender.on_durable(*to, *up_to, 0));
+        }
+        assert_eq!(all.len(), usize::from(destinations), "{all:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::apply::panic_message;
 use crate::handle::Shared;
 use crate::query::PartitionHealth;
 use crate::settings::Mutant;
+use crate::turns::TurnOrder;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) struct OwnedPartitions {
     slots: Vec<OwnedSlot>,
     /// Positions of those that were touched since their last turn.
     touched: BTreeSet<usize>,
+    order: TurnOrder<usize>,
     /// When each of the others has its next turn, by the monotonic clock in milliseconds.
     due: BTreeSet<(u64, usize)>,
     active_bytes: u64,
@@ -67,7 +69,16 @@ impl OwnedPartitions {
         let slot = |partition| OwnedSlot { partition, due_ms: 0, active_bytes: 0, memory_bytes: 0 };
         let slots: Vec<_> = partitions.into_iter().map(slot).collect();
         let due = (0..slots.len()).map(|at| (0, at)).collect();
-        Self { worker, shared, slots, touched: BTreeSet::new(), due, active_bytes: 0, memory_bytes: 0 }
+        Self {
+            worker,
+            shared,
+            slots,
+            touched: BTreeSet::new(),
+            order: TurnOrder::default(),
+            due,
+            active_bytes: 0,
+            memory_bytes: 0,
+        }
     }
 
     /// How many there are, stopped ones included.
@@ -143,11 +154,11 @@ impl OwnedPartitions {
         self.weigh(at);
     }
 
-    /// Positions of the partitions whose turn it is.
-    pub(crate) fn take_due(&mut self, monotonic_ms: u64) -> BTreeSet<usize> {
+    /// Positions of the partitions whose turn it is. What they share of their worker goes to others first with each turn.
+    pub(crate) fn take_due(&mut self, monotonic_ms: u64) -> Vec<usize> {
         let mut turns = std::mem::take(&mut self.touched);
         turns.extend(self.due.range(..=(monotonic_ms, usize::MAX)).map(|(_, at)| *at));
-        turns
+        self.order.of(turns)
     }
 
     /// A partition has had its turn. `waits`: for something that comes without an input, so that its next turn is with the worker's
