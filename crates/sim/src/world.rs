@@ -152,8 +152,8 @@ struct Door {
     has_bad_disk: AtomicBool,
     /// When somebody else filled the disk last, or made room.
     disk_changed: Mutex<Duration>,
-    /// Whether the disk is short, and since when it has been seen so.
-    edges: Mutex<Option<(bool, Duration)>>,
+    /// Since when the edges of this life have been seen open though the disk is short.
+    open_since: Mutex<Option<Duration>>,
 }
 
 /// A node that is up.
@@ -387,21 +387,17 @@ impl World {
         *lock(&self.door.disk_changed) = self.executor.now();
     }
 
-    /// The edges are shut while the disk is short, and at no other time (rule R2), with some time to notice.
+    /// The edges are shut while the disk is short (rule R2), with some time to notice. A disk that has room for a moment opens them.
     fn check_edges(&self, partitions: &Partitions) {
         let Ok(space) = self.disk.space(Path::new(PLACE)) else { return };
-        let changed = *lock(&self.door.disk_changed);
-        let is_shut = partitions.shortage() == Some(Shortage::Disk);
         let is_short = space.free < DISK_RESERVE.min(space.total / DISK_RESERVE_SHARE);
-        let since = {
-            let noted = &mut *lock(&self.door.edges);
-            let is_news = noted.is_none_or(|(was_short, at)| was_short != is_short || at < changed);
-            if is_news {
-                *noted = Some((is_short, self.executor.now()));
-            }
-            noted.map_or(Duration::ZERO, |(_, since)| since)
-        };
-        if is_short && !is_shut && self.executor.now() > since + DISK_MAX {
+        let open_since = &mut *lock(&self.door.open_since);
+        if !is_short || partitions.shortage() == Some(Shortage::Disk) {
+            *open_since = None;
+            return;
+        }
+        let since = *open_since.get_or_insert(self.executor.now());
+        if self.executor.now() > since.max(*lock(&self.door.disk_changed)) + DISK_MAX {
             self.finding(format!("the edges are open with {} bytes free (rule R2)", space.free));
         }
     }
@@ -431,6 +427,7 @@ impl World {
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
         let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed) && self.door.was_whole.load(Ordering::Relaxed);
+        *lock(&self.door.open_since) = None;
         let fallen = self.clone();
         let mut mutants = self.mutants;
         if self.stumbles(life) {
