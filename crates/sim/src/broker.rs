@@ -804,8 +804,9 @@ impl State {
                 if topic.id != member.known {
                     self.strays.insert(Place { topic: topic.id, partition: *partition, offset: record.offset });
                     if let Some(group) = self.groups.get_mut(&member.group) {
-                        let first = group.strayed.entry((member.known, *partition)).or_insert(record.offset);
-                        *first = record.offset.min(*first);
+                        // Not the offset of the first that came: there may be none at the lowest of these.
+                        let first = group.strayed.entry((member.known, *partition)).or_insert(from);
+                        *first = from.min(*first);
                     }
                 }
                 queue.push_back(record);
