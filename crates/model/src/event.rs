@@ -53,12 +53,12 @@ impl Record {
 
     /// Reads a record, the version of its rules alone at first. **Errors** where this build is too old for it, whatever it holds,
     /// and where it is unreadable.
-    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+    pub fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
         let Head { rules } = encoding::decode(bytes, "record")?;
         if rules > RULES {
             return Err(RecordError::Newer { found: rules });
         }
-        Ok(encoding::decode(bytes, "record")?)
+        Ok(encoding::decode_shared(bytes, "record")?)
     }
 }
 
@@ -447,15 +447,19 @@ mod tests {
         (encoding::encode(&ours), encoding::encode(&Record { rules: RULES + 1, ..ours }))
     }
 
+    fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
+        Record::decode(&Bytes::copy_from_slice(bytes))
+    }
+
     fn is_newer(bytes: &[u8]) -> bool {
-        matches!(Record::decode(bytes), Err(RecordError::Newer { found }) if found == RULES + 1)
+        matches!(decode(bytes), Err(RecordError::Newer { found }) if found == RULES + 1)
     }
 
     /// After a step back to an older version its partitions stopped as unreadable, instead of the start being refused.
     #[test]
     fn a_record_of_newer_rules_says_so_whatever_it_holds() {
         let (ours, next) = record(Event::LeaderElected { process: 0 });
-        assert!(Record::decode(&ours).is_ok() && is_newer(&next));
+        assert!(decode(&ours).is_ok() && is_newer(&next));
         // The event's variant is the last but one: no build knows this one. In CBOR: [rules, at, [variant, [process]]].
         let unknown = |mut bytes: Vec<u8>| {
             let at = bytes.len() - 3;
@@ -463,7 +467,7 @@ mod tests {
             bytes[at] = 23;
             bytes
         };
-        assert!(matches!(Record::decode(&unknown(ours)), Err(RecordError::Encoding(_))));
+        assert!(matches!(decode(&unknown(ours)), Err(RecordError::Encoding(_))));
         assert!(is_newer(&unknown(next)));
     }
 
@@ -484,7 +488,7 @@ mod tests {
             assert_eq!(bytes[at..], [0, 0x80], "the end is last: [variant, []]");
             bytes[at] = 23;
         }
-        match Record::decode(&ours).unwrap().event {
+        match decode(&ours).unwrap().event {
             Event::AttemptProgressed(progress) => assert_eq!(progress.end, None, "what makes the version rise"),
             other => panic!("{other:?}"),
         }

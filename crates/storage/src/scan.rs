@@ -55,7 +55,10 @@ impl<'a> Layers<'a> {
     /// What the engine has, and its bytes.
     fn stored<T: Table>(&self, key: &T::Key) -> Result<Option<(T::Value, usize)>, StateError> {
         match self.view.get(&keys::entry::<T>(self.partition, key)).map_err(|e| unreadable::<T>(&e))? {
-            Some(bytes) => Ok(Some((decode::<T>(key, &bytes)?, bytes.len()))),
+            Some(bytes) => {
+                let len = bytes.len();
+                Ok(Some((decode::<T>(key, bytes)?, len)))
+            }
             None => Ok(None),
         }
     }
@@ -97,7 +100,7 @@ impl<'a> Layers<'a> {
         let mut entries = BTreeMap::new();
         for (key, value) in self.view.scan(&from, &to, usize::MAX, usize::MAX).map_err(|e| unreadable::<T>(&e))? {
             let key = keys::read_entry::<T>(&key)?;
-            let value = decode::<T>(&key, &value)?;
+            let value = decode::<T>(&key, value)?;
             entries.insert(key, value);
         }
         for MergedSlot { key, value, .. } in Merged::<T>::new(self.newest_first(), Bound::Unbounded, Bound::Unbounded) {
@@ -327,8 +330,9 @@ impl<'a, T: Table> Stored<'a, T> {
     fn next(&mut self) -> Result<Option<(Typed<T>, usize)>, StateError> {
         self.fill()?;
         let Some((key, bytes)) = self.next.take() else { return Ok(None) };
-        let value = decode::<T>(&key, &bytes)?;
-        Ok(Some(((key, value), bytes.len())))
+        let len = bytes.len();
+        let value = decode::<T>(&key, bytes)?;
+        Ok(Some(((key, value), len)))
     }
 
     fn skip(&mut self, key: &T::Key) -> Result<(), StateError> {
@@ -359,8 +363,10 @@ impl<'a, T: Table> Stored<'a, T> {
     }
 }
 
-fn decode<T: Table>(key: &T::Key, bytes: &[u8]) -> Result<T::Value, StateError> {
-    encoding::decode(bytes, "the entry").map_err(|e| StateError { table: T::NAME, message: format!("at {key:?}: {e}") })
+/// Takes the bytes: what is large in them is not copied.
+fn decode<T: Table>(key: &T::Key, bytes: Vec<u8>) -> Result<T::Value, StateError> {
+    encoding::decode_shared(&bytes.into(), "the entry")
+        .map_err(|e| StateError { table: T::NAME, message: format!("at {key:?}: {e}") })
 }
 
 fn unreadable<T: Table>(error: &io::Error) -> StateError {

@@ -19,7 +19,8 @@
 )]
 
 use super::{Batch, Engine, RawEntry, View, take_within};
-use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot};
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot, UserValue};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -283,8 +284,10 @@ impl Open {
 
     fn ingest(&self, batch: &Batch) -> io::Result<()> {
         let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
-        let write = |key: &[u8], value: Option<&[u8]>| match value {
-            Some(value) => writes.write(key, value),
+        let write = |key: &[u8], value: Option<Cow<'_, [u8]>>| match value {
+            Some(Cow::Borrowed(value)) => writes.write(key, value),
+            // Gone before its block is made, which is one more copy.
+            Some(Cow::Owned(value)) => writes.write(key, UserValue::from(value)),
             None => writes.write_tombstone(key),
         };
         batch.each(write).map_err(io_error)?;

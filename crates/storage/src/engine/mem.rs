@@ -6,6 +6,7 @@
 //! what it was to make durable is as a power loss leaves it, and nothing more is taken (rule C8).
 
 use super::{Batch, Engine, RawEntry, View, take_within};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
@@ -132,13 +133,14 @@ impl Engine for MemEngine {
         shared.commit += 1;
         let commit = shared.commit;
         let inside = &mut *shared;
-        let write = |key: &[u8], value: Option<&[u8]>| {
+        let write = |key: &[u8], value: Option<Cow<'_, [u8]>>| {
             let versions = match inside.entries.get_mut(key) {
                 Some(versions) => versions,
                 None => inside.entries.entry(key.to_vec()).or_default(),
             };
+            let is_delete = value.is_none();
             versions.push((commit, value.map(Arc::from)));
-            if versions.len() > 1 || value.is_none() {
+            if versions.len() > 1 || is_delete {
                 inside.garbage.push_back((commit, key.to_vec()));
             }
             Ok::<(), io::Error>(())

@@ -7,6 +7,7 @@
 pub(crate) mod fjall;
 pub(crate) mod mem;
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -123,18 +124,18 @@ impl Batch {
         &self.bytes[self.start(index)..self.operations[index].key_end]
     }
 
-    /// Takes the operations in order: a key, and its value or `None` for a delete. One large value is in memory at a time.
-    /// **Errors**: the first that `take` returns, and nothing is taken after it.
-    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+    /// Takes the operations in order: a key, and its value or `None` for a delete. One large value is in memory at a time, and belongs to
+    /// `take`, which need not keep it while it writes a copy. **Errors**: the first that `take` returns, and nothing is taken after it.
+    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<Cow<'_, [u8]>>) -> Result<(), E>) -> Result<(), E> {
         for (index, operation) in self.operations.iter().enumerate() {
             let key = self.key(index);
             match &operation.value {
                 Value::None => take(key, None)?,
-                Value::Here => take(key, Some(&self.bytes[operation.key_end..operation.end]))?,
+                Value::Here => take(key, Some(Cow::Borrowed(&self.bytes[operation.key_end..operation.end])))?,
                 Value::Later(value) => {
                     let mut bytes = Vec::new();
                     value(&mut bytes);
-                    take(key, Some(&bytes))?;
+                    take(key, Some(Cow::Owned(bytes)))?;
                 }
             }
         }
