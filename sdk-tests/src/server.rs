@@ -140,7 +140,11 @@ impl Server {
     }
 
     pub fn admin(&self) -> Admin {
-        Admin::new(&format!("127.0.0.1:{}", self.admin)).expect("it is an address").with_timeout(REQUEST_LIMIT)
+        Admin::new(&self.admin_address()).expect("it is an address").with_timeout(REQUEST_LIMIT)
+    }
+
+    pub fn admin_address(&self) -> String {
+        format!("127.0.0.1:{}", self.admin)
     }
 
     pub fn ingress_address(&self) -> String {

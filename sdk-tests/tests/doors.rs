@@ -46,9 +46,13 @@ async fn send(server: &Server, bytes: usize) -> Result<()> {
 }
 
 async fn idle(server: &Server, count: usize) -> Result<Vec<TcpStream>> {
+    connect(&server.ingress_address(), count).await
+}
+
+async fn connect(address: &str, count: usize) -> Result<Vec<TcpStream>> {
     let mut connections = Vec::new();
     for _ in 0..count {
-        connections.push(TcpStream::connect(server.ingress_address()).await.context("connect")?);
+        connections.push(TcpStream::connect(address).await.context("connect")?);
     }
     Ok(connections)
 }
@@ -79,6 +83,29 @@ async fn a_thousand_idle_connections_at_the_usual_limit() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn four_hundred_idle_connections_at_a_low_limit() -> Result<()> {
     outlive_idle_connections(256, 400).await
+}
+
+/// With all connections taken by bodies that did not come, nobody else was heard for half a minute, and operators neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_do_not_come_give_way_at_a_low_limit() -> Result<()> {
+    /// Long before a body is given up that nobody makes way for.
+    const SOON: Duration = Duration::from_secs(25);
+    let server = start(Some(256), &[]).await?;
+    let head = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n1")
+    };
+    let begin = Instant::now();
+    let mut unfinished = Vec::new();
+    for (address, path) in [(server.ingress_address(), "/Later/run/send"), (server.admin_address(), "/deployments")] {
+        for mut stream in connect(&address, 150).await? {
+            stream.write_all(head(path).as_bytes()).await.context("begin a body")?;
+            unfinished.push(stream);
+        }
+    }
+    let answered = async { while server.admin().health().await.is_err() || send(&server, 10).await.is_err() {} };
+    tokio::time::timeout(SOON, answered).await.context("both ports answer")?;
+    ensure!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
+    server.expect_quiet(&["cannot accept connections for now"])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,10 @@
 //!
 //! Does not own: what becomes of an idle connection (`connection`, `registry`).
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Counters of one connection.
 #[derive(Default)]
@@ -16,9 +18,55 @@ pub(crate) struct Activity {
     has_moved: AtomicBool,
     /// The port's count of requests when this connection's newest one ended; 0 before that.
     newest: AtomicU64,
+    /// Bodies that their client has not gone on with, by number: since when each is behind the least rate.
+    awaited: Mutex<BTreeMap<u64, Duration>>,
+}
+
+/// A body that may have to be waited for, until it is dropped.
+pub(crate) struct Awaiting {
+    activity: Arc<Activity>,
+    number: u64,
+    is_listed: bool,
+}
+
+impl Awaiting {
+    /// `number`: unlike that of any other body of the connection.
+    pub(crate) fn new(activity: Arc<Activity>, number: u64) -> Self {
+        Self { activity, number, is_listed: false }
+    }
+
+    /// It is waited for, and behind the least rate from then on.
+    pub(crate) fn wait(&mut self, behind_from: Duration) {
+        self.is_listed = true;
+        self.activity.awaited().insert(self.number, behind_from);
+    }
+
+    /// It goes on, or has come.
+    pub(crate) fn go_on(&mut self) {
+        if std::mem::take(&mut self.is_listed) {
+            self.activity.awaited().remove(&self.number);
+        }
+    }
+}
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        self.go_on();
+    }
 }
 
 impl Activity {
+    /// Since when all that is in progress waits for bodies that come too slowly; none where something does not.
+    pub(crate) fn stalled_since(&self, now: Duration) -> Option<Duration> {
+        let awaited = self.awaited();
+        let only_waits = awaited.len() == self.answering.load(Ordering::Relaxed) && self.sending.load(Ordering::Relaxed) == 0;
+        awaited.values().max().copied().filter(|latest| only_waits && *latest <= now)
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeMap<u64, Duration>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether nothing is being answered, and nothing has moved since this was last asked. An answer whose client reads none of it
     /// is nothing that moves.
     pub(crate) fn was_idle(&self) -> bool {
@@ -44,6 +92,11 @@ impl Activity {
 pub(crate) struct Answering(Arc<Activity>);
 
 impl Answering {
+    /// For its body, while that is received: no two of them begin as the same of the port's requests.
+    pub(crate) fn awaiting(&self) -> Awaiting {
+        Awaiting::new(self.0.clone(), self.0.newest())
+    }
+
     /// `count`: of the port's requests.
     pub(crate) fn new(activity: Arc<Activity>, count: &AtomicU64) -> Self {
         activity.answering.fetch_add(1, Ordering::Relaxed);

@@ -59,8 +59,8 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
     let activity = member.activity.clone();
     let clock = env.clock.clone();
     let answer = service_fn(|request: http::Request<hyper::body::Incoming>| {
-        let request = request.map(|body| IncomingBody::new(body, clock.clone()));
         let (answers, answering) = (answers.clone(), Answering::new(activity.clone(), membership.requests()));
+        let request = request.map(|body| IncomingBody::new(body, clock.clone()).told(answering.awaiting()));
         async move {
             let answer = answers.answer(request).await?;
             // Before the one ends the other begins: in between, the connection would look unused.

@@ -3,6 +3,7 @@
 //! Owns: the least rate. Without one, clients that send a byte now and then hold for hours what others need. Does not own: how large a
 //! body may be, or room for it.
 
+use crate::activity::Awaiting;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
@@ -13,6 +14,8 @@ use surefoot_env::{BoxFuture, Clock};
 
 /// Any body may take this long, and longer by what it has brought at this rate.
 const GRACE: Duration = Duration::from_secs(30);
+/// Where its connection is wanted for others, it may take no longer than this.
+const GRACE_AT_BOUND: Duration = Duration::from_secs(2);
 const BYTES_PER_SECOND_MIN: u64 = 8 << 10;
 
 /// A body that fails when it comes too slowly.
@@ -22,6 +25,8 @@ pub struct IncomingBody<B> {
     /// Since its first byte was waited for, without the time that it was not asked for more.
     pace: Option<Pace>,
     timer: Option<BoxFuture<()>>,
+    /// Tells its connection whether it is waited for.
+    awaiting: Option<Awaiting>,
 }
 
 struct Pace {
@@ -40,7 +45,11 @@ pub enum BodyFault {
 
 impl<B> IncomingBody<B> {
     pub fn new(inner: B, clock: Arc<dyn Clock>) -> Self {
-        Self { inner, clock, pace: None, timer: None }
+        Self { inner, clock, pace: None, timer: None, awaiting: None }
+    }
+
+    pub(crate) fn told(self, awaiting: Awaiting) -> Self {
+        Self { awaiting: Some(awaiting), ..self }
     }
 
     /// The server did not ask for more for so long: that is not the client's fault.
@@ -53,7 +62,12 @@ impl<B> IncomingBody<B> {
 
 impl Pace {
     fn due(&self) -> Duration {
-        self.start + GRACE + Duration::from_secs(self.bytes / BYTES_PER_SECOND_MIN)
+        self.behind_from() + (GRACE - GRACE_AT_BOUND)
+    }
+
+    /// When it is behind the least rate so far that its connection may be taken from it.
+    fn behind_from(&self) -> Duration {
+        self.start + GRACE_AT_BOUND + Duration::from_secs(self.bytes / BYTES_PER_SECOND_MIN)
     }
 }
 
@@ -73,6 +87,9 @@ where
         {
             pace.bytes += data.len() as u64;
         }
+        if let (Poll::Ready(_), Some(awaiting)) = (&frame, &mut this.awaiting) {
+            awaiting.go_on();
+        }
         match frame {
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(BodyFault::Broken(error.into())))),
@@ -89,6 +106,9 @@ where
         let slow = BodyFault::Slow { bytes: pace.bytes, took: now.saturating_sub(pace.start) };
         if now >= pace.due() {
             return Poll::Ready(Some(Err(slow)));
+        }
+        if let Some(awaiting) = &mut this.awaiting {
+            awaiting.wait(pace.behind_from());
         }
         // Silence may last as long as any body may, however much has come before.
         let wait = (pace.due() - now).min(GRACE);

@@ -1,11 +1,12 @@
 //! The connections of one port: how many there may be, and which of them give way.
 //!
 //! At the bound the connections that have been unused for longest are closed, so that clients that keep connections for later do not
-//! shut others out. Where all are in use, new ones wait in the kernel's queue. Does not own: a connection's own time limits.
+//! shut others out; and where there are none, those whose requests do not come, at a byte now and then, are cut. Where all are in use
+//! a new one waits for a moment. Does not own: a connection's own time limits, or what one is told that found no place.
 
 use crate::activity::Activity;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::Clock;
@@ -16,6 +17,9 @@ const YIELDING_SHARE: usize = 32;
 
 /// How often a full port looks for connections that have become unused.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a new connection waits for a place. Longer than those take that give way; and once one has waited for so long in vain, those
+/// behind it find none at once.
+const PLACE_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// What a connection is told. A later one is stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +75,8 @@ pub(crate) struct Registry {
     next: AtomicU64,
     /// Of all connections.
     requests: AtomicU64,
+    /// The newest connection found no place.
+    is_full: AtomicBool,
 }
 
 /// Given back when dropped.
@@ -86,43 +92,59 @@ impl Registry {
         let connections_max = connections_max.clamp(1, u32::MAX as usize);
         let slots = Arc::new(Semaphore::new(connections_max));
         let (members, next, requests) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { connections_max, slots, members, next, requests })
+        Arc::new(Self { connections_max, slots, members, next, requests, is_full: AtomicBool::new(false) })
     }
 
-    /// Waits for a place; unused connections give way.
-    pub(crate) async fn enter(self: &Arc<Self>, clock: &dyn Clock) -> Membership {
+    /// Waits for a place, to which others give way. `None`: all are in use.
+    pub(crate) async fn enter(self: &Arc<Self>, clock: &dyn Clock) -> Option<Membership> {
         let slot = match self.slots.clone().try_acquire_owned() {
-            Ok(slot) => slot,
+            Ok(slot) => Some(slot),
             Err(_) => self.wait_for_slot(clock).await,
         };
+        self.is_full.store(slot.is_none(), Ordering::Relaxed);
+        let slot = slot?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let member = Arc::new(Member { activity: Arc::default(), order: AtomicU8::new(Order::Stay as u8), told: Notify::new() });
         self.lock().insert(number, member.clone());
-        Membership { registry: self.clone(), number, member, _slot: slot }
+        Some(Membership { registry: self.clone(), number, member, _slot: slot })
     }
 
-    async fn wait_for_slot(&self, clock: &dyn Clock) -> OwnedSemaphorePermit {
+    async fn wait_for_slot(&self, clock: &dyn Clock) -> Option<OwnedSemaphorePermit> {
         let mut slot = std::pin::pin!(self.slots.clone().acquire_owned());
+        let patience = if self.is_full.load(Ordering::Relaxed) { LOOK_AGAIN } else { PLACE_WAIT_MAX };
+        let due = clock.monotonic() + patience;
         loop {
-            self.make_room();
+            self.make_room(clock.monotonic());
             tokio::select! {
                 biased;
                 // Polled by reference: it keeps its place in the queue.
-                slot = slot.as_mut() => return slot.expect("the semaphore is never closed"),
+                slot = slot.as_mut() => return Some(slot.expect("the semaphore is never closed")),
                 // A timer has nothing to lose. A connection that was in use may be unused by now.
                 () = clock.sleep(LOOK_AGAIN) => {}
+            }
+            if clock.monotonic() >= due {
+                return None;
             }
         }
     }
 
-    /// Tells those that have been unused for longest to go.
-    pub(crate) fn make_room(&self) {
+    /// Tells those that have been unused for longest to go; where there are none, cuts those whose bodies are most behind.
+    pub(crate) fn make_room(&self, now: Duration) {
         let members = self.lock();
+        let share = (self.connections_max / YIELDING_SHARE).max(1);
         let unused = members.values().filter(|member| member.activity.is_unused() && member.order() < Order::Yield);
         let mut unused: Vec<&Arc<Member>> = unused.collect();
         // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
         unused.sort_by_key(|member| member.activity.newest());
-        for member in unused.into_iter().take((self.connections_max / YIELDING_SHARE).max(1)) {
+        if unused.is_empty() && !members.values().any(|member| member.activity.is_unused()) {
+            let stalled = members.values().filter_map(|member| Some((member.activity.stalled_since(now)?, member)));
+            let mut stalled: Vec<_> = stalled.filter(|(_, member)| member.order() < Order::Cut).collect();
+            stalled.sort_by_key(|(since, _)| *since);
+            for (_, member) in stalled.into_iter().take(share) {
+                member.tell(Order::Cut);
+            }
+        }
+        for member in unused.into_iter().take(share) {
             member.tell(Order::Yield);
         }
     }
@@ -174,7 +196,7 @@ mod tests {
     }
 
     fn enter(registry: &Arc<Registry>) -> Membership {
-        poll(pin!(registry.enter(&ToldClock::default()))).expect("there is a place")
+        poll(pin!(registry.enter(&ToldClock::default()))).flatten().expect("there is a place")
     }
 
     #[test]
@@ -189,7 +211,48 @@ mod tests {
         assert_eq!([&used, &busy, &unused].map(|m| m.member.order()), [Order::Stay, Order::Stay, Order::Yield]);
         assert_eq!(poll(pin!(unused.member.order_after(Order::Stay))), Some(Order::Yield));
         drop(unused);
-        assert!(poll(waiting.as_mut()).is_some());
+        assert!(poll(waiting.as_mut()).flatten().is_some());
+    }
+
+    /// Bodies that did not come held all places for half a minute.
+    #[test]
+    fn where_all_are_in_use_bodies_that_do_not_come_give_way_and_others_do_not() {
+        let registry = Registry::new(3);
+        let members = [(); 3].map(|()| enter(&registry));
+        let requests: Vec<_> =
+            members.iter().map(|member| Answering::new(member.member.activity.clone(), &registry.requests)).collect();
+        let second = Duration::from_secs;
+        let mut bodies: Vec<_> = requests.iter().map(Answering::awaiting).collect();
+        // The last one waits for its result.
+        bodies[0].wait(second(2));
+        bodies[1].wait(second(1));
+        let orders = || [0, 1, 2].map(|at| members[at].member.order());
+        registry.make_room(second(0));
+        assert_eq!(orders(), [Order::Stay; 3], "none is behind yet");
+        bodies[1].go_on();
+        registry.make_room(second(2));
+        assert_eq!(orders(), [Order::Cut, Order::Stay, Order::Stay]);
+        bodies[1].wait(second(3));
+        registry.make_room(second(3));
+        assert_eq!(orders(), [Order::Cut, Order::Cut, Order::Stay]);
+    }
+
+    #[test]
+    fn who_finds_no_place_is_told_so_and_those_behind_it_at_once() {
+        let registry = Registry::new(1);
+        let busy = enter(&registry);
+        let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let clock = ToldClock::default();
+        for seconds in [PLACE_WAIT_MAX.as_secs(), 1] {
+            let mut waiting = pin!(registry.enter(&clock));
+            assert!(poll(waiting.as_mut()).is_none());
+            clock.pass(seconds - 1);
+            assert_eq!(poll(waiting.as_mut()).is_none(), seconds > 1, "a place may become free");
+            if seconds > 1 {
+                clock.pass(1);
+                assert!(matches!(poll(waiting.as_mut()), Some(None)));
+            }
+        }
     }
 
     #[test]

@@ -13,13 +13,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
 
 /// Wait after a failed accept, as when the process is out of file descriptors; meanwhile unused connections give way.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts are told at most this often.
 const ACCEPT_TOLD: Duration = Duration::from_secs(30);
+/// What a client hears where all places are in use, over HTTP/1.1; over HTTP/2 it is a connection that closes. How many are told at a
+/// time, and for how long: further ones are closed without it.
+const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\ncontent-length: 52\r\n\
+                        connection: close\r\n\r\nall connections are in use: keep fewer, or try later";
+const GOODBYES_MAX: usize = 8;
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How long connections that are cut may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -45,7 +52,8 @@ pub struct NoAnswer;
 /// Bounds on the connections of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionBounds {
-    /// Connections at a time, at least 1. At the bound unused ones give way; where there are none, new ones wait in the kernel's queue.
+    /// Connections at a time, at least 1. At the bound unused ones give way, and requests that do not come; where there are none, a new one
+    /// waits for a moment and is refused.
     pub connections_max: usize,
 }
 
@@ -70,7 +78,8 @@ impl HttpServer {
         let (stop, stopped) = oneshot::channel();
         let (done, accepting) = oneshot::channel();
         let registry = Registry::new(bounds.connections_max);
-        let port = Port { listener, env: env.clone(), registry: registry.clone(), purpose, told: None };
+        let goodbyes = Arc::new(Semaphore::new(GOODBYES_MAX));
+        let port = Port { listener, env: env.clone(), registry: registry.clone(), goodbyes, purpose, told: None };
         env.tasks.spawn(Box::pin(async move {
             port.accept(answers, stopped).await;
             // Nobody waits any more once the deadline has passed.
@@ -105,10 +114,22 @@ impl HttpServer {
     }
 }
 
+/// Says that all places are taken, and reads what the client has sent until it goes: a close with something unread would take the answer
+/// away again.
+async fn say_goodbye(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(NO_PLACE.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut unread = [0; 4 << 10];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
+}
+
 struct Port {
     listener: TcpListener,
     env: Env,
     registry: Arc<Registry>,
+    /// Connections that are being refused.
+    goodbyes: Arc<Semaphore>,
     purpose: &'static str,
     /// When a failed accept was told last.
     told: Option<Duration>,
@@ -130,18 +151,36 @@ impl Port {
                 accepted = next => accepted,
             };
             match accepted {
-                Ok((stream, membership)) => {
+                Ok((stream, None)) => self.refuse(stream),
+                Ok((stream, Some(membership))) => {
                     answers.accepted();
                     let serving = connection::serve(stream, self.env.clone(), answers.clone(), membership);
                     self.env.tasks.spawn(Box::pin(serving));
                 }
                 Err(error) => {
-                    self.registry.make_room();
+                    self.registry.make_room(self.env.clock.monotonic());
                     self.tell(&error);
                     self.env.clock.sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+    }
+
+    /// Nothing of its request is read: it is the same whatever that is.
+    fn refuse(&self, stream: TcpStream) {
+        let Ok(turn) = self.goodbyes.clone().try_acquire_owned() else { return };
+        let (clock, purpose) = (self.env.clock.clone(), self.purpose);
+        tracing::debug!(port = purpose, "a connection found no place");
+        self.env.tasks.spawn(Box::pin(async move {
+            tokio::select! {
+                biased;
+                // A goodbye that is not heard is no loss.
+                _ = say_goodbye(stream) => {}
+                // A timer has nothing to lose.
+                () = clock.sleep(GOODBYE) => {}
+            }
+            drop(turn);
+        }));
     }
 
     fn tell(&mut self, error: &io::Error) {
