@@ -1,45 +1,31 @@
 //! Bodies of requests: received within bounds on one and on all of them.
 //!
-//! Owns: room for what is received and not appended yet. It grows with what has come and not with what was announced, so that a client
-//! that announces much and sends little holds little. The first bytes of every body have room of their own: large bodies
-//! hold up large ones only. Of these one may always grow, so that several cannot wait for what the others hold; the rest is refused
-//! after a while. Does not own: the least rate (`listener`), or the room for what is appended (`partition`).
+//! Owns: how long a body waits for room, before it is refused. Does not own: the room for what is received and not appended yet
+//! (`invoker::arrivals`), the least rate (`listener`), or the room for what is appended (`partition`).
 
 use crate::Error;
 use crate::wait::{ROOM_WAIT_MAX, within};
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
-use std::pin::pin;
 use std::sync::Arc;
 use surefoot_env::Clock;
+use surefoot_invoker::{ArrivalBounds, ArrivalRoom, Arrivals};
 use surefoot_listener::{BodyFault, IncomingBody};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Bytes of each body that count as small.
-const SMALL_BYTES: u64 = 64 << 10;
-/// Room is taken in steps of so many bytes.
-const SMALL_STEP_BYTES: u64 = 4 << 10;
-const LARGE_STEP_BYTES: u64 = 256 << 10;
 
 /// What bodies may take.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyBounds {
     /// Of one body.
     pub body_bytes_max: u64,
-    /// Of the first 64 KiB of all bodies that are on their way in.
-    pub small_bytes_max: u64,
-    /// Of what they have beyond. The one body that may always grow comes on top.
-    pub large_bytes_max: u64,
+    /// Of all that are on their way in.
+    pub arrivals: ArrivalBounds,
 }
 
 /// Receives the bodies of all requests.
 pub(crate) struct Bodies {
     bytes_max: u64,
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
-    /// Held by the one body that may always grow.
-    growing: Arc<Semaphore>,
+    arrivals: Arrivals,
     clock: Arc<dyn Clock>,
 }
 
@@ -47,24 +33,12 @@ pub(crate) struct Bodies {
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
-    pub(crate) room: Room,
-}
-
-/// Given back when dropped.
-#[derive(Debug, Default)]
-pub(crate) struct Room {
-    small: Option<OwnedSemaphorePermit>,
-    large: Option<OwnedSemaphorePermit>,
-    growing: Option<OwnedSemaphorePermit>,
+    pub(crate) room: ArrivalRoom,
 }
 
 impl Bodies {
     pub(crate) fn new(bounds: BodyBounds, clock: Arc<dyn Clock>) -> Self {
-        let pool =
-            |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
-        let small = bounds.small_bytes_max.max(SMALL_BYTES);
-        let large = bounds.large_bytes_max.max(LARGE_STEP_BYTES);
-        Self { bytes_max: bounds.body_bytes_max, small: pool(small), large: pool(large), growing: pool(1), clock }
+        Self { bytes_max: bounds.body_bytes_max, arrivals: Arrivals::new(bounds.arrivals), clock }
     }
 
     /// Waits for the body, and for room as it comes. **Errors**: it is too large, came too slowly or not at all, or found no room.
@@ -74,7 +48,7 @@ impl Bodies {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let mut received = Collected::default();
-        let mut room = Room::default();
+        let mut room = ArrivalRoom::default();
         if body.size_hint().lower() > self.bytes_max {
             return Err(Error::TooLarge(self.bytes_max));
         }
@@ -90,74 +64,15 @@ impl Bodies {
             if bytes > self.bytes_max {
                 return Err(Error::TooLarge(self.bytes_max));
             }
-            if !self.has_grown_at_once(&mut room, bytes) {
+            if !self.arrivals.try_grow(&mut room, bytes) {
                 let start = self.clock.monotonic();
-                let grown = within(&*self.clock, ROOM_WAIT_MAX, self.grow(&mut room, bytes)).await;
-                grown.ok_or(Error::NoRoom)?;
+                let growing = self.arrivals.clone().grow(room, bytes);
+                room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.ok_or(Error::NoRoom)?;
                 body.excuse(self.clock.monotonic().saturating_sub(start));
             }
             received.push(data);
         }
         Ok(Received { bytes: received.into_bytes(), room })
-    }
-
-    /// Makes room for so many bytes of a body in all, unless that has to be waited for.
-    fn has_grown_at_once(&self, room: &mut Room, bytes: u64) -> bool {
-        let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
-        let has_small = small == 0 || take(&mut room.small, self.small.clone().try_acquire_many_owned(small));
-        let has_large = large == 0 || (has_small && take(&mut room.large, self.large.clone().try_acquire_many_owned(large)));
-        has_small && has_large
-    }
-
-    async fn grow(&self, room: &mut Room, bytes: u64) {
-        const OPEN: &str = "the semaphore is never closed";
-        let small = room.lacking_small(bytes);
-        if small > 0 {
-            let permit = self.small.clone().acquire_many_owned(small).await.expect(OPEN);
-            merge(&mut room.small, permit);
-        }
-        let large = room.lacking_large(bytes);
-        if large == 0 {
-            return;
-        }
-        let mut more = pin!(self.large.clone().acquire_many_owned(large));
-        tokio::select! {
-            biased;
-            // What is not taken here goes to the next that waits.
-            permit = more.as_mut() => merge(&mut room.large, permit.expect(OPEN)),
-            permit = self.growing.clone().acquire_owned() => room.growing = Some(permit.expect(OPEN)),
-        }
-    }
-}
-
-impl Room {
-    /// Permits that are missing for the first bytes of a body of this size.
-    fn lacking_small(&self, bytes: u64) -> u32 {
-        lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
-    }
-
-    /// Permits that are missing for the bytes beyond.
-    fn lacking_large(&self, bytes: u64) -> u32 {
-        if self.growing.is_some() {
-            return 0;
-        }
-        lacking(&self.large, bytes.saturating_sub(SMALL_BYTES), LARGE_STEP_BYTES)
-    }
-}
-
-fn lacking(held: &Option<OwnedSemaphorePermit>, bytes: u64, step: u64) -> u32 {
-    let held = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u64;
-    u32::try_from(bytes.next_multiple_of(step).saturating_sub(held)).unwrap_or(u32::MAX)
-}
-
-fn take<E>(held: &mut Option<OwnedSemaphorePermit>, permit: Result<OwnedSemaphorePermit, E>) -> bool {
-    permit.map(|permit| merge(held, permit)).is_ok()
-}
-
-fn merge(held: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
-    match held {
-        Some(held) => held.merge(permit),
-        None => *held = Some(permit),
     }
 }
 
@@ -201,6 +116,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
     use surefoot_env::BoxFuture;
+    use surefoot_invoker::arrivals::{SMALL_BYTES, SMALL_STEP_BYTES};
     use tokio::sync::Notify;
 
     const SMALL_BYTES_MAX: u64 = 32 << 20;
@@ -287,8 +203,8 @@ mod tests {
 
     fn bodies() -> (Bodies, Told) {
         let clock = Told::default();
-        let bounds =
-            BodyBounds { body_bytes_max: BODY_BYTES_MAX, small_bytes_max: SMALL_BYTES_MAX, large_bytes_max: LARGE_BYTES as u64 };
+        let arrivals = ArrivalBounds { small_bytes_max: SMALL_BYTES_MAX, large_bytes_max: LARGE_BYTES as u64 };
+        let bounds = BodyBounds { body_bytes_max: BODY_BYTES_MAX, arrivals };
         (Bodies::new(bounds, Arc::new(clock.clone())), clock)
     }
 
@@ -325,7 +241,7 @@ mod tests {
             body.feed(1);
             assert!(poll(receiving).is_none());
         }
-        assert_eq!(bodies.large.available_permits(), LARGE_BYTES);
+        assert_eq!(bodies.arrivals.free().1, LARGE_BYTES);
         let large = Fed::announced(BODY_BYTES_MAX);
         large.feed(BODY_BYTES_MAX as usize);
         assert_eq!(poll(&mut receive(&bodies, &large)).unwrap().unwrap().bytes.len() as u64, BODY_BYTES_MAX);
@@ -341,7 +257,7 @@ mod tests {
             body.feed(LARGE_BYTES / 4 + SMALL_BYTES as usize);
             assert!(poll(receiving).is_none());
         }
-        assert_eq!(bodies.large.available_permits(), 0);
+        assert_eq!(bodies.arrivals.free().1, 0);
         let rest = BODY_BYTES_MAX as usize - (LARGE_BYTES / 4 + SMALL_BYTES as usize);
         large[1].feed(1);
         assert!(poll(&mut receiving[1]).is_none(), "it has room and waits for its client");
@@ -356,19 +272,19 @@ mod tests {
         large[1].feed(rest - 1);
         assert_eq!(poll(&mut receiving[0]).unwrap().unwrap().bytes.len() as u64, BODY_BYTES_MAX);
         receiving.clear();
-        assert_eq!((bodies.large.available_permits(), bodies.growing.available_permits()), (LARGE_BYTES, 1));
+        assert_eq!(bodies.arrivals.free(), (SMALL_BYTES_MAX as usize, LARGE_BYTES, true));
     }
 
     #[test]
     fn room_is_held_until_the_body_is_appended() {
         let (bodies, _) = bodies();
-        let all = bodies.small.available_permits();
+        let (all, _, _) = bodies.arrivals.free();
         let body = Fed::announced(10);
         body.feed(10);
         let received = poll(&mut receive(&bodies, &body)).unwrap().unwrap();
-        assert_eq!(bodies.small.available_permits(), all - SMALL_STEP_BYTES as usize);
+        assert_eq!(bodies.arrivals.free().0, all - SMALL_STEP_BYTES as usize);
         drop(received);
-        assert_eq!(bodies.small.available_permits(), all);
+        assert_eq!(bodies.arrivals.free().0, all);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //!
 //! Owns: checks, submission and what comes back. Cheap to clone. Does not own: HTTP shapes (`service`).
 
-use crate::body::Room;
 use crate::metrics::{Kind, Metrics};
 use crate::wait::{ROOM_WAIT_MAX, within};
 use crate::{Error, check};
@@ -10,6 +9,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
+use surefoot_invoker::ArrivalRoom;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};
@@ -67,14 +67,14 @@ impl Ingress {
     pub async fn call(&self, request: Request<'_>) -> Result<Completed, Error> {
         let catalog = self.catalog();
         self.check(&catalog, &request).inspect_err(|error| self.metrics().refused(error))?;
-        self.submit_call(&catalog, request, Room::default()).await
+        self.submit_call(&catalog, request, ArrivalRoom::default()).await
     }
 
     /// Starts an invocation, at once or after a delay, and returns when that is durable.
     pub async fn send(&self, request: Request<'_>, delay: Option<Duration>) -> Result<Accepted, Error> {
         let catalog = self.catalog();
         self.check(&catalog, &request).inspect_err(|error| self.metrics().refused(error))?;
-        self.submit_send(&catalog, request, delay, Room::default()).await
+        self.submit_send(&catalog, request, delay, ArrivalRoom::default()).await
     }
 
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
@@ -107,7 +107,12 @@ impl Ingress {
     }
 
     /// A call whose checks are done. `room` is what its body takes until it is appended.
-    pub(crate) async fn submit_call(&self, catalog: &Catalog, request: Request<'_>, room: Room) -> Result<Completed, Error> {
+    pub(crate) async fn submit_call(
+        &self,
+        catalog: &Catalog,
+        request: Request<'_>,
+        room: ArrivalRoom,
+    ) -> Result<Completed, Error> {
         let submission = self.build(catalog, &request, None).inspect_err(|error| self.metrics().refused(error))?;
         let watch = self.metrics().begin(request.service, Kind::Call, self.env());
         let done = match self.submit(submission, true, room).await {
@@ -131,7 +136,7 @@ impl Ingress {
         catalog: &Catalog,
         request: Request<'_>,
         delay: Option<Duration>,
-        room: Room,
+        room: ArrivalRoom,
     ) -> Result<Accepted, Error> {
         let execute_at = delay.map(|delay| {
             let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -151,7 +156,7 @@ impl Ingress {
         done
     }
 
-    async fn submit(&self, submission: Submission, awaits_result: bool, room: Room) -> Result<Answer, Error> {
+    async fn submit(&self, submission: Submission, awaits_result: bool, room: ArrivalRoom) -> Result<Answer, Error> {
         // Until it is submitted it can be given up: it is appended in the last step, or not at all.
         let submitting = self.0.partitions.submit(submission, awaits_result);
         let submitted = within(&*self.env().clock, ROOM_WAIT_MAX, submitting).await.ok_or(Error::NoRoom)?;

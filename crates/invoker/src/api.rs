@@ -1,5 +1,6 @@
 //! What goes into the invoker and what comes out.
 
+use crate::arrivals::ArrivalBounds;
 use crate::feed::Notifications;
 use bytes::Bytes;
 use surefoot_env::BoxFuture;
@@ -20,6 +21,11 @@ pub struct Settings {
     /// Bytes that attempts have reported and that are not applied yet, each report with [`surefoot_model::RECORD_COST`]; beyond it attempts
     /// stop reading, and none starts. One report may pass it alone.
     pub report_bytes_max: usize,
+    /// Of what handlers have sent and no attempt has reported: parts of messages, and what belongs into one report with them.
+    pub arrivals: ArrivalBounds,
+    /// Bytes of state that handlers have asked for and that have not come, each value as large as any of its key's may be. One may pass it
+    /// alone.
+    pub read_bytes_max: usize,
     /// Bytes of notifications that have not left for their handlers, beyond a little of each attempt. One notification may pass it.
     pub live_bytes_max: usize,
     /// The largest message in either direction. What the server puts around a payload does not count.
@@ -79,6 +85,8 @@ pub struct AttemptStart {
     /// The journal as far as the attempt is to know it at first; its length is `known_entries`.
     pub replay: Vec<Entry>,
     pub state: EagerState,
+    /// The most bytes that an answer to a read of the key's state has had since it was last cleared, or could have had; 0 where it has none.
+    pub read_bytes_max: u64,
     /// Start tag 7.
     pub retries_since_entry: u32,
     /// For Start tag 8.

@@ -4,6 +4,7 @@
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
 use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
+use crate::arrivals::ArrivalRoom;
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
@@ -36,18 +37,20 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Values of state that a handler may have asked for and not been sent, however small they are. Reading stops at the bound: each takes a
 /// place in the journal.
 const VALUES_AWAITED_MAX: u32 = 16;
-/// Bytes of them, by the largest that has come. Nobody knows a value's size before it is read, so the first is awaited alone; and each
-/// may be as large as a message.
+/// Bytes of them, each as large as the largest of its key's. Nobody knows a value's size before it is read, and it may be as large as a
+/// message.
 const VALUE_BYTES_AWAITED_MAX: u64 = 1 << 20;
 /// What a piece of a failure's metadata takes beside its texts.
 const PAIR_BYTES: usize = size_of::<(String, String)>();
+/// A handler that has begun a message has this long for the next piece of it: what has come takes room that others need.
+const PIECE_PATIENCE: Duration = Duration::from_secs(30);
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
 /// And so much of it.
 const DRAIN_BYTES: usize = 1 << 20;
 /// Items that are reported in one event.
 const ITEMS_MAX: usize = AttemptProgress::ITEMS_MAX;
-const READS_MAX: usize = AttemptProgress::READS_MAX;
+const READS_MAX: u32 = AttemptProgress::READS_MAX as u32;
 /// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
 const EVENT_BYTES: usize = 1 << 20;
 /// What an event, and each of its items, takes beside payloads.
@@ -293,15 +296,17 @@ struct Attempt<'a> {
     journal: JournalSize,
     /// Nothing is read: see [`VALUES_AWAITED_MAX`].
     is_paused: bool,
-    /// Of the largest value of state that has come; none has while it is 0.
+    /// Of the largest answer to a read of state that can come, as far as anybody knows: 0 where there is nothing to read.
     value_bytes_max: u64,
     /// Notifications that have not left for the handler: they count among those of all attempts until they have.
     sending: Option<FeedBytes>,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
     item_bytes: usize,
+    /// For them, and for the part of a message behind them. Apart: the task of an attempt that only waits is small.
+    arrived: Box<ArrivalRoom>,
     /// Reads of state among them.
-    reads: usize,
+    reads: u32,
     /// An output has come, now or in an earlier attempt.
     has_output: bool,
     /// Journal index of the last entry that the handler was sent.
@@ -341,10 +346,11 @@ impl<'a> Attempt<'a> {
             completions: Completions::default(),
             journal: JournalSize::default(),
             is_paused: false,
-            value_bytes_max: 0,
+            value_bytes_max: start.read_bytes_max,
             sending: None,
             items: Vec::new(),
             item_bytes: 0,
+            arrived: Box::default(),
             reads: 0,
             has_output: false,
             last_delivered: (start.replay.len() as u32).saturating_sub(1),
@@ -461,6 +467,7 @@ impl<'a> Attempt<'a> {
                     next @ (Next::Over | Next::Aborted) => return Ok(next),
                 }
             }
+            patience.awaits_piece = !self.is_paused && decoder.lacks_bytes();
             self.held.replay.take_if(|replay| replay.shrink_to(unsent) == 0);
             if unsent <= UNSENT_BYTES_MAX {
                 self.sending = None;
@@ -527,6 +534,11 @@ impl<'a> Attempt<'a> {
                 }
                 // Polled by reference: it keeps its due time.
                 () = &mut alarm.sleep => {
+                    if patience.misses_piece() {
+                        let waited = PIECE_PATIENCE.as_secs();
+                        let message = format!("the handler stopped in the middle of a message for {waited} s (RT0010)");
+                        return Err(Failure { is_read_on: false, ..Failure::of_peer(500, message) });
+                    }
                     if patience.is_over() {
                         if !stream.is_open {
                             let waited = patience.closed.unwrap_or_default().as_millis();
@@ -549,7 +561,7 @@ impl<'a> Attempt<'a> {
 
     /// Values of state that may be awaited.
     fn values_awaited_max(&self) -> u32 {
-        let fit = VALUE_BYTES_AWAITED_MAX.checked_div(self.value_bytes_max).unwrap_or(1);
+        let fit = VALUE_BYTES_AWAITED_MAX / self.value_bytes_max.max(1);
         u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, VALUES_AWAITED_MAX)
     }
 
@@ -557,7 +569,7 @@ impl<'a> Attempt<'a> {
     fn arrived(&mut self, bytes: u64, answers: u32) {
         self.journal.arrived(bytes, answers);
         if answers > 0 {
-            self.value_bytes_max = self.value_bytes_max.max(bytes).max(1);
+            self.value_bytes_max = self.value_bytes_max.max(bytes);
         }
     }
 
@@ -616,6 +628,10 @@ impl<'a> Attempt<'a> {
         loop {
             if let Some(chunk) = chunk.take() {
                 self.invoker.metrics.received_bytes.increment(chunk.len() as u64);
+                let bytes = (self.item_bytes + decoder.held_bytes() + chunk.len()) as u64;
+                if !self.invoker.arrivals.try_grow(&mut self.arrived, bytes) && Box::pin(self.take_in(bytes)).await.is_none() {
+                    return Ok(Next::Aborted);
+                }
                 decoder.push(chunk);
             }
             while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
@@ -656,6 +672,13 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Room for so many bytes that have come, where it has to be waited for. None: aborted meanwhile.
+    async fn take_in(&mut self, bytes: u64) -> Option<()> {
+        let growing = self.invoker.arrivals.clone().grow(std::mem::take(&mut *self.arrived), bytes);
+        *self.arrived = self.until_aborted(Box::pin(growing)).await?;
+        Some(())
+    }
+
     /// Takes one message; gives the attempt's end back where it is one.
     fn message(&mut self, frame: protocol::Frame) -> Result<Option<End>, Failure> {
         let message = protocol::decode(frame).map_err(|violation| Failure::of_peer(500, format!("{violation} (RT0012)")))?;
@@ -673,7 +696,10 @@ impl<'a> Attempt<'a> {
                     return Err(self.precondition(ty, &raw, format!("completion id {id} is used by two commands (RT0012)")));
                 }
                 self.journal.command(&action, raw.len());
-                self.reads += usize::from(matches!(action, Action::GetState { .. } | Action::GetStateKeys { .. }));
+                self.reads += u32::from(matches!(action, Action::GetState { .. } | Action::GetStateKeys { .. }));
+                if let Action::SetState { value: (_, len), .. } = &action {
+                    self.value_bytes_max = self.value_bytes_max.max(u64::from(*len));
+                }
                 self.has_output |= ty == entry_type::OUTPUT;
                 let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
                 self.item_bytes += FIXED_BYTES + raw.len() + input_bytes;
@@ -829,21 +855,48 @@ impl<'a> Attempt<'a> {
         Next::Over
     }
 
-    /// Room for the items and so many bytes more. None: aborted while waiting for it.
+    /// Room for the items and so many bytes more, and for what they ask for. None: aborted while waiting for it.
     async fn room(&mut self, more: usize) -> Option<Room> {
-        if !self.invoker.output.has_memory() {
-            self.until_aborted(self.invoker.output.memory()).await?;
+        if self.reads > 0 {
+            // Apart, so that the task of an attempt that only waits is small.
+            Box::pin(self.room_for_reads()).await?;
         }
         let permits = self.invoker.report_permits(RECORD_COST as usize + self.item_bytes + more);
         let reports = self.invoker.reports.clone();
-        let permit = match reports.clone().try_acquire_many_owned(permits) {
+        loop {
+            if !self.invoker.output.has_memory() {
+                self.until_aborted(self.invoker.output.memory()).await?;
+            }
+            if let Ok(permit) = reports.clone().try_acquire_many_owned(permits) {
+                return Some(Room::new(permit));
+            }
+            let acquired = self.until_aborted(Box::pin(reports.clone().acquire_many_owned(permits))).await?;
+            let permit = acquired.expect("the semaphore is never closed");
+            // What others reported before may lie in the tables by now, and fill them.
+            if self.invoker.output.has_memory() {
+                return Some(Room::new(permit));
+            }
+            drop(permit);
+            self.invoker.output.has_room();
+        }
+    }
+
+    /// For all of them at once: none of them is answered before it is reported.
+    async fn room_for_reads(&mut self) -> Option<()> {
+        let (count, reads) = (std::mem::take(&mut self.reads), self.invoker.reads.clone());
+        let permits = self.invoker.read_permits(self.value_bytes_max.saturating_mul(count.into()));
+        let mut all = match reads.clone().try_acquire_many_owned(permits) {
             Ok(permit) => permit,
             Err(_) => {
-                let acquired = self.until_aborted(Box::pin(reports.acquire_many_owned(permits))).await?;
+                let acquired = self.until_aborted(Box::pin(reads.acquire_many_owned(permits))).await?;
                 acquired.expect("the semaphore is never closed")
             }
         };
-        Some(Room::new(permit))
+        for _ in 1..count {
+            self.start.live.reads(all.split((permits / count) as usize).expect("it is a part of them"));
+        }
+        self.start.live.reads(all);
+        Some(())
     }
 
     fn report_in(&mut self, room: Room, end: Option<AttemptEnd>) {
@@ -857,11 +910,13 @@ impl<'a> Attempt<'a> {
         self.has_ended = end.is_some();
         let first_command = self.commands;
         self.commands += self.commands_taken();
-        (self.item_bytes, self.reads) = (0, 0);
+        self.item_bytes = 0;
         let items = std::mem::take(&mut self.items);
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };
         self.invoker.output.progressed(self.start.partition, progress, room);
+        // What came is in the log's hands, but for what is left of a piece.
+        *self.arrived = ArrivalRoom::default();
     }
 
     /// The end that a failure is, said in the log where somebody should know.
@@ -962,6 +1017,8 @@ struct Patience {
     inactivity: Duration,
     abort: Duration,
     last_activity: Duration,
+    /// It has sent a part of a message.
+    awaits_piece: bool,
     /// From its last word on, once it has been asked to suspend.
     closed: Option<Duration>,
 }
@@ -975,7 +1032,7 @@ impl Patience {
     fn new(options: &ResolvedOptions, clock: Arc<dyn surefoot_env::Clock>) -> Self {
         let ms = Duration::from_millis;
         let (inactivity, abort) = (ms(options.inactivity_timeout_ms), ms(options.abort_timeout_ms));
-        Self { inactivity, abort, last_activity: clock.monotonic(), closed: None, clock }
+        Self { inactivity, abort, last_activity: clock.monotonic(), awaits_piece: false, closed: None, clock }
     }
 
     fn active(&mut self) {
@@ -989,6 +1046,7 @@ impl Patience {
     /// When something is to be done about its silence, if it lasts.
     fn due(&self, only_waits: bool) -> Duration {
         let limit = self.closed.unwrap_or(self.inactivity);
+        let limit = if self.awaits_piece { limit.min(PIECE_PATIENCE) } else { limit };
         self.last_activity.saturating_add(if only_waits { limit.min(IDLE) } else { limit })
     }
 
@@ -999,6 +1057,10 @@ impl Patience {
 
     fn silence(&self) -> Duration {
         self.clock.monotonic().saturating_sub(self.last_activity)
+    }
+
+    fn misses_piece(&self) -> bool {
+        self.awaits_piece && self.silence() >= PIECE_PATIENCE
     }
 
     fn is_over(&self) -> bool {

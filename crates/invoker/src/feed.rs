@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use surefoot_model::{Notification, entry_type};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Bytes that may wait for each attempt, whatever waits for others.
 const OWN_BYTES: usize = 16 << 10;
@@ -84,6 +85,8 @@ struct Inside {
     bytes: usize,
     is_behind: bool,
     dropped: Dropped,
+    /// Of reads of state that were reported and whose answers have not come.
+    reads: VecDeque<OwnedSemaphorePermit>,
     is_asked: bool,
     is_closed: bool,
     waker: Option<Waker>,
@@ -114,6 +117,10 @@ impl Notifier {
     pub fn notify(&self, live: Live) {
         let bytes = bytes_of(&live);
         self.0.change(|inside, all| {
+            if answers_read(&live.notification) {
+                // From here on it counts with what waits to leave, or is dropped.
+                inside.reads.pop_front();
+            }
             let own = inside.bytes + bytes;
             let waits = all.0.bytes.load(Ordering::Relaxed);
             inside.is_behind |= own > OWN_BYTES && waits >= all.0.bytes_max;
@@ -131,7 +138,10 @@ impl Notifier {
 
 impl Drop for Notifier {
     fn drop(&mut self) {
-        self.0.change(|inside, _| inside.is_closed = true);
+        self.0.change(|inside, _| {
+            inside.is_closed = true;
+            inside.reads = VecDeque::new();
+        });
     }
 }
 
@@ -169,6 +179,14 @@ impl Notifications {
         Poll::Pending
     }
 
+    /// A read of state is about to be reported: what it takes until its answer comes, or nothing more can.
+    pub(crate) fn reads(&self, permit: OwnedSemaphorePermit) {
+        let mut inside = self.0.lock();
+        if !inside.is_closed {
+            inside.reads.push_back(permit);
+        }
+    }
+
     /// Where a request for the attempt's place goes.
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.0
@@ -178,7 +196,7 @@ impl Notifications {
 impl Drop for Notifications {
     fn drop(&mut self) {
         let mut inside = self.0.lock();
-        (inside.queue, inside.bytes) = (VecDeque::new(), 0);
+        (inside.queue, inside.bytes, inside.reads) = (VecDeque::new(), 0, VecDeque::new());
         // What comes later finds nobody, and is not kept.
         inside.is_behind = true;
     }

@@ -1,6 +1,7 @@
 //! The room's front: slots, bytes in flight, and the tasks that take them.
 
 use crate::api::{AttemptStart, Destination, Mutant, Output, Settings};
+use crate::arrivals::Arrivals;
 use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
@@ -33,6 +34,10 @@ pub struct Invoker {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// What may be reported before it is applied, as [`surefoot_model::RECORD_COST`] counts.
     pub(crate) reports: Arc<Semaphore>,
+    /// What handlers have sent and no attempt has reported.
+    pub(crate) arrivals: Arrivals,
+    /// Bytes of state that handlers have asked for, and that have not come.
+    pub(crate) reads: Arc<Semaphore>,
     places: Arc<Places>,
     pub(crate) reach: Reach,
     feeds: Feeds,
@@ -64,7 +69,9 @@ impl Invoker {
             metrics: Metrics::new(settings.attempts_max),
             places: Arc::new(Places::new(settings.attempts_max, settings.mutant == Mutant::NeverAsk)),
             headers: settings.additional_headers.iter().filter_map(header).collect(),
-            reports: Arc::new(Semaphore::new(report_permits(&settings, usize::MAX) as usize)),
+            reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
+            arrivals: Arrivals::new(settings.arrivals),
+            reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
             feeds: Feeds::new(settings.live_bytes_max),
             env,
             settings,
@@ -220,7 +227,12 @@ impl Invoker {
 
     /// Permits of `reports` for an event of so many bytes: all of them for one that is larger.
     pub(crate) fn report_permits(&self, bytes: usize) -> u32 {
-        report_permits(&self.settings, bytes)
+        permits(self.settings.report_bytes_max, bytes)
+    }
+
+    /// Permits of `reads` for a value of so many bytes: all of them for one that is larger.
+    pub(crate) fn read_permits(&self, bytes: u64) -> u32 {
+        permits(self.settings.read_bytes_max, usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// Leave to read a response to its end without a slot. None: so many are read already that this one is cut.
@@ -244,9 +256,9 @@ impl Invoker {
     }
 }
 
-fn report_permits(settings: &Settings, bytes: usize) -> u32 {
-    let max = settings.report_bytes_max.min(Semaphore::MAX_PERMITS);
-    u32::try_from(bytes.min(max)).unwrap_or(u32::MAX)
+/// Permits of a semaphore for bytes: all of them where these are more.
+fn permits(bytes_max: usize, bytes: usize) -> u32 {
+    u32::try_from(bytes.min(bytes_max).min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
 }
 
 /// Adds one if that does not exceed the bound.

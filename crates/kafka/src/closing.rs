@@ -196,7 +196,8 @@ impl Task {
             return Ok(());
         }
         let spec = self.present_spec()?;
-        let mut source = self.client.open(&spec)?;
+        let part = self.memory.take();
+        let mut source = self.client.open(&spec, part.client_bytes())?;
         let alone = match self.untold(&mut *source, topic_id, positions).await {
             Ok(untold) if untold.is_empty() => Ok(None),
             Ok(untold) => Ok(source.commit_now(&untold).await.err()),
@@ -207,7 +208,7 @@ impl Task {
             return Ok(());
         }
         // Another client: one that was refused may be of no more use.
-        let mut source = self.client.open(&spec)?;
+        let mut source = self.client.open(&spec, part.client_bytes())?;
         let told = match self.untold(&mut *source, topic_id, positions).await {
             Ok(untold) if untold.is_empty() => Ok(()),
             Ok(_) => match source.subscribe() {

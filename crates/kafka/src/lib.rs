@@ -10,6 +10,7 @@ mod closing;
 mod lane;
 mod latch;
 mod librdkafka;
+mod memory;
 mod opening;
 mod position;
 mod properties;

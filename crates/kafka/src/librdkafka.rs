@@ -41,12 +41,8 @@ const BATCH_RECORDS_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Fits a node with many subscriptions, sees new Kafka partitions soon, and fetches on at once after a full queue. A cluster's or
 /// a subscription's own values win.
-const DEFAULTS: &[(&str, &str)] = &[
-    ("queued.max.messages.kbytes", "16384"),
-    ("queued.min.messages", "20000"),
-    ("fetch.queue.backoff.ms", "20"),
-    ("topic.metadata.refresh.interval.ms", "10000"),
-];
+const DEFAULTS: &[(&str, &str)] =
+    &[("queued.min.messages", "20000"), ("fetch.queue.backoff.ms", "20"), ("topic.metadata.refresh.interval.ms", "10000")];
 
 /// Opens sources over librdkafka. They have to be opened within a tokio runtime.
 pub struct Librdkafka {
@@ -61,8 +57,15 @@ impl Librdkafka {
 }
 
 impl SourceClient for Librdkafka {
-    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+    fn open(&self, spec: &SourceSpec, memory_bytes: usize) -> Result<Box<dyn RecordSource>, SourceError> {
         let mut config = ClientConfig::new();
+        // Two thirds for what has been fetched, the rest for an answer on its way. The client raises the latter to the largest message
+        // that it knows of, which says nothing about those that come: one that is larger comes alone.
+        let answer_bytes = (memory_bytes / 3).to_string();
+        config.set("queued.max.messages.kbytes", (memory_bytes / 3 * 2 / 1_024).max(1).to_string());
+        for name in ["fetch.max.bytes", "fetch.message.max.bytes", "message.max.bytes"] {
+            config.set(name, answer_bytes.as_str());
+        }
         for (name, value) in DEFAULTS {
             config.set(*name, *value);
         }

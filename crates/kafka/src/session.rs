@@ -64,6 +64,7 @@ pub(crate) struct Session<'a> {
     turn: VecDeque<i32>,
     /// Kafka records that wait for room at the edge, and their bytes; those of full lanes are not counted.
     waiting: (usize, usize),
+    queue_bytes_max: usize,
     /// The one append that waits for room.
     append: Option<Append>,
     /// The group has answered: this member is one of it.
@@ -119,7 +120,7 @@ enum Step {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(task: &'a Task, source: &'a mut dyn RecordSource, opened: Opened) -> Self {
+    pub(crate) fn new(task: &'a Task, source: &'a mut dyn RecordSource, opened: Opened, queue_bytes_max: usize) -> Self {
         let mut session = Self {
             task,
             source,
@@ -127,6 +128,7 @@ impl<'a> Session<'a> {
             lanes: BTreeMap::new(),
             turn: VecDeque::new(),
             waiting: (0, 0),
+            queue_bytes_max: queue_bytes_max.min(task.settings.bounds.queue_bytes),
             append: None,
             has_joined: false,
             unknown: BTreeSet::new(),
@@ -417,7 +419,7 @@ impl<'a> Session<'a> {
     /// Whether there is room for more than what waits.
     fn takes_records(&self) -> bool {
         let bounds = &self.task.settings.bounds;
-        self.hold.is_none() && self.waiting.0 < bounds.queue_records && self.waiting.1 < bounds.queue_bytes
+        self.hold.is_none() && self.waiting.0 < bounds.queue_records && self.waiting.1 < self.queue_bytes_max
     }
 
     /// Appends what the edge has room for, in order.

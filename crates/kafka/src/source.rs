@@ -15,8 +15,9 @@ pub type BoxNext<'a> = Pin<Box<dyn Future<Output = SourceEvent> + Send + 'a>>;
 
 /// Opens sources.
 pub trait SourceClient: Send + Sync {
-    /// Makes a member. Contacts no broker yet; fails on properties that are not understood.
-    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError>;
+    /// Makes a member, which may have fetched so many bytes, or one answer of a broker. Contacts no broker yet; fails on properties that
+    /// are not understood.
+    fn open(&self, spec: &SourceSpec, memory_bytes: usize) -> Result<Box<dyn RecordSource>, SourceError>;
 }
 
 /// What a source reads, and as whom.

@@ -6,6 +6,7 @@
 use crate::admission::Admission;
 use crate::backoff::Backoff;
 use crate::latch::Latch;
+use crate::memory::ClientMemory;
 use crate::opening;
 use crate::properties;
 use crate::session::Progress;
@@ -43,6 +44,8 @@ pub struct Settings {
     /// And what may be kept of them, in bytes; one alone may have more.
     pub parked_bytes_max: u64,
     pub bounds: Bounds,
+    /// What all clients may take together: what they have fetched, and what sessions have taken from them.
+    pub memory_bytes: u64,
     /// Names this data directory among all that read from one Kafka cluster. Part of the members' instance ids, so that a node
     /// that was killed takes its members' places again without waiting for their session's end.
     pub node: String,
@@ -212,6 +215,7 @@ impl Sources {
         let manager = Follower {
             shared: shared.clone(),
             client,
+            memory: ClientMemory::new(settings.memory_bytes),
             settings: Arc::new(settings),
             catalog_edit,
             running: BTreeMap::new(),
@@ -317,6 +321,7 @@ struct Follower {
     shared: Arc<Shared>,
     client: Arc<dyn SourceClient>,
     settings: Arc<Settings>,
+    memory: ClientMemory,
     catalog_edit: Arc<tokio::sync::Mutex<()>>,
     running: BTreeMap<SubscriptionId, Running>,
     /// Tasks on their way out.
@@ -467,6 +472,7 @@ impl Follower {
             admission: self.shared.admission.clone(),
             client: self.client.clone(),
             settings: self.settings.clone(),
+            memory: self.memory.clone(),
             catalog_edit: self.catalog_edit.clone(),
             spec: spec.clone(),
             reset: properties::reset(cluster, subscription),

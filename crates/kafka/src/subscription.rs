@@ -6,6 +6,7 @@
 use crate::admission::{Admission, ParkedTotal};
 use crate::backoff::Backoff;
 use crate::latch::Latch;
+use crate::memory::{ClientMemory, ClientPart};
 use crate::opening::{self, Asked, Plan};
 use crate::properties::Reset;
 use crate::session::{Positions, Progress, Session};
@@ -90,6 +91,7 @@ pub(crate) struct Task {
     pub(crate) admission: Arc<dyn Admission>,
     pub(crate) client: Arc<dyn SourceClient>,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) memory: ClientMemory,
     /// Held while a subscription is read from the catalog and stored again.
     pub(crate) catalog_edit: Arc<Mutex<()>>,
     pub(crate) spec: SourceSpec,
@@ -120,8 +122,9 @@ impl Task {
         let mut backoff = Backoff::default();
         let mut last_message = String::new();
         loop {
-            let end = match self.client.open(&self.spec) {
-                Ok(source) => self.session(source, &mut backoff, leave).await,
+            let part = self.memory.take();
+            let end = match self.client.open(&self.spec, part.client_bytes()) {
+                Ok(source) => self.session(source, part, &mut backoff, leave).await,
                 Err(error) => (End::Failed(error), false),
             };
             let error = match end {
@@ -158,7 +161,13 @@ impl Task {
     }
 
     /// One member's life, and whether the group of a deleted subscription was told of its end.
-    async fn session(&self, mut source: Box<dyn RecordSource>, backoff: &mut Backoff, leave: &Latch<Leave>) -> (End, bool) {
+    async fn session(
+        &self,
+        mut source: Box<dyn RecordSource>,
+        part: ClientPart,
+        backoff: &mut Backoff,
+        leave: &Latch<Leave>,
+    ) -> (End, bool) {
         let opened = tokio::select! {
             biased;
             // What was being stored is stored whole or not at all; the next session looks again.
@@ -169,7 +178,7 @@ impl Task {
         let end = match opened {
             Ok(opened) => {
                 *lock(&self.read) = opened.plan.progress();
-                let mut session = Session::new(self, &mut *source, opened);
+                let mut session = Session::new(self, &mut *source, opened, part.queue_bytes());
                 let end = session.run(backoff, leave).await;
                 if matches!(end, End::Left(Leave::Close)) {
                     is_told = session.close().await;

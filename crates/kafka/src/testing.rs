@@ -363,7 +363,7 @@ impl Broker {
 }
 
 impl SourceClient for Broker {
-    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+    fn open(&self, spec: &SourceSpec, _: usize) -> Result<Box<dyn RecordSource>, SourceError> {
         self.tell(Told::Opened(spec.properties.clone()));
         Ok(Box::new(self.clone()))
     }

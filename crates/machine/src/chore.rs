@@ -296,7 +296,7 @@ fn clear_state<S: State>(
     let (from, to) = names_range(&object, generation, after.as_ref());
     let rows = first::<StateNames, S>(cx, &from, &to, steps, left)?;
     assert_eq!(rows.len(), steps as usize, "rule O7: a key's row counts its values");
-    let names: Vec<Text> = rows.into_iter().map(|(key, ())| key.name).collect();
+    let names: Vec<Text> = rows.into_iter().map(|(key, _)| key.name).collect();
     let after = names.last().cloned().or(after);
     for name in names {
         let key = StateKey { object: object.clone(), generation, name };
@@ -357,7 +357,7 @@ fn page_of_names<S: State>(
         let (from, to) = names_range(object, generation, names.last().or(after));
         let rows = cx.state.scan::<StateNames>(&from, Some(&to), wanted as usize)?;
         let is_last = rows.len() < wanted as usize;
-        for (key, ()) in rows {
+        for (key, _) in rows {
             if bytes < cx.bounds.page_name_bytes {
                 bytes += key.name.len();
                 left -= 1;

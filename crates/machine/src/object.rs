@@ -132,7 +132,7 @@ pub(crate) enum Names {
 
 pub(crate) fn names<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result<Names, StateError> {
     let Some(row) = cx.state.get::<States>(object)? else { return Ok(Names::Listed(Vec::new())) };
-    let StateRow { generation, values, name_bytes: bytes } = row;
+    let StateRow { generation, values, name_bytes: bytes, .. } = row;
     if bytes > cx.bounds.listed_name_bytes {
         return Ok(Names::TooLarge { bytes });
     }
@@ -143,7 +143,7 @@ pub(crate) fn names<S: State>(cx: &mut Context<S>, object: &ObjectKey) -> Result
     let (from, to) = chore::names_range(object, generation, None);
     let rows = cx.state.all::<StateNames>(&from, &to, values as usize)?;
     assert_eq!(rows.len(), values as usize, "rule O7: a key's row counts its values");
-    Ok(Names::Listed(rows.into_iter().map(|(key, ())| key.name).collect()))
+    Ok(Names::Listed(rows.into_iter().map(|(key, _)| key.name).collect()))
 }
 
 /// What a handler is told in place of names that are too large.
@@ -159,36 +159,43 @@ pub(crate) fn too_large<S>(cx: &Context<S>, bytes: u64) -> Failure {
 }
 
 pub(crate) fn set_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name: &Text, bytes: Bytes) -> Result<(), StateError> {
-    let mut row = match cx.state.get::<States>(object)? {
-        Some(row) => {
-            let key = key_of(object, row.generation, name);
-            if cx.state.get::<StateNames>(&key)?.is_some() {
-                cx.state.put::<StateValues>(key, StateValue { bytes });
-                return Ok(());
-            }
-            row
-        }
-        None => StateRow { generation: cx.next_generation(), values: 0, name_bytes: 0 },
-    };
+    let len = u32::try_from(bytes.len()).expect("messages are bounded far below 4 GiB");
+    let stored = cx.state.get::<States>(object)?;
+    let mut row = stored.unwrap_or_else(|| StateRow::empty(cx.next_generation()));
     let key = key_of(object, row.generation, name);
-    cx.state.insert::<StateNames>(key.clone(), ());
-    cx.state.insert::<StateValues>(key, StateValue { bytes });
-    row.values += 1;
-    row.name_bytes += name.len() as u64;
-    cx.state.put::<States>(object.clone(), row);
+    let before = if stored.is_some() { cx.state.get::<StateNames>(&key)? } else { None };
+    match before {
+        Some(before) => {
+            if before != len {
+                cx.state.put::<StateNames>(key.clone(), len);
+            }
+            cx.state.put::<StateValues>(key, StateValue { bytes });
+        }
+        None => {
+            cx.state.insert::<StateNames>(key.clone(), len);
+            cx.state.insert::<StateValues>(key, StateValue { bytes });
+            row.values += 1;
+            row.name_bytes += name.len() as u64;
+        }
+    }
+    row.value_bytes = row.value_bytes - u64::from(before.unwrap_or(0)) + u64::from(len);
+    row.value_bytes_max = len.max(row.value_bytes_max);
+    // Most values keep their size.
+    if stored != Some(row) {
+        cx.state.put::<States>(object.clone(), row);
+    }
     Ok(())
 }
 
 pub(crate) fn clear_value<S: State>(cx: &mut Context<S>, object: &ObjectKey, name: &Text) -> Result<(), StateError> {
     let Some(mut row) = cx.state.get::<States>(object)? else { return Ok(()) };
     let key = key_of(object, row.generation, name);
-    if cx.state.get::<StateNames>(&key)?.is_none() {
-        return Ok(());
-    }
+    let Some(len) = cx.state.get::<StateNames>(&key)? else { return Ok(()) };
     cx.state.delete::<StateNames>(&key);
     cx.state.delete::<StateValues>(&key);
     row.values -= 1;
     row.name_bytes -= name.len() as u64;
+    row.value_bytes -= u64::from(len);
     if row.values == 0 {
         cx.state.delete::<States>(object);
     } else {

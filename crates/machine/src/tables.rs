@@ -120,7 +120,8 @@ tables! {
     5 inbox Inbox: InboxKey => InvocationId;
     6 state_values StateValues: StateKey => StateValue;
     /// The names of a key's values apart from the values, to be listed without reading those.
-    7 state_names StateNames: StateKey => ();
+    /// How many bytes its value has.
+    7 state_names StateNames: StateKey => u32;
     8 timers Timers: TimerKey => ();
     /// Invocations with an attempt, in the order in which attempts are started: new ones come last in their class.
     9 running Running: RunningKey => InvocationId;
@@ -249,6 +250,29 @@ pub struct StateRow {
     /// Bytes of the names.
     #[n(2)]
     pub name_bytes: u64,
+    /// Bytes of the values.
+    #[n(3)]
+    pub value_bytes: u64,
+    /// Of the largest value that this generation has had.
+    #[n(4)]
+    pub value_bytes_max: u32,
+}
+
+impl StateRow {
+    /// No values yet.
+    pub fn empty(generation: u64) -> Self {
+        Self { generation, values: 0, name_bytes: 0, value_bytes: 0, value_bytes_max: 0 }
+    }
+
+    /// Bytes of all names and values.
+    pub fn bytes(&self) -> u64 {
+        self.name_bytes + self.value_bytes
+    }
+
+    /// The most bytes that an answer about one value, or about the names, has.
+    pub fn answer_bytes_max(&self) -> u64 {
+        self.name_bytes.max(self.value_bytes_max.into())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]

@@ -5,12 +5,12 @@
 //! (`replay`), or the streams (`invoker`).
 
 use crate::held_back::HeldBack;
-use crate::replay::{ON_WORKER, Replay};
+use crate::replay::{ON_WORKER, Replay, StateWish};
 use crate::settings::Mutant;
 use crate::starting::{StartQueue, WaitingAttempt};
 use std::collections::BTreeMap;
 use surefoot_invoker::{AttemptStart, Destination, EagerState, Live as LiveNotification, Notifications, Notifier};
-use surefoot_machine::{Invocations, Meta, Running, RunningKey, StateError};
+use surefoot_machine::{Invocations, Meta, Running, RunningKey, StateError, States};
 use surefoot_model::{
     Active, Attempt, AttemptClass, Entry, Event, Invocation, InvocationId, Notification, PartitionId, Pin, Progress, Stage,
     Target,
@@ -73,9 +73,6 @@ pub(crate) struct PreparedAttempt {
     pub(crate) start: AttemptStart,
     /// What is to be read from a view of the same instant before it starts; none where the journal was read whole.
     pub(crate) unread: Option<Replay>,
-    /// Entries of its journal, and their payload bytes.
-    pub(crate) journal_len: u32,
-    pub(crate) journal_bytes: u64,
     /// For [`PartitionAttempts::started`].
     pub(crate) notifications: Notifier,
 }
@@ -246,9 +243,12 @@ impl PartitionAttempts {
     ) -> Result<PreparedAttempt, StateError> {
         let FoundAttempt { waiting: WaitingAttempt { partition, id, .. }, invocation, active } = found;
         let state_bytes = eager_state_bytes(&invocation.target, active.pin);
-        let object = (state_bytes > 0).then(|| (invocation.target.object_key(), state_bytes));
-        let mut replay = Replay::new(invocation.life(id), active.journal_len, object);
-        let (journal_len, journal_bytes) = (active.journal_len, active.journal_bytes);
+        let state = match invocation.target.kind.is_keyed() {
+            true => reader.get::<States>(&invocation.target.object_key())?,
+            false => None,
+        };
+        let wish = StateWish { object: invocation.target.object_key(), row: state, bytes_max: state_bytes };
+        let mut replay = Replay::new(invocation.life(id), active.journal_len, (state_bytes > 0).then_some(wish));
         let mut start = AttemptStart {
             partition,
             id,
@@ -259,6 +259,7 @@ impl PartitionAttempts {
             journal_bytes: active.journal_bytes,
             replay: Vec::new(),
             state: EagerState::default(),
+            read_bytes_max: state.map_or(0, |row| row.answer_bytes_max()),
             retries_since_entry: active.retries_since_entry,
             last_entry_at: active.last_entry_at,
             attempts_counted: active.attempts_counted(reader.get::<Meta>(&())?.unwrap_or_default().epoch),
@@ -273,7 +274,7 @@ impl PartitionAttempts {
         } else {
             Some(replay)
         };
-        Ok(PreparedAttempt { start, unread, journal_len, journal_bytes, notifications })
+        Ok(PreparedAttempt { start, unread, notifications })
     }
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.

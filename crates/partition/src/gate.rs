@@ -106,10 +106,12 @@ impl Gate {
         self.bytes_max - self.attempts.load(Ordering::Relaxed).min(self.bytes_max / 2)
     }
 
-    /// What the tables of one worker take now. To be called after entries were applied, too. Whether those who found no room
-    /// for attempts or other work may ask again.
-    pub(crate) fn set(&self, worker: usize, bytes: u64) -> bool {
+    /// What the tables of one worker take now, with what was applied since this was last called: so many entries of so many bytes, which
+    /// wait no more. Whether those who found no room for attempts or other work may ask again.
+    pub(crate) fn set(&self, worker: usize, bytes: u64, (entries, entry_bytes): (u64, u64)) -> bool {
         self.tables[worker].store(bytes, Ordering::SeqCst);
+        // After: in between they count twice, and never not at all.
+        self.mailboxes[worker].applied(entries, entry_bytes);
         self.open_if_room();
         self.may_ask_again()
     }
@@ -274,7 +276,7 @@ mod tests {
     fn attempts_go_on_beyond_the_bound_of_the_edges_and_stop_at_their_own() {
         let gate = gate(1_000);
         for (bytes, edges, attempts) in [(1_000, true, true), (1_001, false, true), (1_250, false, true), (1_251, false, false)] {
-            gate.set(0, bytes);
+            gate.set(0, bytes, (0, 0));
             assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{bytes}");
         }
     }
@@ -299,9 +301,9 @@ mod tests {
         let gate = gate(edges_bytes_max(1_250));
         for (attempts, tables) in [(0, 1_000), (300, 700), (5_000, 500)] {
             gate.set_attempts(attempts);
-            gate.set(0, tables);
+            gate.set(0, tables, (0, 0));
             assert_eq!((gate.tables_bytes_max(), gate.shortage()), (tables, None));
-            gate.set(0, tables + 1);
+            gate.set(0, tables + 1, (0, 0));
             assert_eq!(gate.shortage(), Some(Shortage::Memory));
         }
     }
@@ -309,12 +311,26 @@ mod tests {
     #[test]
     fn attempts_that_found_no_room_are_told_once_to_ask_again() {
         let gate = gate(1_000);
-        gate.set(0, 2_000);
+        gate.set(0, 2_000, (0, 0));
         assert!(!gate.try_attempts());
-        assert!(!gate.set(0, 1_500), "there is none yet");
-        assert!(gate.set(0, 1_000));
-        assert!(!gate.set(0, 1_000), "nobody asked since");
+        assert!(!gate.set(0, 1_500, (0, 0)), "there is none yet");
+        assert!(gate.set(0, 1_000, (0, 0)));
+        assert!(!gate.set(0, 1_000, (0, 0)), "nobody asked since");
         assert!(gate.try_attempts());
+    }
+
+    /// What was applied and not counted with the tables yet let the next large one in beside it.
+    #[test]
+    fn an_entry_counts_until_the_tables_are_weighed_with_it() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        let entry = Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload: vec![0; 1_251].into() };
+        mailbox.durable(vec![entry]);
+        mailbox.take(&mut std::collections::VecDeque::new());
+        assert!(!gate.try_attempts());
+        gate.set(0, 1_251, (1, 1_251));
+        assert!(!gate.has_attempts_room(), "it is in the tables");
+        assert!(gate.set(0, 0, (0, 0)));
     }
 
     /// Between the commit of what a checkpoint has encoded and its end, nobody had heard that there was room.
@@ -322,7 +338,7 @@ mod tests {
     fn room_that_a_checkpoint_makes_is_told_before_its_end() {
         let mailbox = Mailbox::new(Wake::new());
         let gate = Gate::new(vec![mailbox.clone()], 1_000);
-        gate.set(0, 1_000);
+        gate.set(0, 1_000, (0, 0));
         gate.set_checkpoint(251, false);
         assert!(!gate.try_work() && mailbox.is_empty());
         gate.set_checkpoint(250, false);
@@ -337,13 +353,13 @@ mod tests {
     fn messages_and_chores_wait_for_memory_and_are_told_once_but_never_wait_for_the_disk() {
         let gate = gate(1_000);
         gate.set_disk(DiskStatus { room: DiskRoom::Reserve, ..DiskStatus::default() });
-        gate.set(0, 1_250);
+        gate.set(0, 1_250, (0, 0));
         assert!(gate.has_work_memory(), "they make room there");
-        gate.set(0, 1_251);
+        gate.set(0, 1_251, (0, 0));
         assert!(!gate.has_work_memory() && !gate.try_work());
-        assert!(!gate.set(0, 1_251), "there is none yet");
-        assert!(gate.set(0, 1_250));
-        assert!(!gate.set(0, 1_250), "nobody asked since");
+        assert!(!gate.set(0, 1_251, (0, 0)), "there is none yet");
+        assert!(gate.set(0, 1_250, (0, 0)));
+        assert!(!gate.set(0, 1_250, (0, 0)), "nobody asked since");
     }
 
     #[test]
@@ -359,7 +375,7 @@ mod tests {
             assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{room:?}");
             assert_eq!(gate.shortage(), (!edges).then_some(Shortage::Disk));
         }
-        gate.set(0, 1_001);
+        gate.set(0, 1_001, (0, 0));
         assert_eq!(gate.shortage(), Some(Shortage::Memory));
         let mut waits = Box::pin(gate.wait_memory());
         let mut cx = Context::from_waker(Waker::noop());
@@ -371,7 +387,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_node_that_has_stopped() {
         let gate = gate(1_000);
-        gate.set(0, 5_000);
+        gate.set(0, 5_000, (0, 0));
         let (mut edge, mut attempt) = (Box::pin(gate.wait()), Box::pin(gate.wait_attempts()));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());

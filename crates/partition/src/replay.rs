@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
 use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker};
-use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues, States};
+use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues};
 use surefoot_model::{Entry, Life, ObjectKey, Text};
 use surefoot_storage::{Limit, Reader};
 
@@ -34,26 +34,49 @@ pub(crate) struct Replay {
     life: Life,
     journal_len: u32,
     entries: Vec<Entry>,
-    /// Whose state is sent along, and how many bytes of it at most.
-    object: Option<(ObjectKey, usize)>,
-    /// Which of its values are still to be read; unknown before the first look.
+    /// Which of the key's values are still to be read.
     unread: Option<UnreadValues>,
     state: EagerState,
     state_bytes: usize,
 }
 
+/// Whose state is sent along.
+pub(crate) struct StateWish {
+    pub(crate) object: ObjectKey,
+    /// What the tables say of it, at the instant of the replay.
+    pub(crate) row: Option<StateRow>,
+    /// So many bytes of it at most.
+    pub(crate) bytes_max: usize,
+}
+
 struct UnreadValues {
-    generation: u64,
+    object: ObjectKey,
+    bytes_max: usize,
+    row: StateRow,
     count: u32,
     /// The first of them has this name or a greater one.
     first: Text,
 }
 
 impl Replay {
-    /// `object` is the key whose state is sent along, with the bytes of it that fit; none where none is.
-    pub(crate) fn new(life: Life, journal_len: u32, object: Option<(ObjectKey, usize)>) -> Self {
-        let state = EagerState { entries: Vec::new(), complete: object.is_some() };
-        Self { life, journal_len, entries: Vec::new(), object, unread: None, state, state_bytes: 0 }
+    /// Without a wish no state is sent along.
+    pub(crate) fn new(life: Life, journal_len: u32, wish: Option<StateWish>) -> Self {
+        let state = EagerState { entries: Vec::new(), complete: wish.is_some() };
+        let unread = wish.and_then(|StateWish { object, row, bytes_max }| {
+            let row = row?;
+            Some(UnreadValues { object, bytes_max, row, count: row.values, first: Text::default() })
+        });
+        Self { life, journal_len, entries: Vec::new(), unread, state, state_bytes: 0 }
+    }
+
+    /// What it takes in memory once it is read, where its journal has so many payload bytes.
+    pub(crate) fn bytes(&self, journal_bytes: u64) -> u64 {
+        let state = self.unread.as_ref().map_or(0, |unread| {
+            let largest = u64::from(unread.row.value_bytes_max);
+            // The one that does not fit is read, and not sent.
+            unread.row.bytes().min(largest.saturating_add(unread.bytes_max as u64))
+        });
+        journal_bytes.saturating_add(u64::from(self.journal_len) * ENTRY_BYTES).saturating_add(state)
     }
 
     /// Reads on from the same instant as the steps before; whether that was all.
@@ -78,16 +101,10 @@ impl Replay {
 
     /// The key's values in the order of their names, as far as they fit.
     fn state(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
-        let Some((object, bytes_max)) = &self.object else { return Ok(true) };
-        let unread = match &mut self.unread {
-            Some(unread) => unread,
-            None => {
-                let Some(StateRow { generation, values: count, .. }) = reader.get::<States>(object)? else { return Ok(true) };
-                self.unread.insert(UnreadValues { generation, count, first: Text::default() })
-            }
-        };
-        let from = StateKey { object: object.clone(), generation: unread.generation, name: unread.first.clone() };
-        let to = StateKey { object: object.clone(), generation: unread.generation + 1, name: Text::default() };
+        let Some(unread) = &mut self.unread else { return Ok(true) };
+        let (object, generation) = (&unread.object, unread.row.generation);
+        let from = StateKey { object: object.clone(), generation, name: unread.first.clone() };
+        let to = StateKey { object: object.clone(), generation: generation + 1, name: Text::default() };
         let count = unread.count as usize;
         let in_memory = if count <= pace.rows { reader.all_in_memory::<StateValues>(&from, &to, count) } else { None };
         let rows = match in_memory {
@@ -107,7 +124,7 @@ impl Replay {
             unread.count -= 1;
             unread.first = format!("{}\0", key.name).into();
             self.state_bytes += key.name.len() + value.bytes.len();
-            if self.state_bytes > *bytes_max {
+            if self.state_bytes > unread.bytes_max {
                 self.state.complete = false;
                 return Ok(true);
             }
@@ -151,10 +168,9 @@ impl LoadsInFlight {
         self.count.load(Ordering::Relaxed) < LOADS_MAX && self.bytes.load(Ordering::Relaxed) <= self.bytes_max
     }
 
-    /// A turn for a journal of so many entries and payload bytes; none while others take what there is. For one thread: only it takes
-    /// turns, others give them back.
-    pub(crate) fn try_take(self: &Arc<Self>, journal_len: u32, journal_bytes: u64) -> Option<LoadTurn> {
-        let bytes = journal_bytes.saturating_add(u64::from(journal_len) * ENTRY_BYTES);
+    /// A turn for a replay of so many bytes; none while others take what there is. For one thread: only it takes turns, others give them
+    /// back.
+    pub(crate) fn try_take(self: &Arc<Self>, bytes: u64) -> Option<LoadTurn> {
         let count = self.count.load(Ordering::Relaxed);
         let fits = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max;
         if count >= LOADS_MAX || count > 0 && !fits {
@@ -163,14 +179,6 @@ impl LoadsInFlight {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Some(LoadTurn { loads: self.clone(), bytes })
-    }
-}
-
-impl LoadTurn {
-    /// State counts as it is read: nobody knows its size before.
-    fn grow(&mut self, bytes: u64) {
-        self.loads.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
     }
 }
 
@@ -192,6 +200,7 @@ pub(crate) struct Load {
 /// What a replay is read from, and its turn to be. Dropped in this order, however the load ends: the end of the view wakes the
 /// worker, which is to find the place and the bytes free.
 pub(crate) struct LoadSource {
+    #[expect(dead_code, reason = "held until it is dropped")]
     pub(crate) turn: LoadTurn,
     pub(crate) view: Lent,
 }
@@ -200,12 +209,9 @@ impl Load {
     /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
     /// channel closed.
     pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
-        let Self { mut replay, mut start, admission, mut source } = self;
+        let Self { mut replay, mut start, admission, source } = self;
         loop {
-            let state_bytes = replay.state_bytes;
-            let step = source.view.read(|reader| replay.step(reader, ON_VIEW));
-            source.turn.grow((replay.state_bytes - state_bytes) as u64);
-            match step {
+            match source.view.read(|reader| replay.step(reader, ON_VIEW)) {
                 Ok(true) => break,
                 // Given up here, the node is gone.
                 Ok(false) => yield_now().await,
@@ -229,7 +235,7 @@ impl Load {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use surefoot_machine::{State, StateValue};
+    use surefoot_machine::{State, StateValue, States};
     use surefoot_model::{Incarnation, InvocationId, Lsn, PartitionId};
     use surefoot_storage::{MemEngine, Store};
 
@@ -263,7 +269,7 @@ mod tests {
                 }
             }
             if values > 0 {
-                txn.put::<States>(object(), StateRow { generation: GENERATION, values, name_bytes: 0 });
+                txn.put::<States>(object(), state_row(values));
             }
             txn.commit(Lsn(lsn));
             if lsn == 1 {
@@ -276,8 +282,13 @@ mod tests {
         store
     }
 
-    fn replay(entries: u32, bytes_max: usize) -> Replay {
-        Replay::new(LIFE, entries, Some((object(), bytes_max)))
+    fn state_row(values: u32) -> StateRow {
+        StateRow { values, value_bytes: 1_000 * u64::from(values), value_bytes_max: 1_000, ..StateRow::empty(GENERATION) }
+    }
+
+    fn replay(entries: u32, store: &Store, bytes_max: usize) -> Replay {
+        let row = store.read().get::<States>(&object()).unwrap();
+        Replay::new(LIFE, entries, Some(StateWish { object: object(), row, bytes_max }))
     }
 
     fn check(replay: &Replay, entries: u32, values: u32) {
@@ -288,7 +299,7 @@ mod tests {
     #[test]
     fn a_worker_reads_what_lies_in_memory_at_once() {
         let store = store(200, 100, 0);
-        let mut replay = replay(200, usize::MAX);
+        let mut replay = replay(200, &store, usize::MAX);
         assert!(replay.step(&store.read(), ON_WORKER).unwrap());
         check(&replay, 200, 100);
         assert!(replay.state.complete);
@@ -297,7 +308,7 @@ mod tests {
     #[test]
     fn a_worker_asks_the_engine_for_little_and_leaves_the_rest_to_a_view() {
         let mut store = store(40, 1_500, 30);
-        let mut replay = replay(40, usize::MAX);
+        let mut replay = replay(40, &store, usize::MAX);
         assert!(!replay.step(&store.read(), ON_WORKER).unwrap());
         assert_eq!(replay.entries.len(), 4);
         let view = store.publish().unwrap();
@@ -316,7 +327,7 @@ mod tests {
         for in_engine in [0, 3, 20, 60] {
             let store = store(50, 60, in_engine);
             for (rows, engine_reads, engine_bytes) in [(1, 1, 1), (7, 2, 1), (3, 9, 5_000), (100, 100, 1), (100, 100, 1 << 20)] {
-                let mut replay = replay(50, usize::MAX);
+                let mut replay = replay(50, &store, usize::MAX);
                 while !replay.step(&store.read(), Pace { rows, engine_reads, engine_bytes }).unwrap() {}
                 check(&replay, 50, 60);
                 assert!(replay.state.complete);
@@ -327,7 +338,7 @@ mod tests {
     #[test]
     fn state_that_does_not_fit_is_sent_in_part_and_a_service_has_none() {
         let store = store(1, 10, 5);
-        let mut replay = replay(1, 4 * 1_005);
+        let mut replay = replay(1, &store, 4 * 1_005);
         assert!(replay.step(&store.read(), ON_VIEW).unwrap());
         check(&replay, 1, 4);
         assert!(!replay.state.complete);
@@ -336,24 +347,30 @@ mod tests {
         check(&stateless, 1, 0);
     }
 
-    /// Sixteen journals of any size were in memory before the first of them counted.
+    /// Sixteen journals of any size, or the state of sixteen keys, were in memory before the first of them counted.
     #[test]
     fn replays_that_are_read_from_views_count_from_before_they_are_read() {
         let loads = Arc::new(LoadsInFlight::new(LOAD_BYTES_MAX));
-        let large = loads.try_take(10, LOAD_BYTES_MAX * 2).expect("one may pass the bound alone");
-        assert!(loads.try_take(1, 1).is_none() && !loads.has_turn());
+        let large = loads.try_take(LOAD_BYTES_MAX * 2).expect("one may pass the bound alone");
+        assert!(loads.try_take(1).is_none() && !loads.has_turn());
         drop(large);
-        let mut half = loads.try_take(0, LOAD_BYTES_MAX / 2).unwrap();
-        let other = loads.try_take(0, LOAD_BYTES_MAX / 2).unwrap();
-        assert!(loads.try_take(1, 0).is_none(), "its entries count");
-        drop(other);
-        half.grow(LOAD_BYTES_MAX / 2);
-        assert!(loads.try_take(1, 0).is_none(), "state counts as it is read");
-        drop(half);
-        let small: Vec<_> = std::iter::from_fn(|| loads.try_take(1, 1)).collect();
+        let halves = [(); 2].map(|()| loads.try_take(LOAD_BYTES_MAX / 2).unwrap());
+        assert!(loads.try_take(1).is_none());
+        drop(halves);
+        let small: Vec<_> = std::iter::from_fn(|| loads.try_take(1)).collect();
         assert_eq!(small.len(), LOADS_MAX);
         drop(small);
         assert_eq!((loads.count.load(Ordering::Relaxed), loads.bytes.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_replay_weighs_its_entries_and_the_state_that_may_be_read() {
+        let store = store(3, 10, 0);
+        let bytes = |bytes_max| replay(3, &store, bytes_max).bytes(3_000);
+        let journal = 3_000 + 3 * ENTRY_BYTES;
+        assert_eq!(bytes(usize::MAX), journal + 10_000);
+        assert_eq!(bytes(2_000), journal + 3_000, "and the first value that does not fit");
+        assert_eq!(Replay::new(LIFE, 3, None).bytes(3_000), journal);
     }
 
     /// A worker that is woken by the end of a load.
@@ -372,7 +389,7 @@ mod tests {
     fn a_worker_that_is_woken_by_the_end_of_a_load_finds_its_place_free() {
         let (mut store, loads, wake) = (store(3, 0, 0), Arc::new(LoadsInFlight::new(LOAD_BYTES_MAX)), surefoot_env::Wake::new());
         let view = Lent::new(store.publish().unwrap(), wake.clone());
-        let source = LoadSource { turn: loads.try_take(3, 3_000).unwrap(), view };
+        let source = LoadSource { turn: loads.try_take(3_000).unwrap(), view };
         let woken = Arc::new(Woken { loads, seen: AtomicUsize::new(usize::MAX) });
         let mut waits = std::pin::pin!(wake.woken());
         let waker = std::task::Waker::from(woken.clone());
@@ -383,7 +400,8 @@ mod tests {
 
     #[test]
     fn a_journal_with_a_gap_is_unreadable() {
-        let error = replay(3, 0).step(&store(2, 0, 0).read(), ON_WORKER).unwrap_err();
+        let store = store(2, 0, 0);
+        let error = replay(3, &store, 0).step(&store.read(), ON_WORKER).unwrap_err();
         assert!(error.to_string().contains("a journal with gaps"), "{error}");
     }
 }

@@ -434,14 +434,14 @@ impl AttemptStarter {
         };
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
-        let PreparedAttempt { mut start, unread, journal_len, journal_bytes, notifications } = prepared;
+        let PreparedAttempt { mut start, unread, notifications } = prepared;
         start.tells_answer = admission.deployment().is_some_and(|deployment| {
             partition.timers.resumed.begun(waiting.id, attempt, deployment, self.shared.env.clock.monotonic().as_millis() as u64)
         });
         match unread {
             None => self.invoker.start(start, admission),
             Some(replay) => {
-                let turn = may_load.then(|| self.loads.try_take(journal_len, journal_bytes)).flatten();
+                let turn = may_load.then(|| self.loads.try_take(replay.bytes(start.journal_bytes))).flatten();
                 let Some(turn) = turn else { return Ok(Started::Later) };
                 let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());

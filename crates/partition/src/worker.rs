@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     starter: AttemptStarter,
     inputs: VecDeque<Input>,
     next_log_look_ms: u64,
+    /// Entries that were applied since the gate was told what the tables take, and their bytes: it counts them as waiting until then.
+    applied: (u64, u64),
     /// What the active layers of its partitions may take, as of its last turn: attempts that another worker has started since are seen
     /// with the next one, within [`CLOCK_REREAD`].
     active_bytes_max: u64,
@@ -119,6 +121,7 @@ impl Worker {
             shared,
             inputs: VecDeque::new(),
             next_log_look_ms: 0,
+            applied: (0, 0),
             active_bytes_max: u64::MAX,
             stopping: None,
         }
@@ -176,13 +179,13 @@ impl Worker {
     }
 
     fn durable(&mut self, entries: Vec<LogEntry>) {
-        let (count, bytes) = (entries.len() as u64, entries.iter().map(|entry| entry.payload.len() as u64).sum());
+        self.applied.0 += entries.len() as u64;
+        self.applied.1 += entries.iter().map(|entry| entry.payload.len() as u64).sum::<u64>();
         for entry in entries {
             let monotonic_ms = self.monotonic_ms();
             let queue = &mut self.starter.queue;
             self.partitions.guard(entry.partition, |partition| partition.apply(&entry, monotonic_ms, queue));
         }
-        self.mailbox.applied(count, bytes);
     }
 
     fn checkpointed(&mut self, id: PartitionId, result: Result<Checkpointed, String>) {
@@ -214,7 +217,8 @@ impl Worker {
         gate.set_attempts(self.shared.settings.attempt_bytes.saturating_mul(self.invoker.running() as u64));
         self.active_bytes_max = active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
         self.partitions.checkpoint_largest(self.active_bytes_max);
-        if self.shared.gate.set(self.number, self.partitions.memory_bytes()) {
+        let applied = std::mem::take(&mut self.applied);
+        if self.shared.gate.set(self.number, self.partitions.memory_bytes(), applied) {
             self.shared.slot_freed();
         }
         let next_ms = self.partitions.next_due_ms().unwrap_or(u64::MAX);

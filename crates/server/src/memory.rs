@@ -18,7 +18,10 @@ pub enum Share {
     LargeBodies,
     SmallBodies,
     EdgeWaits,
+    SmallMessages,
+    LargeMessages,
     Reports,
+    Reads,
     Replays,
     Loads,
     Live,
@@ -33,13 +36,16 @@ pub struct MemoryShares {
 }
 
 impl Share {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Tables,
         Self::EngineCache,
         Self::LargeBodies,
         Self::SmallBodies,
         Self::EdgeWaits,
+        Self::SmallMessages,
+        Self::LargeMessages,
         Self::Reports,
+        Self::Reads,
         Self::Replays,
         Self::Loads,
         Self::Live,
@@ -49,11 +55,13 @@ impl Share {
 
     fn parts(self) -> u64 {
         match self {
-            Self::Tables => 92,
-            Self::EngineCache | Self::Reports => 8,
-            Self::LargeBodies | Self::Replays => 4,
-            Self::SmallBodies | Self::EdgeWaits | Self::Loads | Self::Live | Self::Messages => 2,
-            Self::Kafka => 2,
+            Self::Tables => 86,
+            Self::EngineCache => 8,
+            Self::Kafka => 6,
+            Self::Reports | Self::LargeBodies | Self::Replays => 4,
+            Self::SmallBodies | Self::EdgeWaits | Self::LargeMessages | Self::Reads | Self::Loads => 2,
+            Self::Live | Self::Messages => 2,
+            Self::SmallMessages => 2,
         }
     }
 
@@ -68,14 +76,23 @@ impl Share {
             Self::LargeBodies => "Bodies of calls that come in, beyond the first 64 KiB of each",
             Self::SmallBodies => "The first 64 KiB of each of them",
             Self::EdgeWaits => "Calls and Kafka records on their way to the disk",
+            Self::SmallMessages => {
+                "Messages that come from handlers, and what is reported together: the first 64 KiB of each attempt"
+            }
+            Self::LargeMessages => "What they have beyond",
             Self::Reports => "What attempts brought, on its way to the disk",
+            Self::Reads => {
+                "Values of state that handlers have asked for, each as large as the largest of its key has been, until they come"
+            }
             Self::Replays => "Journals and state on their way to handlers; no more than `worker.invoker.memory-limit`",
             Self::Loads => "The same while they are read from the disk",
             Self::Live => {
                 "Results and values of state that have not left for their running handlers, beyond the first 16 KiB of each attempt"
             }
             Self::Messages => "Calls and results between partitions on their way to the disk",
-            Self::Kafka => "What a subscription has read ahead, 8 MiB at most",
+            Self::Kafka => {
+                "What subscriptions have read ahead: each takes half of what is free of it, 24 MiB at most and 256 KiB at least"
+            }
         }
     }
 }

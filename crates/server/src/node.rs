@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::{Env, Wake, is_shortage};
 use surefoot_ingress::Ingress;
-use surefoot_invoker::{Invoker, Transport};
+use surefoot_invoker::{ArrivalBounds, Invoker, Transport};
 use surefoot_kafka::{SourceClient, Sources};
 use surefoot_log::local::{self, LocalLog, Options};
 use surefoot_partition::{Partitions, Recovering, StartError};
@@ -178,12 +178,18 @@ const REPORT_BYTES_MAX: usize = 4 << 20;
 
 fn invoker_settings(config: &Config, partitions: u16, workers: usize, mutants: Mutants) -> surefoot_invoker::Settings {
     let invoker = &config.worker.invoker;
-    let share = |share| bounded(MemoryShares::of(config.memory_bytes).bytes(share));
+    let shares = MemoryShares::of(config.memory_bytes);
+    let share = |share| bounded(shares.bytes(share));
     surefoot_invoker::Settings {
         defaults: config.defaults(),
         attempts_max: bounded(config.attempts_max()),
         replay_bytes_max: bounded(invoker.replay_bytes_max).min(share(Share::Replays)),
         report_bytes_max: share(Share::Reports).min(workers.saturating_mul(REPORT_BYTES_MAX)),
+        arrivals: ArrivalBounds {
+            small_bytes_max: shares.bytes(Share::SmallMessages),
+            large_bytes_max: shares.bytes(Share::LargeMessages),
+        },
+        read_bytes_max: share(Share::Reads),
         live_bytes_max: share(Share::Live),
         message_bytes_max: bounded(invoker.message_bytes_max),
         journal_entries_max: u32::try_from(invoker.journal_entries_max).unwrap_or(u32::MAX),
@@ -226,10 +232,8 @@ fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant)
         record_bytes_max: bounded(config.request_bytes_max()),
         parked_max: config.kafka.parked_records_max,
         parked_bytes_max: config.kafka.parked_bytes_max,
-        bounds: surefoot_kafka::Bounds {
-            queue_bytes: config.kafka.bounds.queue_bytes.min(bounded(MemoryShares::of(config.memory_bytes).bytes(Share::Kafka))),
-            ..config.kafka.bounds.clone()
-        },
+        bounds: config.kafka.bounds.clone(),
+        memory_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::Kafka),
         node: format!("{node_id:016x}"),
         mutant,
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
 use surefoot_env::{Env, is_shortage};
 use surefoot_ingress::{BodyBounds, Limits};
+use surefoot_invoker::ArrivalBounds;
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
 use surefoot_listener::{ConnectionBounds, Visitors};
@@ -101,8 +102,10 @@ impl Serving {
         let limits = Limits {
             bodies: BodyBounds {
                 body_bytes_max: config.request_bytes_max(),
-                small_bytes_max: shares.bytes(Share::SmallBodies),
-                large_bytes_max: shares.bytes(Share::LargeBodies),
+                arrivals: ArrivalBounds {
+                    small_bytes_max: shares.bytes(Share::SmallBodies),
+                    large_bytes_max: shares.bytes(Share::LargeBodies),
+                },
             },
             requests_max: config.ingress.requests_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)),
             connections: ConnectionBounds { connections_max: descriptors.clients(config.memory_bytes) },

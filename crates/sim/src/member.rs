@@ -13,7 +13,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct SimClient(pub(crate) Broker);
 
 impl SourceClient for SimClient {
-    fn open(&self, spec: &SourceSpec) -> Result<Box<dyn RecordSource>, SourceError> {
+    fn open(&self, spec: &SourceSpec, _: usize) -> Result<Box<dyn RecordSource>, SourceError> {
         let id = self.0.open(&spec.properties["group.id"], &spec.topic);
         Ok(Box::new(Member { broker: self.0.clone(), id }))
     }

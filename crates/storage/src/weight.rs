@@ -19,6 +19,7 @@ pub(crate) trait Weight {
 /// One small allocation.
 const ALLOCATION_BYTES: usize = 48;
 
+impl Weight for u32 {}
 impl Weight for u64 {}
 impl Weight for i64 {}
 impl Weight for () {}

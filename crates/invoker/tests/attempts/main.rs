@@ -8,8 +8,10 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
+use surefoot_invoker::arrivals::{LARGE_STEP_BYTES, SMALL_BYTES};
 use surefoot_invoker::{
-    Destination, EagerState, ExchangeEvent, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
+    ArrivalBounds, Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX,
+    submission::KEY_BYTES_MAX,
 };
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
@@ -607,7 +609,7 @@ fn values_of_state_are_asked_for_no_faster_than_they_come() {
     world.writes(&frames);
     world.writes(&[wire::output(b""), wire::end()]);
     let asked = |world: &World| (0..world.reports()).map(|at| world.report_at(at).items.len()).sum::<usize>();
-    assert_eq!(asked(&world), 1, "nobody knows how large it is");
+    assert_eq!(asked(&world), 16, "the key has none");
     assert_eq!(world.unread(), 1);
     let value = |id| completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Value("v".into()));
     for id in 1..=10 {
@@ -626,20 +628,75 @@ fn values_of_state_are_asked_for_no_faster_than_they_come() {
 /// With one large value on its way the next was asked for at once, and the one after that.
 #[test]
 fn a_large_value_is_taken_before_the_next_one_is_asked_for() {
-    let mut world = begun();
+    let mut world = World::new();
+    world.start(|start| start.read_bytes_max = UNSENT_BYTES_MAX as u64 + 1);
+    world.head();
     let value =
         |id| completion(entry_type::GET_LAZY_STATE_COMPLETION, id, Resolution::Value(Bytes::from(vec![0; UNSENT_BYTES_MAX + 1])));
     world.writes(&(1..=8).map(|id| wire::lazy_state(b"a", id)).collect::<Vec<_>>());
-    assert_eq!(world.reports(), 1);
+    assert_eq!(world.reports(), 3, "so many of this size may be awaited");
     world.sync();
     world.notify(16, value(1));
-    assert_eq!(world.reports(), 4, "three of this size may be awaited");
+    assert_eq!(world.reports(), 4);
     world.sync();
     world.unsent(UNSENT_BYTES_MAX + 1);
     world.notify(17, value(2));
     assert_eq!(world.reports(), 4, "the handler does not read");
     world.unsent(UNSENT_BYTES_MAX);
     assert_eq!(world.reports(), 5);
+}
+
+/// Each attempt had its first value read at once, however many there were, and however large their values.
+#[test]
+fn reads_of_all_attempts_have_one_bound() {
+    let mut world = World::with(Settings { read_bytes_max: 1_000, ..settings() }, StreamMode::Bidirectional);
+    let start = |world: &mut World, bytes| {
+        world.start(|start| start.read_bytes_max = bytes);
+        world.head();
+        world.writes(&[wire::lazy_state(b"a", 1)]);
+    };
+    start(&mut world, 800);
+    let first = world.take_live();
+    start(&mut world, 300);
+    assert_eq!(world.reports(), 1, "the second one waits");
+    let value = completion(entry_type::GET_LAZY_STATE_COMPLETION, 1, Resolution::Value("v".into()));
+    first.notify(Live { index: 2, notification: value });
+    world.run();
+    assert_eq!(world.reports(), 2);
+    // One that is aborted gives it back as well, and any passes alone.
+    drop(first);
+    world.abort();
+    start(&mut world, 1 << 30);
+    assert_eq!(world.reports(), 3);
+}
+
+/// Parts of messages counted nowhere until they were whole.
+#[test]
+fn parts_of_messages_have_one_bound_and_are_waited_for_in_time() {
+    let arrivals = ArrivalBounds { small_bytes_max: SMALL_BYTES, large_bytes_max: LARGE_STEP_BYTES };
+    let settings = Settings { arrivals, report_bytes_max: 1 << 20, journal_bytes_max: 1 << 30, ..settings() };
+    let mut world = World::with(settings, StreamMode::Bidirectional);
+    let message = wire::set_state(b"a", &[0; 300 << 10]);
+    world.start(|_| ());
+    world.head();
+    world.writes(&[message.slice(..200 << 10)]);
+    let first = world.take_live();
+    world.start(|_| ());
+    world.head();
+    world.story();
+    world.writes(&[wire::set_state(b"b", b"1")]);
+    check(&world, expect![""]);
+    world.pass(30 * SECOND);
+    check(
+        &world,
+        expect![[r#"
+            > half-close
+            = failed: the handler stopped in the middle of a message for 30 s (RT0010); again in 500 ms
+            > reset
+            = slot free
+            = from 1: SetState"#]],
+    );
+    drop(first);
 }
 
 #[test]
@@ -846,7 +903,7 @@ fn a_handler_that_asks_for_values_and_reads_none_is_asked_to_suspend_in_time() {
     let frames: Vec<Bytes> = (1..=20).map(|id| wire::lazy_state(b"a", id)).collect();
     world.unsent(UNSENT_BYTES_MAX + 1);
     world.writes(&frames);
-    assert_eq!((world.reports(), world.report().items.len()), (1, 1));
+    assert_eq!((world.reports(), world.report().items.len()), (16, 1));
     world.pass(60 * SECOND);
     assert!(world.story().ends_with("> half-close"));
     for id in 1..=20 {

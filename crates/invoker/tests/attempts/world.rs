@@ -14,8 +14,8 @@ use std::time::Duration;
 use surefoot_env::sim::SimDisk;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
-    OpenRequest, Output, Room, Settings, Transport, TransportError,
+    ArrivalBounds, AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant,
+    Notifier, OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
 use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, Service, ServiceKind, StreamMode};
 use surefoot_model::{
@@ -75,6 +75,8 @@ pub(crate) fn settings() -> Settings {
         attempts_max: 2,
         replay_bytes_max: 1_000,
         report_bytes_max: 1 << 20,
+        arrivals: ArrivalBounds { small_bytes_max: 1 << 20, large_bytes_max: 1 << 20 },
+        read_bytes_max: 1 << 20,
         live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,
         journal_entries_max: 1_000,
@@ -119,6 +121,7 @@ impl World {
             journal_bytes: 0,
             replay: vec![command(entry_type::INPUT, wire::input(b"in"))],
             state: EagerState { entries: Vec::new(), complete: true },
+            read_bytes_max: 0,
             retries_since_entry: 0,
             last_entry_at: Timestamp(EPOCH_MS),
             attempts_counted: 0,
@@ -233,6 +236,11 @@ impl World {
     pub(crate) fn notify(&mut self, index: u32, notification: Notification) {
         self.live.as_ref().expect("an attempt runs").notify(Live { index, notification });
         self.run();
+    }
+
+    /// The partition's end of the newest attempt, which goes on beside the next one.
+    pub(crate) fn take_live(&mut self) -> Notifier {
+        self.live.take().expect("an attempt runs")
     }
 
     pub(crate) fn abort(&mut self) {

@@ -48,7 +48,7 @@ impl Kafka {
         properties.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let env = Env::production(tokio::runtime::Handle::current());
         let spec = SourceSpec { subscription: SubscriptionId(1), topic: TOPIC.into(), properties };
-        Librdkafka::new(env.tasks).open(&spec).unwrap()
+        Librdkafka::new(env.tasks).open(&spec, 16 << 20).unwrap()
     }
 }
 
@@ -248,7 +248,7 @@ async fn a_missing_topic_a_dead_broker_and_bad_properties_are_told_apart() {
     let client = Librdkafka::new(env.tasks);
     let open = |topic: &str, properties: &[(&str, &str)]| {
         let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        client.open(&SourceSpec { subscription: SubscriptionId(1), topic: topic.into(), properties })
+        client.open(&SourceSpec { subscription: SubscriptionId(1), topic: topic.into(), properties }, 16 << 20)
     };
     let servers = kafka.cluster.bootstrap_servers();
     // The mock creates topics that are asked for; a real broker does so for producers alone.

@@ -32,6 +32,7 @@ impl World {
             parked_max: PARKED_MAX,
             parked_bytes_max: PARKED_BYTES_MAX,
             bounds: BOUNDS,
+            memory_bytes: 64 << 20,
             node: "n1".to_owned(),
             mutant: Mutant::None,
         };

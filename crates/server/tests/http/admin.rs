@@ -343,13 +343,15 @@ async fn a_body_that_is_too_large_is_told() {
 #[tokio::test]
 async fn ports_refuse_until_the_node_is_ready() {
     use surefoot_ingress::{BodyBounds, Limits};
+    use surefoot_invoker::ArrivalBounds;
     use surefoot_listener::{ConnectionBounds, Visitors};
     let env = surefoot_env::Env::production(tokio::runtime::Handle::current());
     let (connections, visitors) = (ConnectionBounds { connections_max: 10 }, Visitors::new(true, &[], &[]));
     let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ingress, admin) = (bind().await, bind().await);
     let addresses = (ingress.local_addr().unwrap(), admin.local_addr().unwrap());
-    let bodies = BodyBounds { body_bytes_max: 1 << 20, small_bytes_max: 1 << 20, large_bytes_max: 1 << 20 };
+    let arrivals = ArrivalBounds { small_bytes_max: 1 << 20, large_bytes_max: 1 << 20 };
+    let bodies = BodyBounds { body_bytes_max: 1 << 20, arrivals };
     let limits = Limits { bodies, requests_max: 10, connections, visitors: visitors.clone() };
     let ingress = surefoot_ingress::Server::start(ingress, env.clone(), limits);
     let admin = surefoot_admin::Server::start(admin, env, connections, visitors);

@@ -56,7 +56,7 @@ pub(crate) fn every_table(each: &mut impl Each) {
     each.entry::<Inbox>(InboxKey { object: object(), slot: 6 }, id);
     let key = StateKey { object: object(), generation, name: "count".into() };
     each.entry::<StateValues>(key.clone(), StateValue { bytes: Bytes::from_static(b"{}") });
-    each.entry::<StateNames>(key, ());
+    each.entry::<StateNames>(key, 2);
     let owner = TimerOwner::Invocation { life: Life { id, incarnation: life }, slot: 1 };
     each.entry::<Timers>(TimerKey { due: at, owner }, ());
     each.entry::<Running>(RunningKey { class: AttemptClass::Fresh, turn: 12 }, id);
@@ -113,7 +113,9 @@ pub(crate) fn every_table(each: &mut impl Each) {
     };
     each.entry::<CatalogRows>(CatalogKey::Subscription(subscription.id), CatalogRow::Subscription(subscription));
     each.entry::<CatalogRows>(CatalogKey::Position(stream()), CatalogRow::Position(-3));
-    each.entry::<States>(object(), StateRow { generation, values: 2, name_bytes: 9 });
+    let sizes = (2, 9, 700, 400);
+    let (values, name_bytes, value_bytes, value_bytes_max) = sizes;
+    each.entry::<States>(object(), StateRow { generation, values, name_bytes, value_bytes, value_bytes_max });
     each.entry::<Open>(OpenKey { life, completion: 9 }, OpenCompletion::Sleep { until: at });
     each.entry::<Waiters>(WaiterKey { callee: life, caller }, ());
     let after = Some("count".into());

@@ -5,6 +5,7 @@
 
 use super::connect::Io;
 use super::pool::Pool;
+use super::unsent::Unsent;
 use super::{Exchange, ExchangeEvent, TransportError};
 use ::http::header::HOST;
 use ::http::{HeaderValue, Request, Uri, response};
@@ -54,6 +55,7 @@ async fn drive(connection: Connection<TokioIo<Io>, Full<Bytes>>, pool: Arc<Pool>
 pub(super) struct Http1Exchange {
     pool: Arc<Pool>,
     state: State,
+    unsent: Arc<Unsent>,
 }
 
 enum State {
@@ -71,7 +73,7 @@ struct Answer {
 
 impl Http1Exchange {
     pub(super) fn new(pool: Arc<Pool>, head: Request<()>) -> Self {
-        Self { pool, state: State::Collecting(Some(Box::new(head)), BytesMut::new()) }
+        Self { pool, state: State::Collecting(Some(Box::new(head)), BytesMut::new()), unsent: Arc::default() }
     }
 }
 
@@ -117,20 +119,28 @@ impl Exchange for Http1Exchange {
         }
     }
 
-    /// It is sent whole, once it is whole: until then there is nobody who could read it.
+    /// It is sent whole, once it is whole, and is in memory until all of it has left.
     fn unsent_bytes(&self) -> usize {
-        0
+        match &self.state {
+            State::Collecting(_, collected) => collected.len(),
+            State::Sending(_) | State::Body(..) | State::Over => self.unsent.bytes(),
+        }
     }
 
-    fn poll_unsent(&mut self, _: &mut Context<'_>, _: usize) -> Poll<()> {
-        Poll::Ready(())
+    fn poll_unsent(&mut self, cx: &mut Context<'_>, at_most: usize) -> Poll<()> {
+        match &self.state {
+            // Its half-close comes next, and who waits asks again after that.
+            State::Collecting(_, collected) if collected.len() > at_most => Poll::Pending,
+            _ => self.unsent.poll_at_most(cx, at_most),
+        }
     }
 
     fn half_close(&mut self) {
         if let State::Collecting(head, body) = &mut self.state
             && let Some(head) = head.take()
         {
-            let body = std::mem::take(body).freeze();
+            // The library holds all of it until the last byte has left.
+            let body = Bytes::from_owner(self.unsent.piece(std::mem::take(body).freeze()));
             self.state = State::Sending(Box::pin(send(self.pool.clone(), *head, body)));
         }
     }

@@ -78,6 +78,12 @@ impl Buf for Piece {
     }
 }
 
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl Drop for Piece {
     fn drop(&mut self) {
         self.unsent.left(self.bytes.len());

@@ -1,0 +1,146 @@
+//! Room for what comes in pieces and may become large: bodies of requests, messages of handlers.
+//!
+//! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
+//! little. The first bytes of each have room of their own: large ones hold up large ones only. Of these one may always grow, so that
+//! several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
+
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of each that count as small.
+pub const SMALL_BYTES: u64 = 64 << 10;
+/// Room is taken in steps of so many bytes.
+pub const SMALL_STEP_BYTES: u64 = 4 << 10;
+pub const LARGE_STEP_BYTES: u64 = 256 << 10;
+
+const OPEN: &str = "the semaphore is never closed";
+
+/// What all of them may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ArrivalBounds {
+    /// The first 64 KiB of all that are on their way in.
+    pub small_bytes_max: u64,
+    /// What they have beyond. The one that may always grow comes on top.
+    pub large_bytes_max: u64,
+}
+
+/// Room for all of them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Arrivals {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    /// Held by the one that may always grow.
+    growing: Arc<Semaphore>,
+}
+
+/// What one of them has of it; given back when dropped.
+#[derive(Debug, Default)]
+pub struct ArrivalRoom {
+    small: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+    growing: Option<OwnedSemaphorePermit>,
+}
+
+impl Arrivals {
+    pub fn new(bounds: ArrivalBounds) -> Self {
+        let pool =
+            |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
+        let small = bounds.small_bytes_max.max(SMALL_BYTES);
+        let large = bounds.large_bytes_max.max(LARGE_STEP_BYTES);
+        Self { small: pool(small), large: pool(large), growing: pool(1) }
+    }
+
+    /// Bytes that are free of the small room and of the large one, and whether the one that may always grow is still to be chosen.
+    pub fn free(&self) -> (usize, usize, bool) {
+        (self.small.available_permits(), self.large.available_permits(), self.growing.available_permits() > 0)
+    }
+
+    /// Makes room for so many bytes of one in all, unless that has to be waited for: see [`Self::grow`].
+    pub fn try_grow(&self, room: &mut ArrivalRoom, bytes: u64) -> bool {
+        let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
+        let has_small = small == 0 || take(&mut room.small, self.small.clone().try_acquire_many_owned(small));
+        let has_large = large == 0 || (has_small && take(&mut room.large, self.large.clone().try_acquire_many_owned(large)));
+        has_small && has_large
+    }
+
+    /// Waits for room for so many bytes of one in all. Dropped midway, it gives back what the one has.
+    pub async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> ArrivalRoom {
+        let small = room.lacking_small(bytes);
+        if small > 0 {
+            let permit = self.small.acquire_many_owned(small).await.expect(OPEN);
+            merge(&mut room.small, permit);
+        }
+        let large = room.lacking_large(bytes);
+        if large > 0 {
+            let mut more = std::pin::pin!(self.large.acquire_many_owned(large));
+            tokio::select! {
+                biased;
+                // What is not taken here goes to the next that waits.
+                permit = more.as_mut() => merge(&mut room.large, permit.expect(OPEN)),
+                permit = self.growing.acquire_owned() => room.growing = Some(permit.expect(OPEN)),
+            }
+        }
+        room
+    }
+}
+
+impl ArrivalRoom {
+    /// Permits that are missing for the first bytes of so many.
+    fn lacking_small(&self, bytes: u64) -> u32 {
+        lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
+    }
+
+    /// Permits that are missing for the bytes beyond.
+    fn lacking_large(&self, bytes: u64) -> u32 {
+        if self.growing.is_some() {
+            return 0;
+        }
+        lacking(&self.large, bytes.saturating_sub(SMALL_BYTES), LARGE_STEP_BYTES)
+    }
+}
+
+fn lacking(held: &Option<OwnedSemaphorePermit>, bytes: u64, step: u64) -> u32 {
+    let held = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u64;
+    u32::try_from(bytes.next_multiple_of(step).saturating_sub(held)).unwrap_or(u32::MAX)
+}
+
+fn take<E>(held: &mut Option<OwnedSemaphorePermit>, permit: Result<OwnedSemaphorePermit, E>) -> bool {
+    permit.map(|permit| merge(held, permit)).is_ok()
+}
+
+fn merge(held: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match held {
+        Some(held) => held.merge(permit),
+        None => *held = Some(permit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn one_may_always_grow_and_the_others_wait_for_what_it_gives_back() {
+        let all = Arrivals::new(ArrivalBounds { small_bytes_max: 4 * SMALL_BYTES, large_bytes_max: 2 * LARGE_STEP_BYTES });
+        let free = all.free();
+        let (mut one, mut other) = (ArrivalRoom::default(), ArrivalRoom::default());
+        assert!(all.try_grow(&mut one, SMALL_BYTES + 1) && all.try_grow(&mut other, SMALL_BYTES + 1));
+        let bytes = SMALL_BYTES + LARGE_STEP_BYTES + 1;
+        assert!(!all.try_grow(&mut one, bytes) && !all.try_grow(&mut other, bytes));
+        let mut grows = pin!(all.clone().grow(one, bytes));
+        let Poll::Ready(one) = poll(grows.as_mut()) else { panic!("one of them may") };
+        let mut waits = pin!(all.clone().grow(other, bytes));
+        assert!(poll(waits.as_mut()).is_pending());
+        assert!(all.try_grow(&mut ArrivalRoom::default(), SMALL_BYTES), "small ones pass");
+        drop(one);
+        let Poll::Ready(other) = poll(waits.as_mut()) else { panic!("there is room now") };
+        drop(other);
+        assert_eq!(all.free(), free);
+    }
+}
