@@ -101,9 +101,10 @@ impl Gate {
         self.attempts.store(bytes, Ordering::Relaxed);
     }
 
-    /// What tables, and what waits for them, may take: half at least, however many attempts run.
+    /// What tables, and what waits for them, may take: a fifth at least, however many attempts run. Attempts have half of the memory
+    /// setting, and together with that, at the bound of attempts, it is no more than the share of both.
     pub(crate) fn tables_bytes_max(&self) -> u64 {
-        self.bytes_max - self.attempts.load(Ordering::Relaxed).min(self.bytes_max / 2)
+        self.bytes_max - self.attempts.load(Ordering::Relaxed).min(self.bytes_max / 5 * 4)
     }
 
     /// What the tables of one worker take now, with what was applied since this was last called: so many entries of so many bytes, which
@@ -297,9 +298,9 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_what_attempts_leave_and_half_at_least() {
+    fn tables_have_what_attempts_leave_and_a_fifth_at_least() {
         let gate = gate(edges_bytes_max(1_250));
-        for (attempts, tables) in [(0, 1_000), (300, 700), (5_000, 500)] {
+        for (attempts, tables) in [(0, 1_000), (300, 700), (5_000, 200)] {
             gate.set_attempts(attempts);
             gate.set(0, tables, (0, 0));
             assert_eq!((gate.tables_bytes_max(), gate.shortage()), (tables, None));

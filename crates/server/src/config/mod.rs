@@ -120,7 +120,7 @@ const ATTEMPTS_MAX: u64 = 24_000;
 /// So many run however little memory there is.
 const ATTEMPTS_MIN: u64 = 100;
 /// Share of the memory setting for attempts that wait; it is part of the one for tables.
-const ATTEMPTS_SHARE: u64 = 4;
+const ATTEMPTS_SHARE: u64 = 2;
 /// What an attempt takes while it waits: its task has less than 4,000 bytes, the rest is its stream.
 pub(crate) const WAITING_ATTEMPT_BYTES: u64 = 6 << 10;
 

@@ -209,7 +209,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.concurrent-invocations-limit",
         kind: Kind::Automatic(|c| &mut c.worker.invoker.attempts_max),
-        meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if a quarter of `memory-size` does not hold so many that wait. \
+        meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if half of `memory-size` does not hold so many that wait. \
                   Further ones queue, and while they do, attempts that only sleep or wait for calls are asked to suspend. \
                   Attempts whose response has not begun take half at most for each deployment, so that one that hangs stops no other.",
     },

@@ -163,7 +163,7 @@ fn the_page_of_settings_is_fresh() {
 #[test]
 fn attempts_have_places_by_memory_unless_an_operator_says_how_many() {
     let with = |memory: &str| from_file(&format!("memory-size = '{memory}'")).unwrap().attempts_max();
-    assert_eq!([with("16MiB"), with("256MiB"), with("4GiB")], [682, 10_922, 24_000]);
+    assert_eq!([with("16MiB"), with("256MiB"), with("4GiB")], [1_365, 21_845, 24_000]);
     assert_eq!(Config { memory_bytes: 1, ..Config::default() }.attempts_max(), 100);
     let told = from_file("worker.invoker.concurrent-invocations-limit = 50000").unwrap();
     assert_eq!(told.attempts_max(), 50_000);
