@@ -11,8 +11,9 @@ use std::cell::RefCell;
 const SHARED_BYTES_MIN: usize = 16 << 10;
 const AROUND_SHARE: usize = 8;
 
+// shared: set for the time of one call, which does not await.
 thread_local! {
-    // shared: set for the time of one call, which does not await.
+    // shared: as above.
     static SOURCE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
 }
 
