@@ -75,14 +75,14 @@ impl Admin {
             return Err(Error::PartitionStopped { partition: stopped.partition, error: stopped.error.clone() });
         }
         let disk = self.0.partitions.disk();
-        let (needed_bytes, waits) = match disk.room {
+        let waits = match disk.room {
             DiskRoom::Enough => return Ok(()),
-            DiskRoom::Work => (disk.edges_bytes, "calls are answered 503 and Kafka is not read"),
-            DiskRoom::Reserve => (disk.work_bytes, "calls are answered 503, Kafka is not read, and running invocations wait"),
+            DiskRoom::Work => "calls are answered 503 and Kafka is not read",
+            DiskRoom::Reserve => "calls are answered 503, Kafka is not read, and running invocations wait",
         };
-        let why = match disk.free_bytes {
-            free if free < needed_bytes => format!("the disk has {free} bytes free and needs {needed_bytes}"),
-            free => format!("the disk has {free} bytes free, but log or tables find no room or no file descriptor"),
+        let why = match (disk.free_bytes, disk.missing_bytes) {
+            (free, 0) => format!("the disk has {free} bytes free, but log or tables find no room or no file descriptor"),
+            (free, missing) => format!("the disk has {free} bytes free and needs {}", free + missing),
         };
         Err(Error::DiskShort { why, waits })
     }

@@ -47,6 +47,9 @@ pub trait Log: Send + Sync {
 
     /// What a recovery would read now.
     fn retained(&self) -> Retained;
+
+    /// Whether room on the disk is short: then no more is kept ready than what comes next.
+    fn set_short(&self, is_short: bool);
 }
 
 /// How much a log holds, and why.

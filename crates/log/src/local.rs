@@ -322,6 +322,11 @@ impl Log for LocalLog {
         let segments = self.shared.segments();
         Retained { bytes: segments.bytes_retained(), oldest_holder: segments.oldest_holder(), room: segments.room() }
     }
+
+    fn set_short(&self, is_short: bool) {
+        self.shared.segments().is_short = is_short;
+        self.shared.filler_wake.wake();
+    }
 }
 
 /// What waits for the writer.

@@ -229,8 +229,10 @@ impl ActingPartition {
     fn act(&mut self, time: TurnTime) -> Result<TurnDone, StateError> {
         let TurnTime { now, monotonic_ms } = time;
         let settings = &self.shared.settings;
-        let share = settings.retained_bytes_max / u64::from(self.shared.count());
-        let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share };
+        let count = u64::from(self.shared.count());
+        let share = settings.retained_bytes_max / count;
+        let missing_bytes = self.shared.gate.disk().missing_bytes.div_ceil(count);
+        let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share, missing_bytes };
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, time)?;
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));

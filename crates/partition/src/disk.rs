@@ -1,17 +1,19 @@
 //! Room on the disk: looks at it, shuts the edges before the reserve is touched, holds work back before it is eaten, and opens both
 //! again (rule R2).
 //!
-//! Owns: the two thresholds, and telling each change once. Does not own: who waits (`gate`, `worker`), or what happens when there is
-//! no room all the same: the log goes on in its own reserve and then waits, and checkpoints are tried again.
+//! Owns: the two thresholds, and telling each change once, to log and tables as well, which then give back what they can. Does not own:
+//! who waits (`gate`, `worker`), what goes before its time (`housekeeping`), or what happens when there is no room all the same: the log
+//! goes on in its own reserve and then waits, and checkpoints are tried again.
 
 use crate::gate::{DiskRoom, DiskStatus};
 use crate::handle::Shared;
 use crate::mailbox::Input;
 use crate::settings::Mutant;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use surefoot_env::{Space, Step, Steps, Wake};
-use surefoot_log::Room;
+use surefoot_log::{Retained, Room};
+use surefoot_storage::Engine;
 
 /// The room is looked at this often, and where it is short, or could be soon, this often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -19,7 +21,7 @@ const LOOK_SHORT: Duration = Duration::from_millis(100);
 /// It could be soon below this many times the reserve.
 const SOON: u64 = 4;
 /// The reserve is no more than this share of the file system, whatever the setting says: a small one would be shut from the start.
-const RESERVE_SHARE: u64 = 8;
+pub const DISK_RESERVE_SHARE: u64 = 4;
 /// What was shut opens once this share of its threshold is free beyond it, so that it does not open and shut in turn.
 const MARGIN_SHARE: u64 = 8;
 
@@ -28,14 +30,16 @@ pub(crate) struct DiskWatch {
     shared: Arc<Shared>,
     /// Tries a checkpoint again that found no room.
     checkpointer: Wake,
+    /// Weak, so that the tables can be opened again as soon as no partition needs them.
+    engine: Weak<dyn Engine>,
     free_before: u64,
     /// It was said that the room cannot be asked for.
     has_told: bool,
 }
 
 impl DiskWatch {
-    pub(crate) fn new(shared: Arc<Shared>, checkpointer: Wake) -> Self {
-        Self { shared, checkpointer, free_before: u64::MAX, has_told: false }
+    pub(crate) fn new(shared: Arc<Shared>, checkpointer: Wake, engine: &Arc<dyn Engine>) -> Self {
+        Self { shared, checkpointer, engine: Arc::downgrade(engine), free_before: u64::MAX, has_told: false }
     }
 
     fn look(&mut self) -> Duration {
@@ -52,10 +56,16 @@ impl DiskWatch {
         };
         let before = gate.disk();
         let reserve = if settings.mutant == Mutant::IgnoreDisk { 0 } else { settings.disk_reserve_bytes_max };
-        let now = next(&before, space, reserve, log.retained().room, gate.checkpoint_waits());
+        let bounds = Bounds { reserve_bytes_max: reserve, log_bytes_max: settings.log_bytes_max };
+        let now = next(&before, space, bounds, log.retained(), gate.checkpoint_waits());
         gate.set_disk(now);
         if now.room != before.room {
             tell(&now);
+            let is_short = now.room != DiskRoom::Enough;
+            log.set_short(is_short);
+            if let Some(engine) = self.engine.upgrade() {
+                engine.set_short(is_short);
+            }
             // Attempts that found no room are asked for again.
             workers.iter().for_each(|worker| worker.push(Input::SlotFreed));
         }
@@ -70,12 +80,22 @@ impl DiskWatch {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Bounds {
+    reserve_bytes_max: u64,
+    log_bytes_max: u64,
+}
+
 /// What follows from a look. The log and the checkpointer may know better than the free space: another process was quicker, or a
 /// quota is lower.
-fn next(before: &DiskStatus, space: Space, reserve_bytes_max: u64, log: Room, checkpoint_waits: bool) -> DiskStatus {
-    let edges_bytes = reserve_bytes_max.min(space.total / RESERVE_SHARE);
+fn next(before: &DiskStatus, space: Space, bounds: Bounds, log: Retained, checkpoint_waits: bool) -> DiskStatus {
+    let edges_bytes = bounds.reserve_bytes_max.min(space.total / DISK_RESERVE_SHARE);
     let work_bytes = edges_bytes / 2;
-    let is_below = |threshold: u64, was: bool| space.free < threshold + if was { threshold / MARGIN_SHARE } else { 0 };
+    // What is in the log is written to the tables once more before it can go.
+    let free_bytes = space.free.saturating_sub(log.bytes.saturating_sub(bounds.log_bytes_max));
+    let opens_at = |threshold: u64| threshold + threshold / MARGIN_SHARE;
+    let is_below = |threshold: u64, was: bool| free_bytes < if was { opens_at(threshold) } else { threshold };
+    let log = log.room;
     let room = if log != Room::Enough || is_below(work_bytes, before.room == DiskRoom::Reserve) {
         DiskRoom::Reserve
     } else if checkpoint_waits || is_below(edges_bytes, before.room != DiskRoom::Enough) {
@@ -84,7 +104,8 @@ fn next(before: &DiskStatus, space: Space, reserve_bytes_max: u64, log: Room, ch
         DiskRoom::Enough
     };
     let is_starved = log != Room::Enough || checkpoint_waits;
-    DiskStatus { room, free_bytes: space.free, edges_bytes, work_bytes, is_starved }
+    let missing_bytes = if room == DiskRoom::Enough { 0 } else { opens_at(edges_bytes).saturating_sub(free_bytes) };
+    DiskStatus { room, free_bytes, missing_bytes, edges_bytes, work_bytes, is_starved }
 }
 
 fn tell(now: &DiskStatus) {
@@ -95,7 +116,8 @@ fn tell(now: &DiskStatus) {
             free_bytes,
             edges_bytes,
             is_starved,
-            "no room on the disk, or no file descriptor; calls are answered 503 and Kafka is not read until there is"
+            "no room on the disk, or no file descriptor; calls are answered 503 and Kafka is not read until there is, and journals and unkeyed \
+             results of completed invocations go before their time"
         ),
         DiskRoom::Reserve => tracing::error!(
             free_bytes,
@@ -121,7 +143,13 @@ mod tests {
 
     fn look(before: DiskRoom, free: u64) -> DiskRoom {
         let before = DiskStatus { room: before, ..DiskStatus::default() };
-        next(&before, Space { free, total: TOTAL }, RESERVE, Room::Enough, false).room
+        next(&before, Space { free, total: TOTAL }, BOUNDS, log(0, Room::Enough), false).room
+    }
+
+    const BOUNDS: Bounds = Bounds { reserve_bytes_max: RESERVE, log_bytes_max: 100 };
+
+    fn log(bytes: u64, room: Room) -> Retained {
+        Retained { bytes, oldest_holder: None, room }
     }
 
     #[test]
@@ -145,14 +173,26 @@ mod tests {
 
     #[test]
     fn a_small_disk_is_not_shut_from_the_start() {
-        let status = next(&DiskStatus::default(), Space { free: 900, total: 1_000 }, RESERVE, Room::Enough, false);
-        assert_eq!((status.room, status.edges_bytes, status.work_bytes), (DiskRoom::Enough, 125, 62));
+        let status = next(&DiskStatus::default(), Space { free: 900, total: 1_000 }, BOUNDS, log(0, Room::Enough), false);
+        assert_eq!((status.room, status.edges_bytes, status.work_bytes), (DiskRoom::Enough, 250, 125));
+    }
+
+    /// A log that was longer than what was left free was accepted, and then found no room in the tables.
+    #[test]
+    fn what_the_log_holds_beyond_its_bound_is_not_free() {
+        let status =
+            |bytes| next(&DiskStatus::default(), Space { free: 1_000, total: TOTAL }, BOUNDS, log(bytes, Room::Enough), false);
+        let found = |status: DiskStatus| (status.room, status.free_bytes, status.missing_bytes);
+        assert_eq!(found(status(100)), (DiskRoom::Enough, 1_000, 0));
+        assert_eq!(found(status(300)), (DiskRoom::Enough, 800, 0));
+        assert_eq!(found(status(301)), (DiskRoom::Work, 799, 101), "the edges open at an eighth above");
+        assert_eq!(found(status(5_000)), (DiskRoom::Reserve, 0, 900));
     }
 
     #[test]
     fn a_log_or_a_checkpoint_that_found_no_room_counts_whatever_is_free() {
-        let next = |log, checkpoint_waits| {
-            next(&DiskStatus::default(), Space { free: TOTAL, total: TOTAL }, RESERVE, log, checkpoint_waits)
+        let next = |room, checkpoint_waits| {
+            next(&DiskStatus::default(), Space { free: TOTAL, total: TOTAL }, BOUNDS, log(0, room), checkpoint_waits)
         };
         assert_eq!(next(Room::Enough, true).room, DiskRoom::Work);
         assert_eq!(next(Room::Reserve, false).room, DiskRoom::Reserve);

@@ -40,7 +40,10 @@ pub enum DiskRoom {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskStatus {
     pub room: DiskRoom,
+    /// What is free, but for what the log holds beyond its bound: that goes to the tables yet.
     pub free_bytes: u64,
+    /// What is to become free before the edges open.
+    pub missing_bytes: u64,
     /// With less than this the edges refuse.
     pub edges_bytes: u64,
     /// With less than this running work waits.

@@ -19,6 +19,9 @@ const REMOVING_MAX: usize = 2_048;
 const REMOVING_MIN: usize = 16;
 /// Whether too much is retained is looked at this often, in milliseconds.
 const EVICTION_INTERVAL_MS: u64 = 1_000;
+/// What was removed because the disk is short takes about this long, in milliseconds, until its room is free: after a checkpoint and a
+/// compaction. Only then is more removed.
+const DISK_EVICTION_INTERVAL_MS: u64 = 3_000;
 
 pub(crate) struct Housekeeping {
     /// Log bytes applied since the last checkpoint began.
@@ -42,6 +45,9 @@ pub(crate) struct Housekeeping {
     removing_max: usize,
     /// Bytes that removals free which were asked for since the last look.
     evicting_bytes: u64,
+    /// Bytes still to be removed because the disk was short at the last look at that, and when the next one is.
+    disk_over_bytes: u64,
+    next_disk_eviction_ms: u64,
 }
 
 /// What a sweep goes by.
@@ -51,6 +57,8 @@ pub(crate) struct Looks {
     pub(crate) interval_ms: u64,
     /// Bytes that this partition may retain.
     pub(crate) share: u64,
+    /// Bytes that its part in opening the edges again is (rule R2); 0 where the disk is not short.
+    pub(crate) missing_bytes: u64,
 }
 
 impl Housekeeping {
@@ -70,6 +78,8 @@ impl Housekeeping {
             removing: 0,
             removing_max: (REMOVING_MAX / usize::from(partitions.max(1))).max(REMOVING_MIN),
             evicting_bytes: 0,
+            disk_over_bytes: 0,
+            next_disk_eviction_ms: 0,
         }
     }
 
@@ -132,7 +142,7 @@ impl Housekeeping {
         !self.is_checkpointing && (is_clean || self.has_run_last_round)
     }
 
-    /// Removals that are due by time, or because more is retained than this partition's share.
+    /// Removals that are due by time, or because more is retained than this partition's share or than the disk has room for.
     pub(crate) fn sweep(&mut self, reader: &Reader<'_>, looks: &Looks) -> Result<Vec<Event>, StateError> {
         let mut events = Vec::new();
         if looks.monotonic_ms >= self.next_sweep_ms {
@@ -168,7 +178,13 @@ impl Housekeeping {
         let retained = reader.get::<Meta>(&())?.map_or(0, |meta| meta.evictable_bytes);
         // What was asked for since the last look counts as gone, applied or not.
         let mut over = retained.saturating_sub(looks.share.saturating_add(self.evicting_bytes));
-        if over == 0 {
+        if looks.missing_bytes == 0 {
+            self.disk_over_bytes = 0;
+        } else if looks.monotonic_ms >= self.next_disk_eviction_ms {
+            self.next_disk_eviction_ms = looks.monotonic_ms + DISK_EVICTION_INTERVAL_MS;
+            self.disk_over_bytes = looks.missing_bytes.min(retained);
+        }
+        if over == 0 && self.disk_over_bytes == 0 {
             // By the next look it is applied, and the counter tells anew.
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
             self.evicting_bytes = 0;
@@ -177,12 +193,16 @@ impl Housekeeping {
         let limit = Limit { rows: SWEEP_STEP, bytes: usize::MAX, looks: LOOKS_MAX };
         let Piece { rows, goes_on_at, .. } = reader.scan_within::<Expiries>(&self.evicted_up_to, None, limit)?;
         for (key, row) in &rows {
-            if over == 0 || self.removing == self.removing_max {
+            if over == 0 && self.disk_over_bytes == 0 || self.removing == self.removing_max {
                 return Ok(());
             }
             self.evicted_up_to = after(key);
             if row.evictable_bytes > 0 {
+                if over == 0 {
+                    metrics::counter!("surefoot_disk_evicted_total").increment(1);
+                }
                 over = over.saturating_sub(row.evictable_bytes);
+                self.disk_over_bytes = self.disk_over_bytes.saturating_sub(row.evictable_bytes);
                 self.evicting_bytes += row.evictable_bytes;
                 self.removing += 1;
                 events.push(removal(key, row));
@@ -191,6 +211,7 @@ impl Housekeeping {
         if let Some(next) = goes_on_at {
             self.evicted_up_to = next;
         } else if rows.len() < SWEEP_STEP {
+            self.disk_over_bytes = 0;
             self.next_eviction_ms = looks.monotonic_ms + EVICTION_INTERVAL_MS;
         }
         Ok(())
@@ -245,7 +266,11 @@ mod tests {
     }
 
     fn looks(now: u64, monotonic_ms: u64, share: u64) -> Looks {
-        Looks { now: Timestamp(now), monotonic_ms, interval_ms: 10_000, share }
+        Looks { now: Timestamp(now), monotonic_ms, interval_ms: 10_000, share, missing_bytes: 0 }
+    }
+
+    fn looks_at_short_disk(monotonic_ms: u64, missing_bytes: u64) -> Looks {
+        Looks { missing_bytes, ..looks(0, monotonic_ms, u64::MAX) }
     }
 
     fn swept(housekeeping: &mut Housekeeping, store: &Store, looks: &Looks) -> Vec<u128> {
@@ -328,6 +353,26 @@ mod tests {
     }
 
     #[test]
+    fn a_short_disk_takes_the_oldest_for_what_is_missing_and_then_waits_for_their_room() {
+        let (store, mut housekeeping) = (completed(100..110, 50), housekeeping());
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(0, 120)), [100, 101, 102]);
+        let at = EVICTION_INTERVAL_MS;
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(at, 120)), [] as [u128; 0], "they give room first");
+        let at = DISK_EVICTION_INTERVAL_MS + at;
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(at, 10)), [103]);
+        let at = 2 * at;
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(at, 0)), [] as [u128; 0], "it is not short any more");
+        let at = 2 * at;
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(at, u64::MAX)).len(), 6, "all there is, and no more");
+    }
+
+    #[test]
+    fn a_short_disk_takes_nothing_that_has_a_name() {
+        let (store, mut housekeeping) = (completed(100..110, 0), housekeeping());
+        assert_eq!(swept(&mut housekeeping, &store, &looks_at_short_disk(0, u64::MAX)), [] as [u128; 0]);
+    }
+
+    #[test]
     fn a_checkpoint_is_due_by_log_by_time_and_on_request() {
         let settings = Settings {
             cleanup_interval_ms: 0,
@@ -339,6 +384,8 @@ mod tests {
             outbox_bytes_max: 0,
             disk_dir: "/".into(),
             disk_reserve_bytes_max: 0,
+            disk_active_bytes_max: u64::MAX,
+            log_bytes_max: u64::MAX,
             checkpoint_interval_ms: 1_000,
             replay_bytes_max: 100,
             workers: 1,

@@ -43,6 +43,7 @@ mod worker;
 
 pub use answers::{Answer, Stopped};
 pub use checkpointer::Fatal;
+pub use disk::DISK_RESERVE_SHARE;
 pub use gate::{DiskRoom, DiskStatus, Shortage, edges_bytes_max};
 pub use handle::{Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};

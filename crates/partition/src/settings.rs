@@ -24,8 +24,12 @@ pub struct Settings {
     pub outbox_bytes_max: u64,
     /// A directory on the disk that holds log and tables.
     pub disk_dir: PathBuf,
-    /// With less of it free than this, or than an eighth of it, the edges refuse; with half of that, running work waits (rule R2).
+    /// With less of it free than this, or than a quarter of it, the edges refuse; with half of that, running work waits (rule R2).
     pub disk_reserve_bytes_max: u64,
+    /// Active layers of this node are written at this many bytes, however much memory may hold: what is written has to fit on the disk.
+    pub disk_active_bytes_max: u64,
+    /// Bytes of log beyond which the partition that holds its oldest segment is checkpointed before its time (rule C5).
+    pub log_bytes_max: u64,
     /// A partition that changed is checkpointed at least this often.
     pub checkpoint_interval_ms: u64,
     /// Log bytes of one partition that a restart may have to apply.
@@ -37,9 +41,11 @@ pub struct Settings {
     pub machine_mutant: MachineMutant,
 }
 
-/// Memory that the active layers of all partitions may take before the largest one is written, where tables may take so much.
-pub(crate) fn active_bytes_max(tables_bytes_max: u64) -> u64 {
-    tables_bytes_max / 2
+impl Settings {
+    /// Memory that the active layers of all partitions may take before the largest one is written, where tables may take so much.
+    pub(crate) fn active_bytes_max(&self, tables_bytes_max: u64) -> u64 {
+        (tables_bytes_max / 2).min(self.disk_active_bytes_max)
+    }
 }
 
 /// Deliberately broken variants, each of which a check must catch: a scenario of this room, or the simulation.

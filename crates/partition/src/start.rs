@@ -14,7 +14,7 @@ use crate::housekeeping::Housekeeping;
 use crate::mailbox::{Input, Mailbox};
 use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
-use crate::settings::{Mutant, Settings, active_bytes_max};
+use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,6 +44,7 @@ pub enum StartError {
 
 /// Partitions that take the log's tail.
 pub struct Recovering {
+    engine: Arc<dyn Engine>,
     /// In the order of their ids, the catalog's last.
     partitions: Vec<Recovered>,
     records: u64,
@@ -126,7 +127,7 @@ impl Recovering {
             }
             partitions.push(recovered);
         }
-        Ok(Self { partitions, records: 0, active_bytes: 0, settings })
+        Ok(Self { engine: engine.clone(), partitions, records: 0, active_bytes: 0, settings })
     }
 
     fn find(&mut self, partition: PartitionId) -> Option<&mut Recovered> {
@@ -169,7 +170,8 @@ impl Recovering {
     /// Writes the largest layer once all of them take what they may while the node runs (rule C7): what once filled memory does not
     /// fill it again at every start.
     fn keep_bound(&mut self) -> Result<(), StartError> {
-        if self.active_bytes <= active_bytes_max(self.settings.memory_bytes_max) || self.settings.mutant == Mutant::FillMemory {
+        let bytes_max = self.settings.active_bytes_max(self.settings.memory_bytes_max);
+        if self.active_bytes <= bytes_max || self.settings.mutant == Mutant::FillMemory {
             return Ok(());
         }
         let active_bytes = |recovered: &Recovered| recovered.store.as_ref().map_or(0, Store::active_bytes);
@@ -275,7 +277,7 @@ impl Recovering {
 
         let checkpointer = Checkpointer::new(shared.checkpoints.clone(), shared.gate.clone(), fatal);
         env.tasks.drive("checkpointer", checkpoint_wake.clone(), Box::new(checkpointer));
-        env.tasks.drive("disk-watch", Wake::new(), Box::new(DiskWatch::new(shared.clone(), checkpoint_wake)));
+        env.tasks.drive("disk-watch", Wake::new(), Box::new(DiskWatch::new(shared.clone(), checkpoint_wake, &self.engine)));
 
         let mut owned: Vec<Vec<Option<Box<ActingPartition>>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut led = Vec::new();

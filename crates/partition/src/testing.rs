@@ -120,6 +120,8 @@ pub(crate) fn settings() -> Settings {
         retained_bytes_max: 1 << 30,
         disk_dir: "/".into(),
         disk_reserve_bytes_max: 0,
+        disk_active_bytes_max: u64::MAX,
+        log_bytes_max: u64::MAX,
         memory_bytes_max: 64 << 20,
         attempt_bytes: 6 << 10,
         edge_bytes_max: 64 << 20,
@@ -171,6 +173,8 @@ impl Log for TestLog {
     fn retained(&self) -> Retained {
         Retained { bytes: 0, oldest_holder: None, room: surefoot_log::Room::Enough }
     }
+
+    fn set_short(&self, _: bool) {}
 }
 
 impl TestLog {

@@ -5,10 +5,11 @@
 //! (`acting`), or how one stops alone (`owned`).
 
 use crate::acting::{ActingPartition, TurnDone, TurnTime};
+use crate::gate::DiskRoom;
 use crate::handle::Shared;
 use crate::mailbox::{Input, Mailbox};
 use crate::owned::OwnedPartitions;
-use crate::settings::{Mutant, active_bytes_max};
+use crate::settings::Mutant;
 use crate::starting::AttemptStarter;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,10 +26,8 @@ use tokio::sync::oneshot;
 const CLOCK_REREAD: Duration = Duration::from_secs(1);
 /// What is taken off the mailbox before timers, checkpoints and the gate have their turn, as [`RECORD_COST`] counts: 512 small entries.
 const STEP_COST: u64 = 4 << 20;
-/// Bytes of log that make the partition that holds the oldest segment take a checkpoint before its time (rule C5).
-const LOG_BYTES_MAX: u64 = 256 << 20;
-/// The log's size is looked at this often, in milliseconds.
-const LOG_LOOK_MS: u64 = 1_000;
+/// What checkpoints and views hold on the disk is looked at this often, in milliseconds.
+const HELD_LOOK_MS: u64 = 1_000;
 
 pub(crate) struct Worker {
     number: usize,
@@ -38,7 +37,7 @@ pub(crate) struct Worker {
     partitions: OwnedPartitions,
     starter: AttemptStarter,
     inputs: VecDeque<Input>,
-    next_log_look_ms: u64,
+    next_held_look_ms: u64,
     /// Entries that were applied since the gate was told what the tables take, and their bytes: it counts them as waiting until then.
     applied: (u64, u64),
     /// What the active layers of its partitions may take, as of its last turn: attempts that another worker has started since are seen
@@ -120,7 +119,7 @@ impl Worker {
             invoker,
             shared,
             inputs: VecDeque::new(),
-            next_log_look_ms: 0,
+            next_held_look_ms: 0,
             applied: (0, 0),
             active_bytes_max: u64::MAX,
             stopping: None,
@@ -197,11 +196,9 @@ impl Worker {
     /// Timers, messages, sweeps and checkpoints; says for how long nothing will be due.
     fn turn(&mut self) -> Duration {
         let time = self.time();
-        if let Some(holder) = self.oldest_holder(time.monotonic_ms)
-            && self.shared.worker_of(holder) == self.number
-            && let Some(partition) = self.partitions.find(holder)
-        {
-            partition.housekeeping.hurry();
+        if time.monotonic_ms >= self.next_held_look_ms {
+            self.next_held_look_ms = time.monotonic_ms + HELD_LOOK_MS;
+            self.give_room_back();
         }
         let reread = match self.shared.settings.mutant {
             Mutant::SleepThrough => Duration::from_secs(24 * 60 * 60),
@@ -215,7 +212,7 @@ impl Worker {
         }
         let gate = &self.shared.gate;
         gate.set_attempts(self.shared.settings.attempt_bytes.saturating_mul(self.invoker.running() as u64));
-        self.active_bytes_max = active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
+        self.active_bytes_max = self.shared.settings.active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
         self.partitions.checkpoint_largest(self.active_bytes_max);
         let applied = std::mem::take(&mut self.applied);
         if self.shared.gate.set(self.number, self.partitions.memory_bytes(), applied) {
@@ -225,14 +222,19 @@ impl Worker {
         Duration::from_millis(next_ms.saturating_sub(time.monotonic_ms)).min(reread)
     }
 
-    /// The partition that keeps the log from being trimmed, where the log is too large.
-    fn oldest_holder(&mut self, monotonic_ms: u64) -> Option<PartitionId> {
-        if monotonic_ms < self.next_log_look_ms {
-            return None;
+    /// Lets go of what holds room on the disk: views of tables that were written anew since, and the log where it is too large (rule
+    /// C5), all of it where the disk is short: what was deleted gives its room back once that is written.
+    fn give_room_back(&mut self) {
+        self.partitions.refresh();
+        let (retained, bytes_max) = (self.shared.log.retained(), self.shared.settings.log_bytes_max);
+        if self.shared.gate.disk().room != DiskRoom::Enough {
+            self.partitions.touch_all().for_each(|partition| partition.housekeeping.hurry());
+        } else if let Some(holder) = retained.oldest_holder.filter(|_| retained.bytes > bytes_max)
+            && self.shared.worker_of(holder) == self.number
+            && let Some(partition) = self.partitions.find(holder)
+        {
+            partition.housekeeping.hurry();
         }
-        self.next_log_look_ms = monotonic_ms + LOG_LOOK_MS;
-        let retained = self.shared.log.retained();
-        retained.oldest_holder.filter(|_| retained.bytes > LOG_BYTES_MAX)
     }
 
     fn time(&self) -> TurnTime {

@@ -5,6 +5,7 @@
 pub mod config;
 pub mod data_dir;
 mod descriptors;
+pub mod disk;
 pub mod memory;
 pub mod node;
 pub mod serve;

@@ -4,6 +4,7 @@
 //! checkpoint). Does not own: listeners and signals (`serve`), or rules of any kind.
 
 use crate::config::{Config, WAITING_ATTEMPT_BYTES};
+use crate::disk::DiskShares;
 use crate::memory::{MemoryShares, Share};
 use std::io;
 use std::path::PathBuf;
@@ -109,10 +110,12 @@ impl Node {
     pub async fn start(config: &Config, env: Env, place: Place, seams: Seams) -> Result<Self, Error> {
         let began = env.clock.monotonic();
         let mutants = seams.mutants;
-        let settings = partition_settings(config, &place, seams.workers, mutants);
+        let disk_shares = DiskShares::of_dir(&*env.disk, &place.log, config.disk_reserve_bytes);
+        let settings = partition_settings(config, &place, disk_shares, seams.workers, mutants);
         let mut recovering = Recovering::open(&seams.engine, place.partitions, mutants.storage, settings)?;
         let fatal = seams.fatal.clone();
         let mut options = Options::new(move |message| fatal(message));
+        (options.segment_bytes_max, options.reserve_bytes) = (disk_shares.segment_bytes_max, disk_shares.log_reserve_bytes);
         (seams.tune_log)(&mut options);
         options.mutant = if config.skip_fsync { local::Mutant::SkipSync } else { mutants.log };
         let covered = recovering.covered();
@@ -206,13 +209,21 @@ pub fn request_headers(config: &Config) -> Vec<(String, String)> {
     vec![("x-restate-cluster-name".to_owned(), config.cluster_name.clone())]
 }
 
-fn partition_settings(config: &Config, place: &Place, workers: usize, mutants: Mutants) -> surefoot_partition::Settings {
+fn partition_settings(
+    config: &Config,
+    place: &Place,
+    disk: DiskShares,
+    workers: usize,
+    mutants: Mutants,
+) -> surefoot_partition::Settings {
     let shares = MemoryShares::of(config.memory_bytes);
     surefoot_partition::Settings {
         cleanup_interval_ms: millis(config.worker.cleanup_interval),
         retained_bytes_max: config.retained_bytes_max,
         disk_dir: place.log.clone(),
         disk_reserve_bytes_max: config.disk_reserve_bytes,
+        disk_active_bytes_max: disk.active_bytes_max,
+        log_bytes_max: disk.log_bytes_max,
         memory_bytes_max: surefoot_partition::edges_bytes_max(shares.bytes(Share::Tables)),
         attempt_bytes: WAITING_ATTEMPT_BYTES,
         edge_bytes_max: bounded(shares.bytes(Share::EdgeWaits)),

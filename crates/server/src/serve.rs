@@ -8,6 +8,7 @@
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
 use crate::descriptors::Descriptors;
+use crate::disk::{self, DiskShares};
 use crate::memory::{MemoryShares, Share};
 use crate::node::{self, Mutants, Node, Place, Recovered, Seams, WORKERS};
 use crate::sources::KafkaSources;
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
-use surefoot_env::{Env, is_shortage};
+use surefoot_env::{Disk, Env, is_shortage};
 use surefoot_ingress::{BodyBounds, Limits};
 use surefoot_invoker::ArrivalBounds;
 use surefoot_invoker::transport::http::HttpTransport;
@@ -73,6 +74,8 @@ pub struct Process {
 pub enum Error {
     #[error(transparent)]
     DataDir(#[from] data_dir::Error),
+    #[error("{0}")]
+    DiskTooSmall(String),
     #[error("cannot listen on {address} for {purpose}: {source}; {hint}")]
     Bind { address: Address, purpose: &'static str, source: io::Error, hint: String },
     #[error("cannot open the tables in {path}: {source}")]
@@ -87,6 +90,9 @@ impl Serving {
         data_dir::keep_private();
         let descriptors = Descriptors::raised();
         let data_dir = DataDir::open(&config.base_dir, config.partitions, env.ids.random_u64())?;
+        if let Ok(space) = env.disk.space(&config.base_dir) {
+            disk::check(space).map_err(Error::DiskTooSmall)?;
+        }
         let ingress_port = bind(&config.ingress.bind_address, "calls", "--ingress-address").await?;
         let admin_port = bind(&config.admin.bind_address, "operators", "--admin-address").await?;
         let addresses = (local(&ingress_port), local(&admin_port));
@@ -117,7 +123,7 @@ impl Serving {
         let tables = data_dir.tables();
         let mut patience = StartPatience::new(&env, data_dir.log());
         let engine = loop {
-            match FjallEngine::open(&tables, engine_options(config)) {
+            match FjallEngine::open(&tables, engine_options(config, &*env.disk)) {
                 Ok(engine) => break engine,
                 Err(error) if is_shortage(&error) => patience.wait(&admin_server, &error).await,
                 Err(source) => return Err(Error::Engine { path: tables.display().to_string(), source }),
@@ -263,6 +269,9 @@ fn local(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().expect("a bound listener has an address")
 }
 
-fn engine_options(config: &Config) -> FjallOptions {
-    FjallOptions { cache_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::EngineCache) }
+fn engine_options(config: &Config, disk: &dyn Disk) -> FjallOptions {
+    FjallOptions {
+        cache_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::EngineCache),
+        table_bytes: DiskShares::of_dir(disk, &config.base_dir, config.disk_reserve_bytes).table_bytes,
+    }
 }

@@ -30,6 +30,7 @@ const HELP: &[(&str, Kind, &str)] = &[
     ("surefoot_disk_free_bytes", Kind::Gauge, "Bytes that are free where the data directory is."),
     ("surefoot_disk_edges_refused", Kind::Gauge, "1 while calls are refused for want of disk, else 0."),
     ("surefoot_disk_work_held", Kind::Gauge, "1 while running invocations wait for want of disk, else 0."),
+    ("surefoot_disk_evicted_total", Kind::Counter, "Completed invocations that went before their time for want of disk."),
     ("surefoot_kafka_ingress_held", Kind::Gauge, "1 while a subscription is held, else 0."),
     ("surefoot_kafka_ingress_standing_still", Kind::Gauge, "Streams that stand still without a reason."),
     ("surefoot_kafka_ingress_standstills_total", Kind::Counter, "How often a stream stood still without a reason."),

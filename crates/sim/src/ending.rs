@@ -203,6 +203,8 @@ fn recovering(world: &World, engine: &Arc<dyn Engine>) -> Result<Recovering, Str
         retained_bytes_max: u64::MAX,
         disk_dir: PLACE.into(),
         disk_reserve_bytes_max: 0,
+        disk_active_bytes_max: u64::MAX,
+        log_bytes_max: u64::MAX,
         memory_bytes_max: 64 << 20,
         attempt_bytes: 6 << 10,
         edge_bytes_max: 64 << 20,

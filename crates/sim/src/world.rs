@@ -97,7 +97,7 @@ const SEGMENT_BYTES: u64 = 4 << 10;
 const LOG_RESERVE: u64 = 16 << 10;
 /// What the edges leave free on the disk, at most this share of it, and for how long it may take until they are shut or open: it is looked at every second.
 const DISK_RESERVE: u64 = 64 << 10;
-const DISK_RESERVE_SHARE: u64 = 8;
+const DISK_RESERVE_SHARE: u64 = 4;
 const DISK_MAX: Duration = Duration::from_secs(2);
 /// Polls after which a world that has not ended never will.
 const POLLS_LIMIT: u64 = 200_000;

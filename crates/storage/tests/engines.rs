@@ -51,13 +51,15 @@ fn mem_engine() {
 
 #[cfg(feature = "fjall")]
 mod on_disk {
-    use super::{Subject, suite};
+    use super::{Subject, get, suite};
     use std::fs;
     use std::io::Write;
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::sync::Arc;
-    use surefoot_storage::{Engine, FjallEngine, FjallOptions};
+    use std::time::{Duration, Instant};
+    use surefoot_env::{Disk, OsDisk};
+    use surefoot_storage::{Batch, Engine, FjallEngine, FjallOptions};
 
     struct Fjall {
         dir: PathBuf,
@@ -133,6 +135,13 @@ mod on_disk {
             while ballast.write_all(&[1; 4096]).is_ok() {}
         }
 
+        /// Leaves so many bytes free.
+        fn fill_but(&self, bytes: u64) {
+            let free = || OsDisk.space(self.path()).unwrap().free;
+            let mut ballast = fs::File::options().create(true).append(true).open(self.0.path().join("ballast")).unwrap();
+            while free() > bytes && ballast.write_all(&[1; 4096]).is_ok() {}
+        }
+
         fn free(&self) {
             fs::remove_file(self.0.path().join("ballast")).unwrap();
         }
@@ -143,6 +152,72 @@ mod on_disk {
             let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
             assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.path().display());
         }
+    }
+
+    /// Deleted entries kept their room: their compaction would have needed as much again, and what it replaced stayed for views that
+    /// nobody held.
+    #[test]
+    fn what_was_deleted_gives_its_room_back_within_little_room_where_the_disk_is_short() {
+        const VALUES: u32 = 2_000;
+        const KEPT: u32 = 10;
+        const VALUE_BYTES: usize = 20_000;
+        const LEFT_BYTES: u64 = 4 << 20;
+        let Some(volume) = Volume::mount() else { return };
+        let dir = volume.path().join("tables");
+        let options = FjallOptions { table_bytes: 256 << 10, ..FjallOptions::default() };
+        let engine = FjallEngine::open(&dir, options).unwrap();
+        let key = |n: u32| [b"k".as_slice(), &n.to_be_bytes()].concat();
+        // Each batch reaches over all keys, as those of partitions do.
+        for batch_number in 0..40 {
+            let mut batch = Batch::default();
+            for n in (0..VALUES).filter(|n| n % 40 == batch_number) {
+                batch.put(|out| out.extend(key(n)), |out| out.extend(vec![n as u8; VALUE_BYTES]));
+            }
+            engine.commit(&batch).unwrap();
+        }
+        volume.fill_but(LEFT_BYTES);
+        for half in 0..2 {
+            let mut batch = Batch::default();
+            (0..VALUES).filter(|n| n % KEPT != 0 && n % 2 == half).for_each(|n| batch.delete(|out| out.extend(key(n))));
+            engine.commit(&batch).unwrap();
+        }
+        engine.set_short(true);
+        let gone = u64::from(VALUES - VALUES / KEPT) * VALUE_BYTES as u64;
+        let free = || OsDisk.space(volume.path()).unwrap().free;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while free() < gone / 10 * 9 {
+            assert!(Instant::now() < deadline, "{} bytes are free of {gone} that were deleted: {:?}", free(), engine.trouble());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let view = engine.view();
+        for n in 0..VALUES {
+            let expected = (n % KEPT == 0).then(|| vec![n as u8; VALUE_BYTES]);
+            assert!(view.get(&key(n)).unwrap() == expected, "value {n}");
+        }
+    }
+
+    /// Files that a compaction has replaced stayed until another one had followed.
+    #[test]
+    fn files_that_no_view_needs_go_without_another_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = FjallEngine::open(dir.path(), FjallOptions::default()).unwrap();
+        for n in 0..8u8 {
+            let mut batch = Batch::default();
+            (0..100u8).for_each(|key| batch.put(|out| out.extend([b'k', key]), |out| out.extend([n; 10_000])));
+            engine.commit(&batch).unwrap();
+        }
+        // One batch is left, and the ends.
+        let bytes = || fs::read_dir(dir.path().join("keyspaces/1/tables")).unwrap().map(|f| f.unwrap().metadata().unwrap().len());
+        let view = engine.view();
+        assert_eq!(view.get(b"k\x07").unwrap(), Some(vec![7; 10_000]));
+        drop(view);
+        engine.set_short(true);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while bytes().sum::<u64>() > 1_200_000 {
+            assert!(Instant::now() < deadline, "{:?}", bytes().collect::<Vec<_>>());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(get(&*engine.view(), b"k\x07"), Some(vec![7; 10_000]));
     }
 
     #[test]
@@ -177,7 +252,7 @@ fn compaction_that_has_failed_is_told() {
     use surefoot_storage::{FjallEngine, FjallOptions};
 
     let dir = tempfile::tempdir().unwrap();
-    let engine = FjallEngine::open(dir.path(), FjallOptions { cache_bytes: 0 }).unwrap();
+    let engine = FjallEngine::open(dir.path(), FjallOptions { cache_bytes: 0, ..FjallOptions::default() }).unwrap();
     let commit = |n: u32| {
         let key = |i: u32| [b"k".as_slice(), &i.to_be_bytes()].concat();
         let value = n.to_be_bytes().repeat(100);

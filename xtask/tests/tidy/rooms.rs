@@ -56,6 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Outside crates that only these rooms may name.
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("fjall", &["storage"]),
+    ("lsm-tree", &["storage"]),
     ("rdkafka", &["kafka", "demo", "bench", "sdk-tests"]),
     ("datafusion", &["query"]),
     ("arrow", &["query"]),

@@ -52,6 +52,8 @@ pub(super) struct Segments {
     pub(super) reserve_is_taken: bool,
     /// Nothing could be written for want of room.
     pub(super) is_stuck: bool,
+    /// Room on the disk is short: one spare is kept, and no more.
+    pub(super) is_short: bool,
     /// Counts the names of spares.
     pub(super) spares_named: u64,
     /// The number of the segment being written, and the number that the mark in the directory has.
@@ -85,6 +87,7 @@ impl Segments {
             reserve_bytes: options.reserve_bytes,
             reserve_is_taken: false,
             is_stuck: false,
+            is_short: false,
             spares_named: 0,
             current: 0,
             marked: None,
@@ -126,7 +129,8 @@ impl Segments {
     pub(super) fn fits(&self, file_bytes: u64) -> bool {
         let wanted = self.capacity_wanted();
         let kept = self.bytes_retained() + self.spare_bytes() + file_bytes;
-        (wanted / 2..=wanted * 2).contains(&file_bytes) && (self.spares.is_empty() || kept <= self.bytes_peak())
+        let has_use = self.spares.is_empty() || kept <= self.bytes_peak() && !self.is_short;
+        (wanted / 2..=wanted * 2).contains(&file_bytes) && has_use
     }
 
     /// A file is ready to become a segment. The reserve comes first.
@@ -167,10 +171,10 @@ impl Segments {
         (self.marked != Some(self.current)).then_some(self.current)
     }
 
-    /// Takes a spare of which there are too many since less is written.
+    /// Takes a spare of which there are too many, since less is written or the disk is short.
     pub(super) fn take_surplus(&mut self) -> Option<Spare> {
         let kept = self.bytes_retained() + self.spare_bytes();
-        let is_surplus = self.spares.len() > 1 && kept > self.bytes_peak() + self.bytes_max;
+        let is_surplus = self.spares.len() > 1 && (self.is_short || kept > self.bytes_peak() + self.bytes_max);
         if is_surplus { self.spares.pop() } else { None }
     }
 
@@ -323,6 +327,17 @@ mod tests {
         let (made, removed) = rounds(&mut s, 60, 1, 1 << 20);
         assert_eq!(made, 0);
         assert!(removed > 0 && s.spares.len() <= 2, "{removed} removed, {} left", s.spares.len());
+    }
+
+    #[test]
+    fn of_what_is_ready_one_file_is_kept_where_the_disk_is_short() {
+        let mut s = segments(Mutant::None);
+        rounds(&mut s, 20, 6, 64 << 20);
+        s.is_short = true;
+        while s.take_surplus().is_some() {}
+        assert_eq!((s.spares.len(), s.fits(64 << 20)), (1, false));
+        s.is_short = false;
+        assert!(s.fits(64 << 20), "it grows to what it was");
     }
 
     #[test]

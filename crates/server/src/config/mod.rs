@@ -13,6 +13,7 @@ pub use load::{Loaded, Sources, load};
 pub use table::{Kind, SETTINGS, Setting};
 pub use value::Address;
 
+use crate::disk::DISK_RESERVE_BYTES;
 use std::path::PathBuf;
 use std::time::Duration;
 use surefoot_model::catalog::{Defaults, OnMaxAttempts, RetryPolicy};
@@ -172,7 +173,7 @@ impl Default for Config {
             },
             memory_bytes: 256 * MIB,
             retained_bytes_max: 4096 * MIB,
-            disk_reserve_bytes: 512 * MIB,
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
             kafka: Kafka { parked_records_max: 1_000, parked_bytes_max: 256 * MIB, bounds: surefoot_kafka::Bounds::default() },
             skip_fsync: false,

@@ -106,14 +106,18 @@ pub const SETTINGS: &[Setting] = &[
         key: "retained-bytes-limit",
         kind: Kind::Size { field: |c| &mut c.retained_bytes_max, min: 0 },
         meaning: "Bytes that completed invocations may hold. Beyond it the oldest journals and unkeyed results go before their time; \
-                  results of idempotency keys and workflows stay.",
+                  results of idempotency keys and workflows stay. The same go, oldest first and as many as are needed, while the disk is \
+                  short (`disk-reserve-size`): work that is to come is worth more than a record of what was done that nobody can ask for \
+                  by name. What has a name is a promise to its caller and stays for its time: where it fills the disk, calls are refused.",
     },
     Setting {
         key: "disk-reserve-size",
         kind: Kind::Size { field: |c| &mut c.disk_reserve_bytes, min: 0 },
-        meaning: "Room that is left free on the disk of the data directory; never more than an eighth of that disk. With less, calls are answered \
+        meaning: "Room that is left free on the disk of the data directory; never more than a quarter of that disk. With less, calls are answered \
                   503 and Kafka is not read; with half of it, running invocations wait as well. All go on by themselves once there is room. \
-                  The half is for the log's next segment and for compacting the tables.",
+                  The half is for the log's next segment and for compacting the tables, whose sizes follow from the disk's: on one of 64MiB \
+                  segments are of 2MiB at most, and table files of 512KiB. The disk has 32MiB at least (SF4001). Less than the default leaves a \
+                  compaction too little on a large disk; `0` leaves nothing free. Room comes back within seconds of a purge.",
     },
     Setting {
         key: "dangerously-skip-fsync",

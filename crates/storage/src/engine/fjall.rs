@@ -12,6 +12,10 @@
 //! again. What fails may leave files that no version names, and fjall clears those away only when it opens. So [`Files`] knows all
 //! that were ever named, and removes the others before anything is tried again, lest each try takes more of a disk that is full.
 //! Every file is held open, so that a read never lacks a descriptor.
+//!
+//! What was overwritten or deleted goes in two steps. A compaction leaves it out of the files that it writes; and those that it read go
+//! once nobody holds a view of a version that names them, which is looked for often. Where the disk is short, all that lies above the
+//! last level is brought down to it, so that everything deleted is left out, in steps that each need little room (`reclaim`).
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,9 +23,11 @@
 )]
 
 use super::{Batch, Engine, RawEntry, View, take_within};
-use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, Snapshot, UserValue};
+use fjall::compaction::Leveled;
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, SeqNo, Snapshot, UserValue};
+use lsm_tree::compaction::{CompactionStrategy, MoveDown};
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,11 +42,13 @@ use surefoot_env::{Disk, OsDisk, is_shortage};
 pub struct FjallOptions {
     /// Bytes for cached blocks of table files.
     pub cache_bytes: u64,
+    /// Bytes of a table file that compaction writes. A step of it may write a dozen of them, and that must fit into what is left free.
+    pub table_bytes: u64,
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20 }
+        Self { cache_bytes: 32 << 20, table_bytes: 16 << 20 }
     }
 }
 
@@ -51,6 +59,9 @@ const WAITING_TABLES_MAX: usize = 24;
 /// all of them.
 const WAITING_TABLES_LIMIT: usize = 10 * WAITING_TABLES_MAX;
 
+/// The same in bytes, counted in table files of [`FjallOptions::table_bytes`]: one step compacts all of them together.
+const WAITING_BYTES_SHARE: u64 = 8;
+
 /// How often, and how many times, a commit looks whether compaction caught up. Bounded, as each commit causes a compaction.
 const WAIT_STEP: Duration = Duration::from_millis(20);
 const WAIT_STEPS_MAX: u32 = 100;
@@ -59,6 +70,24 @@ const WAIT_STEPS_MAX: u32 = 100;
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// It may write less than that, so after this long it is tried all the same.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Files that no view needs any more are looked for this often.
+const RELEASE_LOOK: Duration = Duration::from_millis(250);
+
+/// Where the disk is short, this long passes at least between two rounds that bring everything down, and as long as the one before took.
+const RECLAIM_REST: Duration = Duration::from_secs(1);
+/// Tables no larger than so many files are compacted all at once where no step can be found: deletes that are few reach over more files
+/// than fjall takes in one.
+const AT_ONCE_SHARE: u64 = 256;
+/// A table file that covers a part of all keys is no smaller than this.
+const PIECE_BYTES_MIN: u64 = 4 << 10;
+/// What comes from the first level is cut into no more than so many of them.
+const PIECES_MAX: u64 = 1024;
+
+/// Keys before and after all others. They lie in the last level from the beginning, so that its tables reach around whatever lies above
+/// them: fjall compacts a table downwards only together with tables that do. They are never shown.
+const FIRST_KEY: &[u8] = &[0];
+const LAST_KEY: &[u8] = &[0xFF; 4];
 
 const KEYSPACE: &str = "tables";
 /// Where fjall keeps keyspaces, and each of them its table files and the name of its version.
@@ -75,6 +104,8 @@ pub struct FjallEngine {
 struct Open {
     database: Database,
     keyspace: Keyspace,
+    table_bytes: u64,
+    views: Arc<HeldViews>,
     /// Held while a commit writes. Comes before `compacting`.
     files: Mutex<Files>,
     /// Held while a compaction writes.
@@ -86,11 +117,55 @@ struct Open {
 #[derive(Default)]
 struct State {
     is_compaction_due: bool,
+    /// Room on the disk is short.
+    is_short: bool,
     is_closing: bool,
     /// Why nothing is written any more: nobody knows what is on the disk.
     failed: Option<String>,
     /// Why nothing is compacted any more.
     trouble: Option<String>,
+}
+
+/// Views that are held, by what they show: all that was committed before. fjall counts them as well, and looks at its count seldom.
+#[derive(Default)]
+struct HeldViews(Mutex<BTreeMap<SeqNo, usize>>);
+
+impl HeldViews {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SeqNo, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a view.
+    fn open(&self, database: &Database) -> Snapshot {
+        let mut held = self.lock();
+        let snapshot = database.snapshot();
+        *held.entry(snapshot.seqno()).or_default() += 1;
+        snapshot
+    }
+
+    fn close(&self, seqno: SeqNo) {
+        let mut held = self.lock();
+        if let Some(count) = held.get_mut(&seqno) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&seqno);
+            }
+        }
+    }
+
+    /// What the oldest view shows that is held, or is opened later.
+    fn oldest(&self, database: &Database) -> SeqNo {
+        let held = self.lock();
+        held.keys().next().copied().unwrap_or_else(|| database.visible_seqno())
+    }
+}
+
+/// When everything is brought down.
+#[derive(Clone, Copy)]
+enum Reclaiming {
+    /// Not before then.
+    Rests(Instant),
+    Since(Instant),
 }
 
 /// The table files of the tree.
@@ -117,14 +192,22 @@ impl FjallEngine {
         sync_names(dir)?;
         let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
         files.note(&keyspace);
+        let is_new = keyspace.table_count() == 0;
         let open = Arc::new(Open {
             database,
             keyspace,
+            table_bytes: options.table_bytes,
+            views: Arc::default(),
             files: Mutex::new(files),
             compacting: Mutex::default(),
             state: Mutex::new(State { is_compaction_due: true, ..State::default() }),
             changed: Condvar::new(),
         });
+        if is_new {
+            open.put_ends()?;
+            // Into the last level: there is nothing else.
+            open.compact(open.leveled())?;
+        }
         let compactor = {
             let open = open.clone();
             thread::Builder::new().name("compactor".to_owned()).spawn(move || open.compact_until_closed())?
@@ -229,7 +312,9 @@ impl Open {
 
     fn wait_for_compaction(&self) -> io::Result<()> {
         for _ in 0..WAIT_STEPS_MAX {
-            if self.waiting_tables() < WAITING_TABLES_MAX || self.state().trouble.is_some() {
+            let is_little =
+                self.waiting_tables() < WAITING_TABLES_MAX && self.waiting_bytes() < WAITING_BYTES_SHARE * self.table_bytes;
+            if is_little || self.state().trouble.is_some() {
                 break;
             }
             thread::sleep(WAIT_STEP);
@@ -248,9 +333,13 @@ impl Open {
         self.keyspace.l0_table_count()
     }
 
-    fn commit(&self, batch: &Batch) -> io::Result<()> {
+    fn waiting_bytes(&self) -> u64 {
+        self.keyspace.tree.current_version().l0().size()
+    }
+
+    /// Commits without waiting for compaction.
+    fn write(&self, batch: &Batch) -> io::Result<()> {
         self.expect_sound()?;
-        self.wait_for_compaction()?;
         let mut files = self.files();
         if files.is_in_doubt {
             let Ok(_idle) = self.compacting.try_lock() else {
@@ -294,17 +383,38 @@ impl Open {
         writes.finish().map_err(io_error)
     }
 
+    /// Commits the keys around all others once more: a table of theirs overlaps every other one.
+    fn put_ends(&self) -> io::Result<()> {
+        let mut ends = Batch::default();
+        for key in [FIRST_KEY, LAST_KEY] {
+            ends.put(|out| out.extend_from_slice(key), |_| {});
+        }
+        self.write(&ends)
+    }
+
     /// The compactor's thread.
     fn compact_until_closed(&self) {
-        let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
+        let mut reclaiming = Reclaiming::Rests(Instant::now());
         loop {
-            let mut state = self.changed.wait_while(self.state(), is_idle).unwrap_or_else(PoisonError::into_inner);
+            let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
+            let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, is_idle);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.is_closing || state.failed.is_some() {
                 return;
             }
-            state.is_compaction_due = false;
+            let (is_due, is_short) = (std::mem::take(&mut state.is_compaction_due), state.is_short);
             drop(state);
-            let error = match catch_unwind(AssertUnwindSafe(|| self.compact())) {
+            let work = || {
+                self.release()?;
+                // One that has begun is brought to its end: what gives most room may come last.
+                if (is_short || matches!(reclaiming, Reclaiming::Since(_)))
+                    && let Some(has_changed) = self.reclaim(&mut reclaiming)?
+                {
+                    return Ok(has_changed);
+                }
+                if is_due { Ok(self.close_gap()? || self.compact(self.leveled())?) } else { Ok(false) }
+            };
+            let error = match catch_unwind(AssertUnwindSafe(work)) {
                 Ok(Ok(has_changed)) => {
                     // Where one level gave to the next, that one may be due.
                     self.state().is_compaction_due |= has_changed;
@@ -327,13 +437,91 @@ impl Open {
         }
     }
 
-    /// Compacts what fjall finds due, if anything; whether something was.
-    fn compact(&self) -> io::Result<bool> {
+    /// Lets go of the versions of the tree that no view needs, and so of the files that only they name.
+    fn release(&self) -> io::Result<()> {
+        if self.keyspace.tree.version_free_list_len() == 0 {
+            return Ok(());
+        }
+        let oldest = self.views.oldest(&self.database);
+        let mut versions = self.keyspace.tree.get_version_history_lock();
+        versions.maintenance(self.keyspace.path(), oldest).map_err(|error| io_error(error.into()))
+    }
+
+    fn leveled(&self) -> Leveled {
+        Leveled::default().with_table_target_size(self.table_bytes)
+    }
+
+    /// One step of bringing everything down to the last level, where what was deleted and overwritten is left out; whether it changed
+    /// anything, or none if there is nothing to be done now.
+    ///
+    /// **Shape** of a round: first the levels between, each table with those below that it overlaps. Then the first level, all of it,
+    /// into the empty one above the last: cut into as many pieces as the last level has tables, so that each piece overlaps few of them. Then
+    /// these. No step reads more than what the first level has, or some tables.
+    fn reclaim(&self, reclaiming: &mut Reclaiming) -> io::Result<Option<bool>> {
+        let version = self.keyspace.tree.current_version();
+        let last = version.level_count() - 1;
+        let between = version.iter_levels().take(last).skip(1).any(|level| !level.is_empty());
+        let first = version.l0();
+        let began = match *reclaiming {
+            Reclaiming::Rests(until) if (first.is_empty() && !between) || Instant::now() < until => return Ok(None),
+            Reclaiming::Rests(_) => Instant::now(),
+            Reclaiming::Since(began) => began,
+        };
+        *reclaiming = Reclaiming::Since(began);
+        let has_changed = if self.close_gap()? {
+            true
+        } else if between {
+            // Without a size that a level may have. The first one is left alone meanwhile: what lies deeper is brought down first.
+            self.compact(self.leveled().with_l0_threshold(0).with_level_ratio_policy(vec![0.0]))?
+                || self.compact_all(reclaiming)?
+        } else if first.is_empty() {
+            false
+        } else {
+            if first.run_count() == 1 {
+                // It would be moved as it is, and not cut.
+                self.put_ends()?;
+            }
+            let below = version.level(last).map_or(0, |level| level.size()) / self.table_bytes;
+            let piece_bytes = (first.size() / below.clamp(1, PIECES_MAX)).clamp(PIECE_BYTES_MIN, self.table_bytes);
+            self.compact(Leveled::default().with_l0_threshold(1).with_table_target_size(piece_bytes))?
+        };
+        if !has_changed {
+            *reclaiming = Reclaiming::Rests(Instant::now() + began.elapsed().max(RECLAIM_REST));
+        }
+        Ok(Some(has_changed))
+    }
+
+    /// Moves a level down where the one below it is empty: fjall takes it that levels in use follow one another.
+    fn close_gap(&self) -> io::Result<bool> {
+        let version = self.keyspace.tree.current_version();
+        let is_empty: Vec<bool> = version.iter_levels().map(|level| level.is_empty()).collect();
+        let gap = (1..is_empty.len() - 1).rev().find(|&above| !is_empty[above] && is_empty[above + 1]);
+        let Some(above) = gap else { return Ok(false) };
+        self.compact(MoveDown(above as u8, above as u8 + 1))
+    }
+
+    /// Compacts what a strategy finds due, if anything; whether something was.
+    fn compact(&self, strategy: impl CompactionStrategy + Send + Sync + 'static) -> io::Result<bool> {
+        self.compact_by(|oldest_read| self.keyspace.tree.compact(Arc::new(strategy), oldest_read))
+    }
+
+    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, which nobody knows before; so where there
+    /// is too little it is not tried again soon.
+    fn compact_all(&self, reclaiming: &mut Reclaiming) -> io::Result<bool> {
+        if self.keyspace.disk_space() > AT_ONCE_SHARE * self.table_bytes {
+            return Ok(false);
+        }
+        let compacted = self.compact_by(|oldest_read| self.keyspace.tree.major_compact(self.table_bytes, oldest_read));
+        if compacted.is_err() {
+            *reclaiming = Reclaiming::Rests(Instant::now() + ROOM_WAIT_MAX);
+        }
+        compacted
+    }
+
+    fn compact_by(&self, compact: impl FnOnce(SeqNo) -> Result<(), fjall::LsmError>) -> io::Result<bool> {
         let _compacting = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.keyspace.tree.current_version().id();
-        let strategy = self.keyspace.config.compaction_strategy.clone();
-        let oldest_read = self.database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
-        let compacted = self.keyspace.tree.compact(strategy, oldest_read).map_err(|error| io_error(error.into()));
+        let compacted = compact(self.views.oldest(&self.database)).map_err(|error| io_error(error.into()));
         let mut files = self.files();
         files.note(&self.keyspace);
         match compacted {
@@ -345,6 +533,10 @@ impl Open {
                 Err(error)
             }
         }
+    }
+
+    fn free(&self) -> u64 {
+        OsDisk.space(self.keyspace.path()).map_or(0, |space| space.free)
     }
 
     /// Waits until there is room for what a compaction may write at most: all of the first two levels.
@@ -362,8 +554,9 @@ impl Open {
             drop(state);
             let version = self.keyspace.tree.current_version();
             let needed: u64 = version.iter_levels().take(2).map(|level| level.size()).sum();
-            let has_room = OsDisk.space(self.keyspace.path()).is_ok_and(|space| space.free >= needed);
-            if has_room || start.elapsed() >= ROOM_WAIT_MAX {
+            // What is short of room gives it back in small steps.
+            let wait_max = if self.state().is_short { ROOM_LOOK } else { ROOM_WAIT_MAX };
+            if self.free() >= needed || start.elapsed() >= wait_max {
                 return;
             }
         }
@@ -372,16 +565,24 @@ impl Open {
 
 impl Engine for FjallEngine {
     fn view(&self) -> Arc<dyn View> {
-        Arc::new(FjallView { snapshot: self.open.database.snapshot(), keyspace: self.open.keyspace.clone() })
+        let (keyspace, held) = (self.open.keyspace.clone(), self.open.views.clone());
+        Arc::new(FjallView { snapshot: held.open(&self.open.database), keyspace, held })
     }
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
-        self.open.commit(batch)
+        self.open.expect_sound()?;
+        self.open.wait_for_compaction()?;
+        self.open.write(batch)
     }
 
     fn flush(&self) -> io::Result<()> {
         // A commit is durable when it returns.
         self.open.expect_sound()
+    }
+
+    fn set_short(&self, is_short: bool) {
+        // It is looked at often enough by itself.
+        self.open.state().is_short = is_short;
     }
 
     fn trouble(&self) -> Option<String> {
@@ -392,6 +593,13 @@ impl Engine for FjallEngine {
 struct FjallView {
     snapshot: Snapshot,
     keyspace: Keyspace,
+    held: Arc<HeldViews>,
+}
+
+impl Drop for FjallView {
+    fn drop(&mut self) {
+        self.held.close(self.snapshot.seqno());
+    }
 }
 
 impl View for FjallView {
@@ -407,6 +615,8 @@ impl View for FjallView {
         let entries = self.snapshot.range(&self.keyspace, from..to);
         let entries =
             entries.map(|entry| entry.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(io_error));
+        let is_end = |entry: &io::Result<RawEntry>| entry.as_ref().is_ok_and(|(key, _)| key == FIRST_KEY || key == LAST_KEY);
+        let entries = entries.filter(|entry| !is_end(entry));
         take_within(entries, limit, bytes_max)
     }
 }

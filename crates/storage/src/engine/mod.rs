@@ -25,6 +25,9 @@ pub trait Engine: Send + Sync {
     /// Makes everything committed before this call durable. **Errors**: as for [`Engine::commit`].
     fn flush(&self) -> io::Result<()>;
 
+    /// Whether room on the disk is short: then giving back what was deleted goes before sparing the disk work.
+    fn set_short(&self, _is_short: bool) {}
+
     /// What is wrong with the engine although it goes on for now: a person must look.
     fn trouble(&self) -> Option<String> {
         None
