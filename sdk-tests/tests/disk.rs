@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::time::Duration;
-use surefoot_client::admin::NewDeployment;
+use std::time::{Duration, Instant};
+use surefoot_client::admin::{InvocationFilter, NewDeployment};
 use surefoot_client::ingress::{Call, Target};
 use surefoot_client::{Admin, Error, Ingress};
 use surefoot_sdk_tests::wait::eventually;
@@ -15,8 +15,15 @@ use tokio::net::TcpStream;
 
 const MIB: u64 = 1 << 20;
 const VOLUME_BYTES: u64 = 200 * MIB;
-/// Of a small disk the server leaves an eighth free.
-const RESERVE_BYTES: u64 = VOLUME_BYTES / 8;
+/// So large that what is sent in a test may stay in memory.
+const LARGE_VOLUME_BYTES: u64 = 1024 * MIB;
+/// So small that log, tables and their compaction have to share it out.
+const SMALL_VOLUME_BYTES: u64 = 64 * MIB;
+/// A disk that its own work has filled opens within so long of what filled it having gone: removals, tables and their compaction take
+/// their time, and machines of tests are slow.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+/// Of a small disk the server leaves a quarter free.
+const RESERVE_BYTES: u64 = VOLUME_BYTES / 4;
 const BODY_BYTES: usize = 20_000;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Without any progress for this long, the rest will not come.
@@ -45,11 +52,15 @@ struct World {
 impl World {
     /// On a small volume. None where this process may not mount, or the handlers are not there.
     async fn start_on_volume(settings: &[(&str, &str)]) -> Result<Option<(Self, Volume)>> {
+        Self::start_on_volume_of(VOLUME_BYTES, settings).await
+    }
+
+    async fn start_on_volume_of(bytes: u64, settings: &[(&str, &str)]) -> Result<Option<(Self, Volume)>> {
         if Language::Rust.is_skipped() {
             return Ok(None);
         }
         let server = Server::prepare(settings)?;
-        let Some(volume) = Volume::mount(&server.data(), VOLUME_BYTES)? else { return Ok(None) };
+        let Some(volume) = Volume::mount(&server.data(), bytes)? else { return Ok(None) };
         Ok(Some((Self::start(server).await?, volume)))
     }
 
@@ -62,12 +73,26 @@ impl World {
         Ok(Self { ledger, _handlers: handlers, server, ingress, admin, acknowledged: 0 })
     }
 
-    /// One event for the next user.
+    /// One event for the next user, whose result is promised for a day.
     async fn send(&mut self) -> Result<Sent> {
         let user = format!("user-{}", self.acknowledged);
+        let call = self.call().idempotency_key(&user);
+        self.send_call(call).await
+    }
+
+    /// One event for the next user, whose result nobody can ask for.
+    async fn send_unnamed(&mut self) -> Result<Sent> {
+        let call = self.call();
+        self.send_call(call).await
+    }
+
+    fn call(&self) -> Call {
         let content = "x".repeat(BODY_BYTES);
-        let call = Call::new(Target::keyed("UserFeed", user.clone(), "processPost"));
-        let call = call.json(&json!({ "id": "1", "content": content })).idempotency_key(&user);
+        let call = Call::new(Target::keyed("UserFeed", format!("user-{}", self.acknowledged), "processPost"));
+        call.json(&json!({ "id": "1", "content": content }))
+    }
+
+    async fn send_call(&mut self, call: Call) -> Result<Sent> {
         match self.ingress.send(call).await {
             Ok(_) => {
                 self.acknowledged += 1;
@@ -94,11 +119,44 @@ impl World {
             // It may be starting, and refuse for that.
             let _ = self.send().await;
         }
-        self.expect_told().await
+        Ok(())
+    }
+
+    /// One event that is to run much later: all of it has to be kept.
+    async fn send_for_later(&mut self, name: &str) -> Result<Sent> {
+        let call = self.call().idempotency_key(name).delay(Duration::from_secs(24 * 60 * 60));
+        let sent = self.send_call(call).await?;
+        if sent == Sent::Taken {
+            // It is killed before it runs.
+            self.acknowledged -= 1;
+        }
+        Ok(sent)
+    }
+
+    /// Kills and so removes everything that waits, as an operator would; so many were there.
+    async fn kill_all(&self) -> Result<usize> {
+        let mut killed = 0;
+        loop {
+            let filter = InvocationFilter { limit: Some(500), ..InvocationFilter::default() };
+            let page = self.admin.invocations(&filter).await.context("list")?;
+            if page.invocations.is_empty() {
+                return Ok(killed);
+            }
+            for invocation in page.invocations {
+                // None of them has started: nothing is left of it.
+                self.admin.kill(&invocation.id).await.context("kill")?;
+                killed += 1;
+            }
+        }
     }
 
     async fn is_told(&self) -> bool {
         matches!(self.admin.health().await, Err(Error::Refused { status: 503, message, .. }) if message.contains("the disk has"))
+    }
+
+    /// Running invocations wait for the disk.
+    async fn holds_work(&self) -> bool {
+        matches!(self.admin.health().await, Err(Error::Refused { message, .. }) if message.contains("running invocations wait"))
     }
 
     async fn send_once_there_is_room(&mut self) -> Result<()> {
@@ -146,9 +204,11 @@ async fn answer(server: &Server) -> Result<String> {
 async fn calls_are_answered_503_before_the_disk_is_full_and_taken_again_once_there_is_room() -> Result<()> {
     let Some((mut world, volume)) = World::start_on_volume(&[("CHECKPOINT_INTERVAL", "1s")]).await? else { return Ok(()) };
     // Work that runs while the edges refuse.
-    world.ledger.hold("user-0");
-    ensure!(world.send().await? == Sent::Taken, "there is room");
-    volume.load(VOLUME_BYTES - RESERVE_BYTES - 50 * MIB)?;
+    for user in ["user-0", "user-1"] {
+        world.ledger.hold(user);
+        ensure!(world.send().await? == Sent::Taken, "there is room");
+    }
+    volume.load(VOLUME_BYTES - RESERVE_BYTES)?;
     world.send_until_refused().await?;
     world.expect_told().await?;
     let answer = answer(&world.server).await?;
@@ -164,7 +224,27 @@ async fn calls_are_answered_503_before_the_disk_is_full_and_taken_again_once_the
     })
     .await?;
 
+    // With half of that room, running work waits as well.
+    volume.load(RESERVE_BYTES / 4 * 3)?;
+    eventually("running work to be held", LIMIT, || async {
+        ensure!(world.holds_work().await, "{:?}", world.admin.health().await);
+        Ok(())
+    })
+    .await?;
+    world.ledger.release("user-1");
+    for _ in 0..100 {
+        ensure!(world.holds_work().await, "{:?}", world.admin.health().await);
+        ensure!(!world.ledger.has_completed("user-1", "1"), "what is left was for the log and for compaction");
+    }
+
     volume.unload()?;
+    let began = Instant::now();
+    eventually("held work", LIMIT, || async {
+        ensure!(world.ledger.has_completed("user-1", "1"), "it has not ended");
+        Ok(())
+    })
+    .await?;
+    println!("held work went on and ended {:?} after there was room", began.elapsed());
     world.send_once_there_is_room().await?;
     eventually("health", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
     world.server.kill()?;
@@ -183,9 +263,9 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
     volume.load(VOLUME_BYTES)?;
     // Whatever is under way when it hits the end has no answer, and may have been taken.
     let taken = world.acknowledged;
-    let refused = tokio::time::timeout(LIMIT, world.send_until_refused()).await;
-    ensure!(refused.is_ok_and(|sent| sent.is_ok()), "no 503 within {LIMIT:?}, {} taken since", world.acknowledged - taken);
-    world.expect_told().await?;
+    // It gives back what it kept ready, and goes on for as long as that lasts.
+    let told = tokio::time::timeout(LIMIT, world.send_until_told()).await;
+    ensure!(told.is_ok_and(|sent| sent.is_ok()), "nothing was said within {LIMIT:?}, {} taken since", world.acknowledged - taken);
 
     world.server.kill()?;
     world.server.spawn()?;
@@ -205,12 +285,12 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
 async fn a_start_that_has_to_write_tables_waits_for_room() -> Result<()> {
     const EVENTS: usize = 1_500;
     let settings = [("CHECKPOINT_INTERVAL", "1h"), ("DISK_RESERVE_SIZE", "0")];
-    let Some((mut world, volume)) = World::start_on_volume(&settings).await? else { return Ok(()) };
+    let Some((mut world, volume)) = World::start_on_volume_of(LARGE_VOLUME_BYTES, &settings).await? else { return Ok(()) };
     for _ in 0..EVENTS {
         ensure!(world.send().await? == Sent::Taken, "there is room");
     }
     world.server.kill()?;
-    volume.load(VOLUME_BYTES)?;
+    volume.load(LARGE_VOLUME_BYTES)?;
     // Far less than was held in memory before.
     world.server.set("MEMORY_SIZE", "16MiB");
     world.server.spawn()?;
@@ -226,4 +306,63 @@ async fn a_start_that_has_to_write_tables_waits_for_room() -> Result<()> {
     volume.unload()?;
     eventually("a healthy server", LIMIT, || async { Ok(world.admin.health().await?) }).await?;
     world.expect_all().await
+}
+
+/// What was removed gave no room back: the compaction that would have done so had none itself, and the disk stayed full for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_disk_that_was_filled_opens_again_once_its_invocations_are_removed_again_and_again() -> Result<()> {
+    let Some((mut world, _volume)) = World::start_on_volume_of(SMALL_VOLUME_BYTES, &[]).await? else { return Ok(()) };
+    let mut sent = 0;
+    for round in 1..=3 {
+        let before = sent;
+        loop {
+            match world.send_for_later(&format!("later-{sent}")).await? {
+                Sent::Taken => sent += 1,
+                Sent::Refused => break,
+                Sent::Unknown => bail!("no answer in round {round}, {sent} sent"),
+            }
+            ensure!(sent < SMALL_VOLUME_BYTES as usize, "the disk is never full");
+        }
+        let taken = sent - before;
+        ensure!(taken > 100, "round {round}: {taken} events of {BODY_BYTES} bytes were taken into {SMALL_VOLUME_BYTES} bytes");
+        world.expect_told().await?;
+        let killed = world.kill_all().await?;
+        ensure!(killed == taken, "round {round}: {taken} were taken, and {killed} killed");
+        let began = Instant::now();
+        eventually("health", OPEN_LIMIT, || async { Ok(world.admin.health().await?) }).await?;
+        println!("round {round}: {taken} taken; open {:?} after the last of them had gone", began.elapsed());
+    }
+    for _ in 0..100 {
+        world.send_once_there_is_room().await?;
+    }
+    world.server.kill()?;
+    world.server.restart().await?;
+    world.expect_all().await
+}
+
+/// Results that nobody can ask for, of work that was done, kept out what was to come.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_ask_for_gives_way_on_a_full_disk() -> Result<()> {
+    const EVENTS: usize = 5_000;
+    let Some((mut world, _volume)) = World::start_on_volume_of(SMALL_VOLUME_BYTES, &[]).await? else { return Ok(()) };
+    let (began, mut last) = (Instant::now(), Instant::now());
+    while world.acknowledged < EVENTS {
+        match world.send_unnamed().await? {
+            Sent::Taken => last = Instant::now(),
+            Sent::Refused => {
+                ensure!(
+                    last.elapsed() < OPEN_LIMIT,
+                    "{} of {EVENTS} were taken, and none for {OPEN_LIMIT:?}",
+                    world.acknowledged
+                );
+            }
+            Sent::Unknown => bail!("no answer, {} taken", world.acknowledged),
+        }
+    }
+    println!("{EVENTS} events of {BODY_BYTES} bytes through {SMALL_VOLUME_BYTES} bytes in {:?}", began.elapsed());
+    world.expect_all().await?;
+    let metrics = world.admin.metrics().await?;
+    let evicted = metrics.lines().find_map(|line| line.strip_prefix("surefoot_disk_evicted_total ")?.parse::<u64>().ok());
+    ensure!(evicted.is_some_and(|evicted| evicted > 0), "{metrics}");
+    Ok(())
 }
