@@ -128,12 +128,15 @@ impl Invoker {
     /// cannot be connected to is tried by one at a time (rule O5).
     /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
-        self.share_of(destination, self.places.watch_within_reach())
+        // An attempt without a deployment fails at once.
+        let Some(deployment) = self.deployment_at(destination) else { return usize::MAX };
+        self.reach.share_left(deployment, self.places.watch_within_reach(), self.env.clock.monotonic())
     }
 
     /// Whether that is any at all, for those who do not wait.
     pub fn has_share(&self, destination: &Destination) -> bool {
-        self.share_of(destination, self.places.within_reach()) > 0
+        let share = |deployment| self.reach.share(deployment, self.places.within_reach(), self.env.clock.monotonic());
+        self.deployment_at(destination).is_none_or(|deployment| share(deployment) > 0)
     }
 
     /// Why attempts wait that are for there, where it cannot be connected to.
@@ -146,12 +149,6 @@ impl Invoker {
             Destination::Pinned(deployment) => Some(*deployment),
             Destination::Newest(service) => self.catalog.load().deployment_of(service).map(|deployment| deployment.id),
         }
-    }
-
-    fn share_of(&self, destination: &Destination, places_left: usize) -> usize {
-        let now = self.env.clock.monotonic();
-        // An attempt without a deployment fails at once.
-        self.deployment_at(destination).map_or(usize::MAX, |deployment| self.reach.share_left(deployment, places_left, now))
     }
 
     /// Leave for an attempt that has a place to begin on its deployment. None: that one holds its share; see [`Self::share_left`].
@@ -359,6 +356,8 @@ async fn alarm(invoker: Arc<Invoker>, deployment: DeploymentId) {
     while let Some(pause) = invoker.reach.until_next_try(deployment, invoker.env.clock.monotonic()) {
         invoker.env.clock.sleep(pause).await;
     }
+    let catalog = invoker.catalog.load();
+    invoker.reach.forget(|deployment| !catalog.deployments.contains_key(&deployment));
     invoker.output.has_room();
 }
 

@@ -51,6 +51,15 @@ impl Known {
     fn may_be_tried(&self, now: Duration) -> bool {
         !self.is_tried && now >= self.next_try
     }
+
+    /// How many more may begin.
+    fn share(&self, places_left: usize, now: Duration) -> usize {
+        match self.unanswered {
+            _ if self.is_out_of_reach() => usize::from(self.may_be_tried(now)),
+            0 => places_left.max(1),
+            unanswered => places_left.saturating_sub(unanswered),
+        }
+    }
 }
 
 /// Whether an attempt may begin.
@@ -81,15 +90,19 @@ impl Reach {
     pub(crate) fn share_left(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> usize {
         let mut deployments = self.lock();
         let Some(known) = deployments.get_mut(&deployment) else { return places_left.max(1) };
-        let share = if known.is_out_of_reach() {
-            usize::from(known.may_be_tried(now))
-        } else if known.unanswered == 0 {
-            places_left.max(1)
-        } else {
-            places_left.saturating_sub(known.unanswered)
-        };
+        let share = known.share(places_left, now);
         known.is_awaited |= share == 0;
         share
+    }
+
+    /// The same for somebody who does not wait.
+    pub(crate) fn share(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> usize {
+        self.lock().get(&deployment).map_or(places_left.max(1), |known| known.share(places_left, now))
+    }
+
+    /// Forgets those that are no more, and that nothing is under way to.
+    pub(crate) fn forget(&self, is_gone: impl Fn(DeploymentId) -> bool) {
+        self.lock().retain(|deployment, known| known.unanswered > 0 || !is_gone(*deployment));
     }
 
     /// An attempt begins, and has no answer yet. `places_left` are those that others find once it has its own. Where it has to wait,

@@ -20,6 +20,8 @@ pub(crate) struct HeldBack {
     ready: ByClass<VecDeque<(Destination, usize)>>,
     /// Whose attempt began last: the next turn is that of another one.
     last: Option<Destination>,
+    /// Something began, or came, since the last look: `ready` is older than that, and where a share was used up nobody hears of more.
+    is_stale: bool,
 }
 
 #[derive(Default)]
@@ -49,10 +51,16 @@ impl HeldBack {
         self.destinations.get(destination).is_some_and(|queues| queues.of(waiting.key.class).attempts.contains(waiting))
     }
 
+    /// A look is due before anybody may wait for what is held back.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale && !self.is_empty()
+    }
+
     /// Holds an attempt back, behind all others of its class. False: there is no room, and it has to be found in its partition's tables
     /// again, as all that follow it.
     #[must_use]
     pub(crate) fn push(&mut self, destination: Destination, waiting: WaitingAttempt) -> bool {
+        self.is_stale = true;
         let queue = self.destinations.entry(destination).or_default().of_mut(waiting.key.class);
         queue.has_more |= queue.attempts.len() >= HELD_MAX;
         if !queue.has_more {
@@ -63,6 +71,7 @@ impl HeldBack {
 
     /// Holds an attempt back that was to begin before all others of its class.
     pub(crate) fn push_first(&mut self, destination: Destination, waiting: WaitingAttempt) {
+        self.is_stale = true;
         self.destinations.entry(destination).or_default().of_mut(waiting.key.class).attempts.push_front(waiting);
     }
 
@@ -88,6 +97,7 @@ impl HeldBack {
 
     /// Asks for each destination how many more may begin there.
     pub(crate) fn look(&mut self, share_left: impl Fn(&Destination) -> usize) {
+        self.is_stale = false;
         AttemptClass::ALL.into_iter().for_each(|class| self.ready.of_mut(class).clear());
         let last = self.last.as_ref();
         let behind = self.destinations.range((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
@@ -129,6 +139,7 @@ impl HeldBack {
     /// Takes it: it begins, and then it is another destination's turn.
     pub(crate) fn pop_begun(&mut self, class: AttemptClass) -> Option<WaitingAttempt> {
         let (destination, share) = self.ready.of_mut(class).pop_front()?;
+        self.is_stale = true;
         let queue = self.destinations.get_mut(&destination)?.of_mut(class);
         let taken = queue.attempts.pop_front();
         if share > 1 && !queue.is_empty() {

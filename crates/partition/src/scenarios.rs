@@ -315,6 +315,24 @@ fn a_deployment_that_does_not_answer_holds_its_share_of_the_places_and_others_st
     }
 }
 
+/// Those that were held back heard of an answer only where none of them had begun since they last asked.
+#[test]
+fn what_is_held_back_goes_on_with_an_answer_of_an_attempt_that_runs_on() {
+    let (node, calls) = flooded(InvokerMutant::None);
+    node.handlers.fail_one(SILENT);
+    node.settle();
+    assert_eq!(node.handlers.asked(SILENT), calls[1..3], "one has begun in place of the one that has ended");
+    for answer in 1..=2 {
+        let mailbox = node.shared.mailbox(PartitionId(0));
+        assert!(mailbox.is_empty(), "nothing else wakes the worker");
+        node.handlers.answer_one(SILENT);
+        node.poll_tasks();
+        assert!(!mailbox.is_empty(), "the worker hears of the answer {answer}");
+        node.step();
+    }
+    assert_eq!(node.handlers.asked(SILENT), calls[3..4], "with the first answer the next one has begun");
+}
+
 #[test]
 fn what_is_held_back_goes_on_at_a_new_deployment() {
     let (node, calls) = flooded(InvokerMutant::None);

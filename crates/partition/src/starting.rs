@@ -223,14 +223,15 @@ impl AttemptStarter {
     /// Starts what waits while slots are free, and has those that only wait make room for the rest (rule O5). Whether it has more to
     /// look at that can start now.
     pub(crate) fn turn(&mut self, partitions: &mut OwnedPartitions) -> bool {
-        let held_none = self.queue.held.is_empty();
-        self.look_at_held();
-        let mut has_more = self.start_waiting(partitions);
-        if held_none && !self.queue.held.is_empty() {
-            // Nobody knew before that its end, or its answer, is waited for.
+        let has_more = loop {
             self.look_at_held();
-            has_more |= self.start_waiting(partitions);
-        }
+            // What began, or was held back, since the look may have used up a share: nobody knows yet that an end or an answer is waited for.
+            if self.start_waiting(partitions) {
+                break true;
+            } else if !self.queue.held.is_stale() {
+                break false;
+            }
+        };
         let wanted = self.queue.len() + self.queue.held.wanted() + self.postponed.len();
         if wanted > 0 || self.wanted > 0 {
             self.invoker.want(self.worker, wanted);

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, OsDisk, Step, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    ArrivalBounds, DiscoverRequest, DiscoverResponse, Exchange, Invoker, Mutant as InvokerMutant, OpenRequest, Transport,
-    TransportError,
+    ArrivalBounds, DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, Invoker, Mutant as InvokerMutant, OpenRequest,
+    Transport, TransportError,
 };
 use surefoot_log::{Durable, Entry as LogEntry, Log, Retained, Sink};
 use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, RunningKey, State};
@@ -272,7 +272,7 @@ impl Tasks for TestWorld {
     }
 }
 
-/// Handlers that do not answer until the test has them fail.
+/// Handlers that do not answer until the test has them do so, or fail.
 #[derive(Default)]
 pub(crate) struct SilentHandlers(Mutex<Vec<SilentRequest>>);
 
@@ -280,6 +280,28 @@ struct SilentRequest {
     deployment: DeploymentId,
     id: InvocationId,
     fails: Arc<AtomicBool>,
+    answers: Arc<AtomicBool>,
+}
+
+/// A handler that has answered, and says nothing more.
+struct AnsweredExchange(Option<ExchangeEvent>);
+
+impl Exchange for AnsweredExchange {
+    fn send(&mut self, _: Bytes) {}
+
+    fn unsent_bytes(&self) -> usize {
+        0
+    }
+
+    fn poll_unsent(&mut self, _: &mut Context<'_>, _: usize) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn half_close(&mut self) {}
+
+    fn poll_event(&mut self, _: &mut Context<'_>) -> Poll<ExchangeEvent> {
+        self.0.take().map_or(Poll::Pending, Poll::Ready)
+    }
 }
 
 impl SilentHandlers {
@@ -291,22 +313,39 @@ impl SilentHandlers {
 
     /// The oldest request to a deployment fails.
     pub(crate) fn fail_one(&self, deployment: DeploymentId) {
+        self.take_one(deployment).fails.store(true, Ordering::Relaxed);
+    }
+
+    /// The response to the oldest request to a deployment begins, and the attempt runs on.
+    pub(crate) fn answer_one(&self, deployment: DeploymentId) {
+        self.take_one(deployment).answers.store(true, Ordering::Relaxed);
+    }
+
+    fn take_one(&self, deployment: DeploymentId) -> SilentRequest {
         let mut requests = self.0.lock().unwrap();
         let at = requests.iter().position(|request| request.deployment == deployment).unwrap();
-        requests.remove(at).fails.store(true, Ordering::Relaxed);
+        requests.remove(at)
     }
 }
 
 impl Transport for SilentHandlers {
     fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>> {
-        let fails = Arc::<AtomicBool>::default();
+        let [fails, answers] = [(); 2].map(|()| Arc::<AtomicBool>::default());
         let id = request.headers["x-restate-invocation-id"].to_str().unwrap().parse().unwrap();
-        self.0.lock().unwrap().push(SilentRequest { deployment: request.deployment.id, id, fails: fails.clone() });
-        let broken = move |_: &mut Context<'_>| match fails.load(Ordering::Relaxed) {
-            true => Poll::Ready(Err(TransportError::Broken("the test says so".to_owned()))),
-            false => Poll::Pending,
+        let (deployment, says) = (request.deployment.id, (fails.clone(), answers.clone()));
+        self.0.lock().unwrap().push(SilentRequest { deployment, id, fails: says.0, answers: says.1 });
+        let opened = move |_: &mut Context<'_>| {
+            if fails.load(Ordering::Relaxed) {
+                return Poll::Ready(Err(TransportError::Broken("the test says so".to_owned())));
+            }
+            if !answers.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
+            // The content type of the request is that of the response.
+            let head = ExchangeEvent::Head(Default::default(), request.headers.clone());
+            Poll::Ready(Ok(Box::new(AnsweredExchange(Some(head))) as Box<dyn Exchange>))
         };
-        Box::pin(std::future::poll_fn(broken))
+        Box::pin(std::future::poll_fn(opened))
     }
 
     fn discover(&self, _: DiscoverRequest) -> BoxFuture<Result<DiscoverResponse, TransportError>> {
@@ -400,10 +439,15 @@ impl TestNode {
             step != Step::Done
         });
         self.world.steppers.lock().unwrap().append(&mut steppers);
+        self.poll_tasks();
+        has_worked
+    }
+
+    /// Every task goes on as far as it can; no worker does.
+    pub(crate) fn poll_tasks(&self) {
         let mut tasks = std::mem::take(&mut *self.world.tasks.lock().unwrap());
         tasks.retain_mut(|task| task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         self.world.tasks.lock().unwrap().append(&mut tasks);
-        has_worked
     }
 
     /// Everything that is appended becomes durable, and is applied.
