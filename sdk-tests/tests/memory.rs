@@ -233,17 +233,6 @@ fn noise(bytes: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_invocation_that_sets_large_values() -> Result<()> {
-    let mut server = start(&serve_drowning(Arc::default()).await?).await?;
-    let ingress = server.ingress().with_timeout(LIMIT);
-    ingress.call(Call::new(Target::keyed("Deep", "a", "pour"))).await.context("pour")?;
-    expect_bounded(&server, "large values of one invocation")?;
-    server.kill()?;
-    server.restart().await?;
-    expect_bounded(&server, "large values after a kill")
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_large_value_asked_for_many_times() -> Result<()> {
     const NEIGHBOURS: usize = 200;
     let asked = Arc::new(Notify::new());

@@ -53,7 +53,8 @@ Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are b
 const MEMORY: &str = "\
 `memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
 body, message or value of 32 MiB is in memory up to four times on its way (as it comes and is encoded for the log; in the tables, and twice while they are written), which is
-what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. A connection of a client takes 16 KiB more.
+what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler that sets several values of 31 MiB one after the
+other took up to 408 MiB in all, with a setting of 16 MiB to 64 MiB. A connection of a client takes 16 KiB more.
 
 What is not in it: tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
 handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win over what its client has of
