@@ -272,15 +272,16 @@ impl Task {
             })
         };
         let mut error = SourceError::new(ErrorKind::Unavailable, "the group does not answer");
-        let mut untold: Option<Positions> = None;
+        let mut untold: Positions = Vec::new();
+        // Another member may have gone on where this one had to let go, and no commit goes back. So it is asked what the group knows
+        // before each commit, and again after one that failed and after each rebalance.
+        let mut is_asked = false;
         loop {
-            // Another member may have gone on where this one had to let go: no commit goes back.
-            let mut asking = (is_member && untold.is_none()).then(|| source.committed(&partitions));
-            let mut committing = match &untold {
-                Some(untold) if untold.is_empty() => return Ok(()),
-                Some(untold) if is_member => Some(source.commit_now(untold)),
-                _ => None,
-            };
+            if is_asked && untold.is_empty() {
+                return Ok(());
+            }
+            let mut asking = (is_member && !is_asked).then(|| source.committed(&partitions));
+            let mut committing = (is_member && is_asked).then(|| source.commit_now(&untold));
             let mut pause = None;
             while asking.is_some() || committing.is_some() || pause.is_some() || !is_member {
                 tokio::select! {
@@ -289,7 +290,10 @@ impl Task {
                     committed = optional(asking.as_mut()) => {
                         asking = None;
                         match committed {
-                            Ok(committed) => untold = Some(ahead_of(&committed, positions.clone())),
+                            Ok(committed) => {
+                                untold = ahead_of(&committed, positions.clone());
+                                is_asked = true;
+                            }
                             Err(failed) => {
                                 error = failed;
                                 pause = Some(clock.sleep(TELL_INTERVAL));
@@ -298,6 +302,7 @@ impl Task {
                     }
                     done = optional(committing.as_mut()) => {
                         committing = None;
+                        is_asked = false;
                         match done {
                             Ok(()) => return Ok(()),
                             // There is nothing left to read.
@@ -311,14 +316,18 @@ impl Task {
                     () = &mut timeout => return Err(error),
                     () = &mut hurried => return Err(error),
                     event = source.next(false) => match event {
-                        SourceEvent::Assigned { generation, .. } => {
+                        SourceEvent::Assigned { generation, partitions } => {
                             is_member = true;
+                            // An answer from before says nothing of them any more.
+                            (asking, is_asked) = (None, false);
+                            untold.retain(|(partition, _)| !partitions.contains(partition));
                             self.answered(source.assign(generation, &[]));
                         }
                         SourceEvent::Revoked { generation, partitions } => {
-                            // Once more, for another member starts there; until that is known to have arrived it stays to be told.
-                            let known = untold.iter().flatten();
-                            let theirs: Positions = known.filter(|(p, _)| partitions.contains(p)).copied().collect();
+                            // Once more, for another member starts there. Nobody else has gone on in what was this member's since it
+                            // was asked, whatever became of a commit; from here on somebody may.
+                            (asking, is_asked) = (None, false);
+                            let theirs: Positions = untold.extract_if(.., |(p, _)| partitions.contains(p)).collect();
                             if !theirs.is_empty() {
                                 source.commit(&theirs);
                             }

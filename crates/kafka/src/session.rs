@@ -209,6 +209,10 @@ impl<'a> Session<'a> {
         let mut tick = clock.sleep(TICK);
         let mut ticks = 0;
         loop {
+            // A rebalance takes a while, and does not hear of it.
+            if let Some(how) = leave.get() {
+                return Err(End::Left(how));
+            }
             self.append_ready().await?;
             let takes_records = self.takes_records();
             let step = tokio::select! {

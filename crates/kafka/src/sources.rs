@@ -399,7 +399,8 @@ impl Follower {
         self.shared.resolved.fire(id);
         if !self.running.contains_key(&id) {
             let (spec, place) = self.spec(catalog, subscription);
-            self.run(catalog, subscription, spec, place, Vec::new());
+            let before = self.leaving(|leaving| leaving.id == id).collect();
+            self.run(catalog, subscription, spec, place, before);
         }
         let running = self.running.get_mut(&id).expect("it was just made, if it was not there");
         if running.is_closing {
@@ -432,14 +433,18 @@ impl Follower {
         }
         // Who reads in the place of another begins where that has come to (rule K10).
         let closing = self.running.iter().filter(|(_, running)| running.is_closing && running.place == place);
-        let leaving = self.leaving.iter().filter(|leaving| leaving.place == place);
         let mut before: Vec<(SubscriptionId, Latch<()>)> = closing.map(|(id, running)| (*id, running.done.clone())).collect();
-        before.extend(leaving.map(|leaving| (leaving.id, leaving.done.clone())));
+        before.extend(self.leaving(|leaving| leaving.id == id || leaving.place == place));
         if let Some(running) = self.running.remove(&id) {
             before.push((id, running.done.clone()));
             self.let_leave(id, running, Leave::Stop);
         }
         self.run(catalog, subscription, spec, place, before);
+    }
+
+    /// Tasks on their way out, and when each has ended.
+    fn leaving(&self, is_it: impl Fn(&Leaving) -> bool) -> impl Iterator<Item = (SubscriptionId, Latch<()>)> {
+        self.leaving.iter().filter(move |leaving| is_it(leaving)).map(|leaving| (leaving.id, leaving.done.clone()))
     }
 
     fn status(&self, id: SubscriptionId) -> StatusCell {
@@ -493,10 +498,12 @@ impl Follower {
     }
 }
 
-/// Runs a subscription's task once those whose place it takes have ended, then ends it where it is deleted; again after a panic.
+/// Runs a subscription's task once those whose place it takes have ended, then ends it where it is deleted, once its own earlier tasks
+/// have ended; again after a panic.
 async fn supervise(task: &Task, before: Vec<(SubscriptionId, Latch<()>)>, leave: &Latch<Leave>) {
     let waiting = async {
-        for (id, done) in before {
+        for (id, done) in &before {
+            let id = *id;
             if done.get().is_none() && id != task.spec.subscription {
                 task.status.waiting(format!("it begins once subscription {id}, in whose place it reads, has ended"));
             }
@@ -509,6 +516,12 @@ async fn supervise(task: &Task, before: Vec<(SubscriptionId, Latch<()>)>, leave:
         () = waiting => None,
         how = leave.wait() => Some(Left::from(how)),
     };
+    if left == Some(Left::Unclosed) {
+        // What they have appended would be dropped as closed, and committed as taken (rule K10). Each has been told to leave.
+        for (_, done) in before.iter().filter(|(id, _)| *id == task.spec.subscription) {
+            done.wait().await;
+        }
+    }
     let mut backoff = Backoff::default();
     loop {
         let life = async {

@@ -13,7 +13,7 @@ use surefoot_env::{BoxFuture, Wake};
 use surefoot_model::catalog::{CatalogEvent, Deployment, Handler, KafkaCluster, Service, ServiceKind, Subscription};
 use surefoot_model::{Catalog, DeploymentId, Event, Lsn, PartitionId, StreamId, SubscriptionId, TargetKind, Timestamp};
 use surefoot_partition::Stopped;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 pub(crate) const PARTITIONS: u16 = 4;
 
@@ -270,6 +270,8 @@ impl Admission for Node {
 pub(crate) enum Told {
     Opened(BTreeMap<String, String>),
     AskedSince(Vec<i32>, u64),
+    /// And it was held back.
+    AskedTopic,
     Subscribed,
     Assigned(Vec<(i32, i64)>),
     Released(Vec<i32>),
@@ -291,6 +293,10 @@ struct BrokerInner {
     since: Mutex<Vec<(i32, i64)>>,
     /// Only a member may commit.
     refuses_strangers: AtomicBool,
+    /// What the next commit that is waited for fails with, once that is known.
+    next_failure: Mutex<Option<oneshot::Receiver<SourceError>>>,
+    /// Lets the next look at the topic go on.
+    held_topic: Mutex<Option<Arc<Notify>>>,
     told: Mutex<Vec<Told>>,
     events: Mutex<VecDeque<SourceEvent>>,
     event: Notify,
@@ -306,6 +312,8 @@ impl Broker {
             committed: Mutex::default(),
             since: Mutex::default(),
             refuses_strangers: AtomicBool::new(false),
+            next_failure: Mutex::default(),
+            held_topic: Mutex::default(),
             told: Mutex::default(),
             events: Mutex::default(),
             event: Notify::new(),
@@ -334,6 +342,18 @@ impl Broker {
     /// As where the group has members, or waits for one that was killed.
     pub(crate) fn refuse_strangers(&self) {
         self.0.refuses_strangers.store(true, Ordering::Relaxed);
+    }
+
+    /// The next commit that is waited for is under way until it is said what it fails with.
+    pub(crate) fn fail_next_commit(&self) -> oneshot::Sender<SourceError> {
+        let (sender, failure) = oneshot::channel();
+        *lock(&self.0.next_failure) = Some(failure);
+        sender
+    }
+
+    /// The next look at the topic waits until it is let go on.
+    pub(crate) fn hold_topic(&self) -> Arc<Notify> {
+        lock(&self.0.held_topic).insert(Arc::default()).clone()
     }
 
     /// Kafka records' batches that were not asked for yet.
@@ -371,7 +391,15 @@ impl SourceClient for Broker {
 
 impl RecordSource for Broker {
     fn topic(&mut self) -> BoxFuture<Result<TopicInfo, SourceError>> {
-        Box::pin(std::future::ready(lock(&self.0.topic).clone()))
+        let held = lock(&self.0.held_topic).take();
+        let broker = self.clone();
+        Box::pin(async move {
+            if let Some(held) = held {
+                broker.tell(Told::AskedTopic);
+                held.notified().await;
+            }
+            lock(&broker.0.topic).clone()
+        })
     }
 
     fn committed(&mut self, _: &[i32]) -> BoxFuture<Result<Vec<(i32, i64)>, SourceError>> {
@@ -432,6 +460,10 @@ impl RecordSource for Broker {
         let life = told.rsplit(|told| matches!(told, Told::Opened(_))).next().unwrap_or_default();
         if self.0.refuses_strangers.load(Ordering::Relaxed) && !life.contains(&Told::Subscribed) {
             return Box::pin(std::future::ready(Err(SourceError::new(crate::ErrorKind::Unavailable, "an unknown member"))));
+        }
+        if let Some(failure) = lock(&self.0.next_failure).take() {
+            self.tell(Told::CommittedNow(positions.to_vec()));
+            return Box::pin(async move { Err(failure.await.expect("the test says what it fails with")) });
         }
         let mut committed = lock(&self.0.committed);
         committed.retain(|(partition, _)| positions.iter().all(|(told, _)| told != partition));

@@ -465,6 +465,113 @@ async fn the_last_commit_covers_all_that_was_taken_and_goes_back_nowhere() {
     assert!(told.contains(&Told::CommittedNow(vec![(0, 7), (1, 3)])), "{told:?}");
 }
 
+/// What is told from the first commit on that is waited for.
+fn told_at_the_end(world: &World) -> Vec<Told> {
+    let told = world.broker.told();
+    told.into_iter().skip_while(|told| !matches!(told, Told::CommittedNow(_))).collect()
+}
+
+/// One that has read up to 3, is deleted, and waits for its last commit. Says what that fails with.
+async fn telling() -> (World, oneshot::Sender<SourceError>) {
+    let world = World::reading(&[(0, 999)]).await;
+    world.records(1, 0, 0..3);
+    world.node.until(|node| node.sources().len() == 3).await;
+    let failure = world.broker.fail_next_commit();
+    world.delete(Closing::Told);
+    world.broker.heard(|told| *told == Told::CommittedNow(vec![(0, 3)])).await;
+    (world, failure)
+}
+
+/// A last commit that failed in a rebalance was repeated over what the next member had committed.
+#[tokio::test(start_paused = true)]
+async fn a_last_commit_that_fails_is_not_repeated_over_a_member_that_has_gone_on() {
+    let (world, failure) = telling().await;
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0] });
+    world.broker.heard(|told| *told == Told::Released(vec![0])).await;
+    world.broker.set_committed(&[(0, 5)]);
+    failure.send(unavailable()).unwrap();
+    assert!(world.sources.closed(earliest().id).await);
+    let expected = [Told::CommittedNow(vec![(0, 3)]), Told::Committed(vec![(0, 3)]), Told::Released(vec![0]), Told::Closed];
+    assert_eq!(told_at_the_end(&world), expected);
+}
+
+/// A Kafka partition that came back and went again was told once more where this member had come to, not the one in between.
+#[tokio::test(start_paused = true)]
+async fn a_kafka_partition_that_comes_back_while_its_group_is_told_is_not_told_from_memory() {
+    let (world, failure) = telling().await;
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0] });
+    world.broker.heard(|told| *told == Told::Released(vec![0])).await;
+    world.broker.set_committed(&[(0, 5)]);
+    world.assign_more(2, &[0]).await;
+    world.broker.send(SourceEvent::Revoked { generation: 2, partitions: vec![0] });
+    world.broker.heard(|told| *told == Told::Released(vec![0])).await;
+    failure.send(unavailable()).unwrap();
+    assert!(world.sources.closed(earliest().id).await);
+    let told = told_at_the_end(&world);
+    assert_eq!(told.iter().filter(|told| matches!(told, Told::Committed(_))).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|told| matches!(told, Told::CommittedNow(_))).count(), 1, "{told:?}");
+}
+
+/// Brokers refuse commits in a rebalance, and say only then what is revoked: who comes next still begins where this member has come to.
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_last_commit_said_is_said_again_to_who_takes_the_kafka_partition() {
+    let (world, failure) = telling().await;
+    failure.send(unavailable()).unwrap();
+    world.broker.send(SourceEvent::Revoked { generation: 1, partitions: vec![0] });
+    world.broker.heard(|told| *told == Told::Released(vec![0])).await;
+    let told = told_at_the_end(&world);
+    assert_eq!(told[1..3], [Told::Committed(vec![(0, 3)]), Told::Released(vec![0])]);
+    assert!(world.sources.closed(earliest().id).await, "it is asked whether that has arrived, and told again");
+    assert_eq!(told_at_the_end(&world).iter().filter(|told| matches!(told, Told::CommittedNow(_))).count(), 2);
+}
+
+/// What the earlier task of a subscription had appended was dropped as closed, and committed as taken.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_for_the_subscriptions_own_earlier_task() {
+    for is_cluster_gone in [false, true] {
+        let world = World::reading(&[(0, 9)]).await;
+        world.node.set_durable_at_once(false);
+        world.records(1, 0, 0..4);
+        world.node.until(|node| node.sources().len() == 4).await;
+        world.node.edit(|catalog| {
+            let mut cluster = testing::cluster();
+            cluster.properties.insert("fetch.min.bytes".to_owned(), "2".to_owned());
+            catalog.kafka_clusters.clear();
+            if !is_cluster_gone {
+                catalog.kafka_clusters.insert(cluster.name.clone(), Arc::new(cluster));
+            }
+        });
+        // The clock goes on once that has been seen.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(!world.broker.told().contains(&Told::Closed), "it waits for what it has appended");
+        world.delete(Closing::Told);
+        world.node.until(|node| !node.closed().is_empty()).await;
+        let told = world.broker.told();
+        let left = told.iter().position(|told| *told == Told::Closed).expect("it has left by then");
+        let opened = told.iter().filter(|told| matches!(told, Told::Opened(_)));
+        let before = told[..left].iter().filter(|told| matches!(told, Told::Opened(_)));
+        assert_eq!(before.count(), 1, "and before the next one was opened, of {}", opened.count());
+    }
+}
+
+/// It looked at the topic when it was told to leave, and then appended what had been waiting.
+#[tokio::test(start_paused = true)]
+async fn what_leaves_while_it_looks_at_the_topic_appends_nothing_more() {
+    let world = World::reading(&[(0, 9)]).await;
+    world.node.set_open(false);
+    world.records(1, 0, 0..2);
+    until(|| world.broker.waiting() == 0).await;
+    let look = world.broker.hold_topic();
+    world.broker.send(SourceEvent::Assigned { generation: 2, partitions: vec![1] });
+    world.broker.heard(|told| *told == Told::AskedTopic).await;
+    world.node.edit(|catalog| catalog.kafka_clusters.clear());
+    world.status_is(Stage::Failing).await;
+    world.node.set_open(true);
+    look.notify_one();
+    world.broker.heard(|told| *told == Told::Closed).await;
+    assert_eq!(world.node.sources(), []);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_is_made_again_while_it_is_read_opens_a_new_epoch() {
     let world = World::reading(&[(0, 9)]).await;
