@@ -1,7 +1,7 @@
 //! Room for what comes in pieces and may become large: bodies of requests, messages of handlers.
 //!
 //! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
-//! little. The first bytes of each have room of their own: large ones hold up large ones only. Of these one may always grow, so that
+//! little. The first bytes of each have room of their own: large ones hold up large ones only. One of all may always grow, so that
 //! several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
 
 use std::sync::Arc;
@@ -65,20 +65,20 @@ impl Arrivals {
 
     /// Waits for room for so many bytes of one in all. Dropped midway, it gives back what the one has.
     pub async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> ArrivalRoom {
-        let small = room.lacking_small(bytes);
-        if small > 0 {
-            let permit = self.small.acquire_many_owned(small).await.expect(OPEN);
-            merge(&mut room.small, permit);
-        }
-        let large = room.lacking_large(bytes);
-        if large > 0 {
-            let mut more = std::pin::pin!(self.large.acquire_many_owned(large));
-            tokio::select! {
-                biased;
-                // What is not taken here goes to the next that waits.
-                permit = more.as_mut() => merge(&mut room.large, permit.expect(OPEN)),
-                permit = self.growing.acquire_owned() => room.growing = Some(permit.expect(OPEN)),
+        let Self { small, large, growing } = self;
+        let (lacking_small, lacking_large) = (room.lacking_small(bytes), room.lacking_large(bytes));
+        let more = async {
+            let small = small.acquire_many_owned(lacking_small).await.expect(OPEN);
+            (small, large.acquire_many_owned(lacking_large).await.expect(OPEN))
+        };
+        tokio::select! {
+            biased;
+            // What is not taken here goes to the next that waits.
+            (small, large) = more => {
+                merge(&mut room.small, small);
+                merge(&mut room.large, large);
             }
+            permit = growing.acquire_owned() => room.growing = Some(permit.expect(OPEN)),
         }
         room
     }
@@ -87,6 +87,9 @@ impl Arrivals {
 impl ArrivalRoom {
     /// Permits that are missing for the first bytes of so many.
     fn lacking_small(&self, bytes: u64) -> u32 {
+        if self.growing.is_some() {
+            return 0;
+        }
         lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
     }
 
@@ -123,6 +126,29 @@ mod tests {
 
     fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
         future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Attempts whose messages had begun filled the room for the first bytes, and all waited for each other.
+    #[test]
+    fn those_that_fill_the_room_for_small_ones_do_not_wait_for_each_other() {
+        let all = Arrivals::new(ArrivalBounds { small_bytes_max: 4 * SMALL_BYTES, large_bytes_max: 2 * LARGE_STEP_BYTES });
+        let free = all.free();
+        let mut rooms = Vec::new();
+        loop {
+            let mut room = ArrivalRoom::default();
+            if !all.try_grow(&mut room, SMALL_STEP_BYTES) {
+                break;
+            }
+            rooms.push(room);
+        }
+        let mut grows: Vec<_> = rooms.into_iter().map(|room| Box::pin(all.clone().grow(room, SMALL_BYTES))).collect();
+        while !grows.is_empty() {
+            let before = grows.len();
+            // Each that has grown is done with, and gives back what it has.
+            grows.retain_mut(|grow| poll(grow.as_mut()).is_pending());
+            assert!(grows.len() < before, "one of {before} may go on");
+        }
+        assert_eq!(all.free(), free);
     }
 
     #[test]

@@ -674,13 +674,18 @@ fn reads_of_all_attempts_have_one_bound() {
 #[test]
 fn parts_of_messages_have_one_bound_and_are_waited_for_in_time() {
     let arrivals = ArrivalBounds { small_bytes_max: SMALL_BYTES, large_bytes_max: LARGE_STEP_BYTES };
-    let settings = Settings { arrivals, report_bytes_max: 1 << 20, journal_bytes_max: 1 << 30, ..settings() };
+    let settings = Settings { arrivals, attempts_max: 3, journal_bytes_max: 1 << 30, ..settings() };
     let mut world = World::with(settings, StreamMode::Bidirectional);
     let message = wire::set_state(b"a", &[0; 300 << 10]);
     world.start(|_| ());
     world.head();
     world.writes(&[message.slice(..200 << 10)]);
     let first = world.take_live();
+    // One may always grow.
+    world.start(|_| ());
+    world.head();
+    world.writes(&[message.slice(..100 << 10)]);
+    let second = world.take_live();
     world.start(|_| ());
     world.head();
     world.story();
@@ -694,9 +699,13 @@ fn parts_of_messages_have_one_bound_and_are_waited_for_in_time() {
             = failed: the handler stopped in the middle of a message for 30 s (RT0010); again in 500 ms
             > reset
             = slot free
+            > half-close
+            = failed: the handler stopped in the middle of a message for 30 s (RT0010); again in 500 ms
+            > reset
+            = slot free
             = from 1: SetState"#]],
     );
-    drop(first);
+    drop((first, second));
 }
 
 #[test]
