@@ -1,16 +1,16 @@
 //! Bodies of requests: received within bounds on one and on all of them.
 //!
 //! Owns: how long a body waits for room, before it is refused. Does not own: the room for what is received and not appended yet
-//! (`invoker::arrivals`), the least rate (`listener`), or the room for what is appended (`partition`).
+//! (`arrivals`), the least rate (`listener`), or the room for what is appended (`partition`).
 
 use crate::Error;
+use crate::arrivals::{ArrivalBounds, ArrivalRoom, Arrivals};
 use crate::wait::{ROOM_WAIT_MAX, within};
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::sync::Arc;
 use surefoot_env::Clock;
-use surefoot_invoker::{ArrivalBounds, ArrivalRoom, Arrivals};
 use surefoot_listener::{BodyFault, IncomingBody};
 
 /// What bodies may take.
@@ -107,6 +107,7 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arrivals::{SMALL_BYTES, SMALL_STEP_BYTES};
     use http_body::{Frame, SizeHint};
     use std::collections::VecDeque;
     use std::convert::Infallible;
@@ -116,7 +117,6 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
     use surefoot_env::BoxFuture;
-    use surefoot_invoker::arrivals::{SMALL_BYTES, SMALL_STEP_BYTES};
     use tokio::sync::Notify;
 
     const SMALL_BYTES_MAX: u64 = 32 << 20;

@@ -2,6 +2,7 @@
 //!
 //! Owns: checks, submission and what comes back. Cheap to clone. Does not own: HTTP shapes (`service`).
 
+use crate::arrivals::ArrivalRoom;
 use crate::metrics::{Kind, Metrics};
 use crate::wait::{ROOM_WAIT_MAX, within};
 use crate::{Error, check};
@@ -9,7 +10,6 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_invoker::ArrivalRoom;
 use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};

@@ -4,6 +4,7 @@
 //! their order, headers that reach handlers, answers and errors. Does not own: reading tables, or what becomes of a submission.
 //! Source: HTTP reference sections 1.1 to 1.9.
 
+mod arrivals;
 mod body;
 mod check;
 mod cors;
@@ -17,6 +18,7 @@ mod route;
 mod service;
 mod wait;
 
+pub use arrivals::ArrivalBounds;
 pub use body::BodyBounds;
 pub use error::{Error, ErrorSource};
 pub use ingress::{Accepted, Completed, Ingress, Request};

@@ -1,6 +1,5 @@
 //! What goes into the invoker and what comes out.
 
-use crate::arrivals::ArrivalBounds;
 use crate::feed::Notifications;
 use bytes::Bytes;
 use surefoot_env::BoxFuture;
@@ -21,8 +20,6 @@ pub struct Settings {
     /// Bytes that attempts have reported and that are not applied yet, each report with [`surefoot_model::RECORD_COST`]; beyond it attempts
     /// stop reading, and none starts. One report may pass it alone.
     pub report_bytes_max: usize,
-    /// Of what handlers have sent and no attempt has reported: parts of messages, and what belongs into one report with them.
-    pub arrivals: ArrivalBounds,
     /// Bytes of state that handlers have asked for and that have not come, each value as large as any of its key's may be. One may pass it
     /// alone.
     pub read_bytes_max: usize,

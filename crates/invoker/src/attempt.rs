@@ -4,7 +4,6 @@
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
 use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
-use crate::arrivals::ArrivalRoom;
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
@@ -42,8 +41,6 @@ const VALUES_AWAITED_MAX: u32 = 16;
 const VALUE_BYTES_AWAITED_MAX: u64 = 1 << 20;
 /// What a piece of a failure's metadata takes beside its texts.
 const PAIR_BYTES: usize = size_of::<(String, String)>();
-/// A handler that has begun a message has this long for the next piece of it: what has come takes room that others need.
-const PIECE_PATIENCE: Duration = Duration::from_secs(30);
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
 /// And so much of it.
@@ -303,8 +300,6 @@ struct Attempt<'a> {
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
     item_bytes: usize,
-    /// For them, and for the part of a message behind them. Apart: the task of an attempt that only waits is small.
-    arrived: Box<ArrivalRoom>,
     /// Reads of state among them.
     reads: u32,
     /// An output has come, now or in an earlier attempt.
@@ -350,7 +345,6 @@ impl<'a> Attempt<'a> {
             sending: None,
             items: Vec::new(),
             item_bytes: 0,
-            arrived: Box::default(),
             reads: 0,
             has_output: false,
             last_delivered: (start.replay.len() as u32).saturating_sub(1),
@@ -467,7 +461,6 @@ impl<'a> Attempt<'a> {
                     next @ (Next::Over | Next::Aborted) => return Ok(next),
                 }
             }
-            patience.awaits_piece = !self.is_paused && decoder.lacks_bytes();
             self.held.replay.take_if(|replay| replay.shrink_to(unsent) == 0);
             if unsent <= UNSENT_BYTES_MAX {
                 self.sending = None;
@@ -534,11 +527,6 @@ impl<'a> Attempt<'a> {
                 }
                 // Polled by reference: it keeps its due time.
                 () = &mut alarm.sleep => {
-                    if patience.misses_piece() {
-                        let waited = PIECE_PATIENCE.as_secs();
-                        let message = format!("the handler stopped in the middle of a message for {waited} s (RT0010)");
-                        return Err(Failure { is_read_on: false, ..Failure::of_peer(500, message) });
-                    }
                     if patience.is_over() {
                         if !stream.is_open {
                             let waited = patience.closed.unwrap_or_default().as_millis();
@@ -628,10 +616,6 @@ impl<'a> Attempt<'a> {
         loop {
             if let Some(chunk) = chunk.take() {
                 self.invoker.metrics.received_bytes.increment(chunk.len() as u64);
-                let bytes = (self.item_bytes + decoder.held_bytes() + chunk.len()) as u64;
-                if !self.invoker.arrivals.try_grow(&mut self.arrived, bytes) && Box::pin(self.take_in(bytes)).await.is_none() {
-                    return Ok(Next::Aborted);
-                }
                 decoder.push(chunk);
             }
             while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
@@ -670,13 +654,6 @@ impl<'a> Attempt<'a> {
             }
             return Ok(if self.items.is_empty() { Next::More } else { self.report(None).await });
         }
-    }
-
-    /// Room for so many bytes that have come, where it has to be waited for. None: aborted meanwhile.
-    async fn take_in(&mut self, bytes: u64) -> Option<()> {
-        let growing = self.invoker.arrivals.clone().grow(std::mem::take(&mut *self.arrived), bytes);
-        *self.arrived = self.until_aborted(Box::pin(growing)).await?;
-        Some(())
     }
 
     /// Takes one message; gives the attempt's end back where it is one.
@@ -915,8 +892,6 @@ impl<'a> Attempt<'a> {
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };
         self.invoker.output.progressed(self.start.partition, progress, room);
-        // What came is in the log's hands, but for what is left of a piece.
-        *self.arrived = ArrivalRoom::default();
     }
 
     /// The end that a failure is, said in the log where somebody should know.
@@ -1017,8 +992,6 @@ struct Patience {
     inactivity: Duration,
     abort: Duration,
     last_activity: Duration,
-    /// It has sent a part of a message.
-    awaits_piece: bool,
     /// From its last word on, once it has been asked to suspend.
     closed: Option<Duration>,
 }
@@ -1032,7 +1005,7 @@ impl Patience {
     fn new(options: &ResolvedOptions, clock: Arc<dyn surefoot_env::Clock>) -> Self {
         let ms = Duration::from_millis;
         let (inactivity, abort) = (ms(options.inactivity_timeout_ms), ms(options.abort_timeout_ms));
-        Self { inactivity, abort, last_activity: clock.monotonic(), awaits_piece: false, closed: None, clock }
+        Self { inactivity, abort, last_activity: clock.monotonic(), closed: None, clock }
     }
 
     fn active(&mut self) {
@@ -1046,7 +1019,6 @@ impl Patience {
     /// When something is to be done about its silence, if it lasts.
     fn due(&self, only_waits: bool) -> Duration {
         let limit = self.closed.unwrap_or(self.inactivity);
-        let limit = if self.awaits_piece { limit.min(PIECE_PATIENCE) } else { limit };
         self.last_activity.saturating_add(if only_waits { limit.min(IDLE) } else { limit })
     }
 
@@ -1057,10 +1029,6 @@ impl Patience {
 
     fn silence(&self) -> Duration {
         self.clock.monotonic().saturating_sub(self.last_activity)
-    }
-
-    fn misses_piece(&self) -> bool {
-        self.awaits_piece && self.silence() >= PIECE_PATIENCE
     }
 
     fn is_over(&self) -> bool {

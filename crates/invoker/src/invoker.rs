@@ -1,7 +1,6 @@
 //! The room's front: slots, bytes in flight, and the tasks that take them.
 
 use crate::api::{AttemptStart, Destination, Mutant, Output, Settings};
-use crate::arrivals::Arrivals;
 use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
@@ -34,8 +33,6 @@ pub struct Invoker {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// What may be reported before it is applied, as [`surefoot_model::RECORD_COST`] counts.
     pub(crate) reports: Arc<Semaphore>,
-    /// What handlers have sent and no attempt has reported.
-    pub(crate) arrivals: Arrivals,
     /// Bytes of state that handlers have asked for, and that have not come.
     pub(crate) reads: Arc<Semaphore>,
     places: Arc<Places>,
@@ -70,7 +67,6 @@ impl Invoker {
             places: Arc::new(Places::new(settings.attempts_max, settings.mutant == Mutant::NeverAsk)),
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
-            arrivals: Arrivals::new(settings.arrivals),
             reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
             feeds: Feeds::new(settings.live_bytes_max),
             env,

@@ -5,7 +5,6 @@
 //! verdict. What an attempt brings goes to an [`Output`]; what it is to know comes in [`AttemptStart`] and live.
 
 mod api;
-pub mod arrivals;
 mod attempt;
 mod completions;
 mod feed;
@@ -18,7 +17,6 @@ pub mod submission;
 pub mod transport;
 
 pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};
-pub use arrivals::{ArrivalBounds, ArrivalRoom, Arrivals};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::{Admission, Invoker};
 pub use retry::{Delay, Wish, verdict};

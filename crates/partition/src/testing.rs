@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, OsDisk, Step, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    ArrivalBounds, DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, Invoker, Mutant as InvokerMutant, OpenRequest,
-    Transport, TransportError,
+    DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, Invoker, Mutant as InvokerMutant, OpenRequest, Transport,
+    TransportError,
 };
 use surefoot_log::{Durable, Entry as LogEntry, Log, Retained, Sink};
 use surefoot_machine::{Invocations, Journal, JournalKey, Mutant as MachineMutant, Running, RunningKey, State};
@@ -407,7 +407,6 @@ impl TestNode {
                 attempts_max: places.max,
                 replay_bytes_max: 1 << 20,
                 report_bytes_max: 1 << 20,
-                arrivals: ArrivalBounds { small_bytes_max: 1 << 20, large_bytes_max: 1 << 20 },
                 read_bytes_max: 1 << 20,
                 live_bytes_max: 1 << 20,
                 message_bytes_max: 1 << 20,

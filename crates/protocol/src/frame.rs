@@ -100,16 +100,6 @@ impl FrameDecoder {
     pub fn is_between_frames(&self) -> bool {
         self.header_len == 0 && self.chunk.is_empty()
     }
-
-    /// Whether a frame has begun, and the rest of it is still to be pushed.
-    pub fn lacks_bytes(&self) -> bool {
-        self.header_len > 0 && self.chunk.is_empty()
-    }
-
-    /// Bytes of the frame that has begun, as far as they were taken from their chunks.
-    pub fn held_bytes(&self) -> usize {
-        self.payload.len()
-    }
 }
 
 #[cfg(test)]

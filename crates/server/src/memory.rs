@@ -18,8 +18,6 @@ pub enum Share {
     LargeBodies,
     SmallBodies,
     EdgeWaits,
-    SmallMessages,
-    LargeMessages,
     Reports,
     Reads,
     Replays,
@@ -36,14 +34,12 @@ pub struct MemoryShares {
 }
 
 impl Share {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 12] = [
         Self::Tables,
         Self::EngineCache,
         Self::LargeBodies,
         Self::SmallBodies,
         Self::EdgeWaits,
-        Self::SmallMessages,
-        Self::LargeMessages,
         Self::Reports,
         Self::Reads,
         Self::Replays,
@@ -55,13 +51,12 @@ impl Share {
 
     fn parts(self) -> u64 {
         match self {
-            Self::Tables => 86,
+            Self::Tables => 90,
             Self::EngineCache => 8,
             Self::Kafka => 6,
             Self::Reports | Self::LargeBodies | Self::Replays => 4,
-            Self::SmallBodies | Self::EdgeWaits | Self::LargeMessages | Self::Reads | Self::Loads => 2,
+            Self::SmallBodies | Self::EdgeWaits | Self::Reads | Self::Loads => 2,
             Self::Live | Self::Messages => 2,
-            Self::SmallMessages => 2,
         }
     }
 
@@ -76,11 +71,7 @@ impl Share {
             Self::LargeBodies => "Bodies of calls that come in, beyond the first 64 KiB of each",
             Self::SmallBodies => "The first 64 KiB of each of them",
             Self::EdgeWaits => "Calls and Kafka records on their way to the disk",
-            Self::SmallMessages => {
-                "Messages that come from handlers, and what is reported together: the first 64 KiB of each attempt"
-            }
-            Self::LargeMessages => "What they have beyond",
-            Self::Reports => "What attempts brought, on its way to the disk",
+            Self::Reports => "What attempts brought and is not applied yet; 4 MiB at most",
             Self::Reads => {
                 "Values of state that handlers have asked for, each as large as the largest of its key has been, until they come"
             }
@@ -89,7 +80,7 @@ impl Share {
             Self::Live => {
                 "Results and values of state that have not left for their running handlers, beyond the first 16 KiB of each attempt"
             }
-            Self::Messages => "Calls and results between partitions on their way to the disk",
+            Self::Messages => "Calls and results between partitions on their way to the disk; 4 MiB at most",
             Self::Kafka => {
                 "What subscriptions have read ahead: each takes half of what is free of it, 24 MiB at most and 256 KiB at least"
             }

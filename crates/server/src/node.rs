@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::{Env, Wake, is_shortage};
 use surefoot_ingress::Ingress;
-use surefoot_invoker::{ArrivalBounds, Invoker, Transport};
+use surefoot_invoker::{Invoker, Transport};
 use surefoot_kafka::{SourceClient, Sources};
 use surefoot_log::local::{self, LocalLog, Options};
 use surefoot_partition::{Partitions, Recovering, StartError};
@@ -188,10 +188,6 @@ fn invoker_settings(config: &Config, partitions: u16, workers: usize, mutants: M
         attempts_max: bounded(config.attempts_max()),
         replay_bytes_max: bounded(invoker.replay_bytes_max).min(share(Share::Replays)),
         report_bytes_max: share(Share::Reports).min(workers.saturating_mul(REPORT_BYTES_MAX)),
-        arrivals: ArrivalBounds {
-            small_bytes_max: shares.bytes(Share::SmallMessages),
-            large_bytes_max: shares.bytes(Share::LargeMessages),
-        },
         read_bytes_max: share(Share::Reads),
         live_bytes_max: share(Share::Live),
         message_bytes_max: bounded(invoker.message_bytes_max),

@@ -480,7 +480,7 @@ fn all_parked(world: &World, id: SubscriptionId) -> Result<Vec<Parked>, String> 
 
 // Probes, once all has arrived.
 
-/// While one Kafka partition has no leader, whoever begins to read its topic reads the others.
+/// While one Kafka partition has no leader, one that begins to read its topic reads the others.
 pub(crate) fn reads_around_a_leaderless(world: &World) -> Result<(), String> {
     let deadline = world.executor.now() + TAKEN_MAX;
     let (leaderless, count) = loop {

@@ -8,10 +8,8 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
-use surefoot_invoker::arrivals::{LARGE_STEP_BYTES, SMALL_BYTES};
 use surefoot_invoker::{
-    ArrivalBounds, Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX,
-    submission::KEY_BYTES_MAX,
+    Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
 };
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
@@ -668,44 +666,6 @@ fn reads_of_all_attempts_have_one_bound() {
     world.abort();
     start(&mut world, 1 << 30);
     assert_eq!(world.reports(), 3);
-}
-
-/// Parts of messages counted nowhere until they were whole.
-#[test]
-fn parts_of_messages_have_one_bound_and_are_waited_for_in_time() {
-    let arrivals = ArrivalBounds { small_bytes_max: SMALL_BYTES, large_bytes_max: LARGE_STEP_BYTES };
-    let settings = Settings { arrivals, attempts_max: 3, journal_bytes_max: 1 << 30, ..settings() };
-    let mut world = World::with(settings, StreamMode::Bidirectional);
-    let message = wire::set_state(b"a", &[0; 300 << 10]);
-    world.start(|_| ());
-    world.head();
-    world.writes(&[message.slice(..200 << 10)]);
-    let first = world.take_live();
-    // One may always grow.
-    world.start(|_| ());
-    world.head();
-    world.writes(&[message.slice(..100 << 10)]);
-    let second = world.take_live();
-    world.start(|_| ());
-    world.head();
-    world.story();
-    world.writes(&[wire::set_state(b"b", b"1")]);
-    check(&world, expect![""]);
-    world.pass(30 * SECOND);
-    check(
-        &world,
-        expect![[r#"
-            > half-close
-            = failed: the handler stopped in the middle of a message for 30 s (RT0010); again in 500 ms
-            > reset
-            = slot free
-            > half-close
-            = failed: the handler stopped in the middle of a message for 30 s (RT0010); again in 500 ms
-            > reset
-            = slot free
-            = from 1: SetState"#]],
-    );
-    drop((first, second));
 }
 
 #[test]

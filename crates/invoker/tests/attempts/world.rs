@@ -14,8 +14,8 @@ use std::time::Duration;
 use surefoot_env::sim::SimDisk;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    ArrivalBounds, AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant,
-    Notifier, OpenRequest, Output, Room, Settings, Transport, TransportError,
+    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
+    OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
 use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, Service, ServiceKind, StreamMode};
 use surefoot_model::{
@@ -75,7 +75,6 @@ pub(crate) fn settings() -> Settings {
         attempts_max: 2,
         replay_bytes_max: 1_000,
         report_bytes_max: 1 << 20,
-        arrivals: ArrivalBounds { small_bytes_max: 1 << 20, large_bytes_max: 1 << 20 },
         read_bytes_max: 1 << 20,
         live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,

@@ -56,7 +56,8 @@ body, message or value of 32 MiB is in memory up to four times on its way (as it
 what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler that sets several values of 31 MiB one after the
 other took up to 408 MiB in all, with a setting of 16 MiB to 64 MiB. A connection of a client takes 16 KiB more.
 
-What is not in it: tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
+What is not in it: parts of messages that come from handlers, and what is gathered for one report (1 MiB and a message of each attempt that sends
+much). Tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
 handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win over what its client has of
 `memory-size`.
 ";

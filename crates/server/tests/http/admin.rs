@@ -342,8 +342,7 @@ async fn a_body_that_is_too_large_is_told() {
 
 #[tokio::test]
 async fn ports_refuse_until_the_node_is_ready() {
-    use surefoot_ingress::{BodyBounds, Limits};
-    use surefoot_invoker::ArrivalBounds;
+    use surefoot_ingress::{ArrivalBounds, BodyBounds, Limits};
     use surefoot_listener::{ConnectionBounds, Visitors};
     let env = surefoot_env::Env::production(tokio::runtime::Handle::current());
     let (connections, visitors) = (ConnectionBounds { connections_max: 10 }, Visitors::new(true, &[], &[]));

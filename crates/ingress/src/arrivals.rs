@@ -1,4 +1,5 @@
-//! Room for what comes in pieces and may become large: bodies of requests, messages of handlers.
+//! Room for what comes in pieces and may become large: bodies of requests. Not for what comes over a connection that others share
+//! and wait for: what nobody reads takes of its window.
 //!
 //! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
 //! little. The first bytes of each have room of their own: large ones hold up large ones only. One of all may always grow, so that
@@ -8,10 +9,10 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of each that count as small.
-pub const SMALL_BYTES: u64 = 64 << 10;
+pub(crate) const SMALL_BYTES: u64 = 64 << 10;
 /// Room is taken in steps of so many bytes.
-pub const SMALL_STEP_BYTES: u64 = 4 << 10;
-pub const LARGE_STEP_BYTES: u64 = 256 << 10;
+pub(crate) const SMALL_STEP_BYTES: u64 = 4 << 10;
+pub(crate) const LARGE_STEP_BYTES: u64 = 256 << 10;
 
 const OPEN: &str = "the semaphore is never closed";
 
@@ -26,7 +27,7 @@ pub struct ArrivalBounds {
 
 /// Room for all of them. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Arrivals {
+pub(crate) struct Arrivals {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
     /// Held by the one that may always grow.
@@ -35,14 +36,14 @@ pub struct Arrivals {
 
 /// What one of them has of it; given back when dropped.
 #[derive(Debug, Default)]
-pub struct ArrivalRoom {
+pub(crate) struct ArrivalRoom {
     small: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
     growing: Option<OwnedSemaphorePermit>,
 }
 
 impl Arrivals {
-    pub fn new(bounds: ArrivalBounds) -> Self {
+    pub(crate) fn new(bounds: ArrivalBounds) -> Self {
         let pool =
             |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
         let small = bounds.small_bytes_max.max(SMALL_BYTES);
@@ -51,12 +52,13 @@ impl Arrivals {
     }
 
     /// Bytes that are free of the small room and of the large one, and whether the one that may always grow is still to be chosen.
-    pub fn free(&self) -> (usize, usize, bool) {
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> (usize, usize, bool) {
         (self.small.available_permits(), self.large.available_permits(), self.growing.available_permits() > 0)
     }
 
     /// Makes room for so many bytes of one in all, unless that has to be waited for: see [`Self::grow`].
-    pub fn try_grow(&self, room: &mut ArrivalRoom, bytes: u64) -> bool {
+    pub(crate) fn try_grow(&self, room: &mut ArrivalRoom, bytes: u64) -> bool {
         let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
         let has_small = small == 0 || take(&mut room.small, self.small.clone().try_acquire_many_owned(small));
         let has_large = large == 0 || (has_small && take(&mut room.large, self.large.clone().try_acquire_many_owned(large)));
@@ -64,7 +66,7 @@ impl Arrivals {
     }
 
     /// Waits for room for so many bytes of one in all. Dropped midway, it gives back what the one has.
-    pub async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> ArrivalRoom {
+    pub(crate) async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> ArrivalRoom {
         let Self { small, large, growing } = self;
         let (lacking_small, lacking_large) = (room.lacking_small(bytes), room.lacking_large(bytes));
         let more = async {
