@@ -134,8 +134,6 @@ async fn fat_journals_over_a_kill() -> Result<()> {
 /// 32 MiB with what is around it in a message.
 const STATE_BYTES: usize = (32 << 20) - 1_024;
 const GETS: u32 = 256;
-/// Values of that size that one invocation sets.
-const VALUES: u8 = 6;
 /// Types of messages.
 const GET_LAZY_STATE: u16 = 0x0402;
 const SET_STATE: u16 = 0x0403;
@@ -171,12 +169,12 @@ fn varint(mut value: u64) -> Vec<u8> {
     bytes
 }
 
-/// Handlers that speak the protocol by hand. `fill` sets a large value, `pour` several; `drown` asks for it many times, says so, and reads nothing;
+/// Handlers that speak the protocol by hand. `fill` sets a large value; `drown` asks for it many times, says so, and reads nothing;
 /// `echo` answers at once.
 async fn serve_drowning(asked: Arc<Notify>) -> Result<String> {
     const MANIFEST: &str = r#"{"protocolMode":"BIDI_STREAM","minProtocolVersion":5,"maxProtocolVersion":5,"services":[
         {"name":"Deep","ty":"VIRTUAL_OBJECT","enableLazyState":true,"handlers":[
-            {"name":"fill","ty":"EXCLUSIVE"},{"name":"pour","ty":"EXCLUSIVE"},{"name":"drown","ty":"EXCLUSIVE"},{"name":"echo","ty":"EXCLUSIVE"}]}]}"#;
+            {"name":"fill","ty":"EXCLUSIVE"},{"name":"drown","ty":"EXCLUSIVE"},{"name":"echo","ty":"EXCLUSIVE"}]}]}"#;
     const MANIFEST_TYPE: &str = "application/vnd.restate.endpointmanifest.v3+json";
     const INVOCATION_TYPE: &str = "application/vnd.restate.invocation.v5";
     const SERVER: HeaderName = HeaderName::from_static("x-restate-server");
@@ -204,12 +202,10 @@ async fn serve_drowning(asked: Arc<Notify>) -> Result<String> {
     let output = [frame(OUTPUT, &bytes_field(14, &bytes_field(1, b"null"))), frame(END, &[])];
     let set =
         |name: &[u8]| frame(SET_STATE, &[bytes_field(1, name), bytes_field(3, &bytes_field(1, &noise(STATE_BYTES)))].concat());
-    let sets = (0..VALUES).map(|n| set(&[b'a' + n]));
     let gets = (1..=GETS).map(|id| frame(GET_LAZY_STATE, &[bytes_field(1, b"k"), number_field(11, u64::from(id))].concat()));
     let router = Router::new()
         .route("/discover", discover)
         .route("/invoke/Deep/fill", invoke([vec![set(b"k")], output.to_vec()].concat(), true, None))
-        .route("/invoke/Deep/pour", invoke(sets.chain(output.clone()).collect(), true, None))
         .route("/invoke/Deep/echo", invoke(output.to_vec(), true, None))
         .route("/invoke/Deep/drown", invoke(gets.collect(), false, Some(asked)));
     let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;

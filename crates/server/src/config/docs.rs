@@ -52,8 +52,7 @@ Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are b
 
 const MEMORY: &str = "\
 `memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
-body, message or value of 32 MiB is in memory up to four times on its way (as it comes and is encoded for the log; in the tables, and twice while they are written), which is
-what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler that sets several values of 31 MiB one after the
+body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log; in the tables, and while they are written), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler that sets several values of 31 MiB one after the
 other took up to 408 MiB in all, with a setting of 16 MiB to 64 MiB. A connection of a client takes 16 KiB more.
 
 What is not in it: parts of messages that come from handlers, and what is gathered for one report (1 MiB and a message of each attempt that sends
