@@ -2,8 +2,8 @@
 //! and wait for: what nobody reads takes of its window.
 //!
 //! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
-//! little. The first bytes of each have room of their own: large ones hold up large ones only. One of all may always grow, so that
-//! several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
+//! little. Small ones, and the first bytes of those whose size nobody knows, have room of their own: large ones hold up large ones
+//! only. One of all may always grow, so that several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
 
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,9 +19,9 @@ const OPEN: &str = "the semaphore is never closed";
 /// What all of them may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ArrivalBounds {
-    /// The first 64 KiB of all that are on their way in.
+    /// Those of up to 64 KiB, and the first 64 KiB of those that come without their size.
     pub small_bytes_max: u64,
-    /// What they have beyond. The one that may always grow comes on top.
+    /// All others. The one that may always grow comes on top.
     pub large_bytes_max: u64,
 }
 
@@ -37,6 +37,8 @@ pub(crate) struct Arrivals {
 /// What one of them has of it; given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct ArrivalRoom {
+    /// It is known to become large, and has nothing of the small room.
+    is_large: bool,
     small: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
     growing: Option<OwnedSemaphorePermit>,
@@ -87,9 +89,14 @@ impl Arrivals {
 }
 
 impl ArrivalRoom {
+    /// For one that has so many bytes at least.
+    pub(crate) fn of(bytes_min: u64) -> Self {
+        Self { is_large: bytes_min > SMALL_BYTES, ..Self::default() }
+    }
+
     /// Permits that are missing for the first bytes of so many.
     fn lacking_small(&self, bytes: u64) -> u32 {
-        if self.growing.is_some() {
+        if self.growing.is_some() || self.is_large {
             return 0;
         }
         lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
@@ -100,7 +107,12 @@ impl ArrivalRoom {
         if self.growing.is_some() {
             return 0;
         }
-        lacking(&self.large, bytes.saturating_sub(SMALL_BYTES), LARGE_STEP_BYTES)
+        match bytes.checked_sub(SMALL_BYTES) {
+            Some(beyond) if !self.is_large => lacking(&self.large, beyond, LARGE_STEP_BYTES),
+            Some(1..) => lacking(&self.large, bytes, LARGE_STEP_BYTES),
+            _ if self.is_large => lacking(&self.large, bytes, SMALL_STEP_BYTES),
+            _ => 0,
+        }
     }
 }
 
@@ -151,6 +163,24 @@ mod tests {
             assert!(grows.len() < before, "one of {before} may go on");
         }
         assert_eq!(all.free(), free);
+    }
+
+    /// Those that waited for large room had 64 KiB of the small one each, and calls of a few bytes waited behind them.
+    #[test]
+    fn large_ones_that_wait_leave_small_ones_their_room() {
+        let all = Arrivals::new(ArrivalBounds { small_bytes_max: 4 * SMALL_BYTES, large_bytes_max: 2 * LARGE_STEP_BYTES });
+        let grow = |_| Box::pin(all.clone().grow(ArrivalRoom::of(SMALL_BYTES + 1), 1));
+        let mut large: Vec<_> = (0..100).map(grow).collect();
+        large.iter_mut().for_each(|grow| drop(poll(grow.as_mut())));
+        let small: Vec<_> = (0..4)
+            .map(|n| {
+                let mut room = ArrivalRoom::of(SMALL_BYTES);
+                assert!(all.try_grow(&mut room, SMALL_BYTES), "{n}");
+                room
+            })
+            .collect();
+        assert!(!all.try_grow(&mut ArrivalRoom::default(), 1), "their own room has a bound, too");
+        drop(small);
     }
 
     #[test]

@@ -68,8 +68,8 @@ impl Share {
                  neither start nor read on"
             }
             Self::EngineCache => "Blocks of the tables on disk",
-            Self::LargeBodies => "Bodies of calls that come in, beyond the first 64 KiB of each",
-            Self::SmallBodies => "The first 64 KiB of each of them",
+            Self::LargeBodies => "Bodies of calls that come in",
+            Self::SmallBodies => "Those of up to 64 KiB, and the first 64 KiB of those that come without their size",
             Self::EdgeWaits => "Calls and Kafka records on their way to the disk",
             Self::Reports => "What attempts brought and is not applied yet; 4 MiB at most",
             Self::Reads => {
