@@ -114,12 +114,23 @@ impl World {
         bail!("{most} events of {BODY_BYTES} bytes were taken into {VOLUME_BYTES} bytes")
     }
 
+    /// What is under way by then has no answer: it waits for room, or was taken. It is sent again under its name.
     async fn send_until_told(&mut self) -> Result<()> {
-        while !self.is_told().await {
-            // It may be starting, and refuse for that.
-            let _ = self.send().await;
+        let admin = self.admin.clone();
+        let told = eventually("health to tell", LIMIT, || async {
+            ensure!(is_told(&admin).await, "the disk is not short");
+            Ok(())
+        });
+        let send = async {
+            loop {
+                // It may be starting, and refuse for that.
+                let _ = self.send().await;
+            }
+        };
+        tokio::select! {
+            told = told => told,
+            () = send => unreachable!("it never ends"),
         }
-        Ok(())
     }
 
     /// One event that is to run much later: all of it has to be kept.
@@ -150,10 +161,6 @@ impl World {
         }
     }
 
-    async fn is_told(&self) -> bool {
-        matches!(self.admin.health().await, Err(Error::Refused { status: 503, message, .. }) if message.contains("the disk has"))
-    }
-
     /// Running invocations wait for the disk.
     async fn holds_work(&self) -> bool {
         matches!(self.admin.health().await, Err(Error::Refused { message, .. }) if message.contains("running invocations wait"))
@@ -170,7 +177,7 @@ impl World {
     /// `/health` and a metric say that the disk is short.
     async fn expect_told(&self) -> Result<()> {
         eventually("health to tell", LIMIT, || async {
-            ensure!(self.is_told().await, "{:?}", self.admin.health().await);
+            ensure!(is_told(&self.admin).await, "{:?}", self.admin.health().await);
             Ok(())
         })
         .await?;
@@ -187,6 +194,11 @@ impl World {
         println!("{} events: {verdict:?}", self.acknowledged);
         self.server.expect_quiet(EXPECTED)
     }
+}
+
+/// The disk is short, or a start waits for room on it.
+async fn is_told(admin: &Admin) -> bool {
+    matches!(admin.health().await, Err(Error::Refused { status: 503, message, .. }) if message.contains("SF2021"))
 }
 
 /// The head of the answer to one call.
@@ -269,7 +281,7 @@ async fn a_disk_without_a_byte_left_ends_nothing_and_can_be_started_on() -> Resu
 
     world.server.kill()?;
     world.server.spawn()?;
-    // It starts with what room its log has left, and says so when that is used up.
+    // It starts with what room its log has left and says so when that is used up, or waits where there is none.
     let told = tokio::time::timeout(LIMIT, world.send_until_told()).await;
     ensure!(told.is_ok_and(|sent| sent.is_ok()), "nothing was said within {LIMIT:?} of a start on a full disk");
 
