@@ -128,6 +128,7 @@ impl World {
             }
         };
         tokio::select! {
+            biased;
             told = told => told,
             () = send => unreachable!("it never ends"),
         }

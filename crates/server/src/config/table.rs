@@ -117,7 +117,7 @@ pub const SETTINGS: &[Setting] = &[
                   503 and Kafka is not read; with half of it, running invocations wait as well. All go on by themselves once there is room. \
                   The half is for the log's next segment and for compacting the tables, whose sizes follow from the disk's: on one of 64MiB \
                   segments are of 2MiB at most, and table files of 512KiB. The disk has 32MiB at least (SF4001). Less than the default leaves a \
-                  compaction too little on a large disk; `0` leaves nothing free. Room comes back within seconds of a purge.",
+                  compaction too little on a large disk; `0` leaves nothing free. Room comes back once invocations are purged.",
     },
     Setting {
         key: "dangerously-skip-fsync",
