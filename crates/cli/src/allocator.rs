@@ -1,8 +1,8 @@
 //! How the C library's allocator keeps memory that the process has freed.
 //!
 //! Owns: its settings. Left to itself it raises the size from which an allocation is given back on its own, after the first large one
-//! that is freed, up to 32 MiB: bodies and results then lie between small things, whose arenas keep what they once took. Each
-//! arena would keep the most that it ever held, and the process would take more than `memory-size` says. Does not own: what is allocated.
+//! that is freed, up to 32 MiB: bodies and results then lie between small allocations. Each arena would keep the
+//! largest number of bytes that it ever held, and the process would take more than `memory-size` says. Does not own: the allocations.
 
 #![allow(unsafe_code, reason = "the settings of the allocator are functions of the C library")]
 

@@ -77,7 +77,7 @@ impl Arrivals {
         };
         tokio::select! {
             biased;
-            // What is not taken here goes to the next that waits.
+            // Permits that one of the two has got when the other one is ready go to the next body that waits.
             (small, large) = more => {
                 merge(&mut room.small, small);
                 merge(&mut room.large, large);

@@ -1,7 +1,7 @@
 //! Bodies of requests: received within bounds on one and on all of them.
 //!
-//! Owns: how long a body waits for room, before it is refused. Does not own: the room for what is received and not appended yet
-//! (`arrivals`), the least rate (`listener`), or the room for what is appended (`partition`).
+//! Owns: how long a body waits for room, before it is refused. Does not own: the room for bodies that are not appended yet
+//! (`arrivals`), the least rate (`listener`), or the room for records on their way to the log (`partition`).
 
 use crate::Error;
 use crate::arrivals::{ArrivalBounds, ArrivalRoom, Arrivals};

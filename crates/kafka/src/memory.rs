@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) const CLIENT_BYTES_MIN: u64 = 256 << 10;
 const CLIENT_BYTES_MAX: u64 = 24 << 20;
 
-/// What is free of the share of all clients. Cheap to clone.
+/// The bytes that all Kafka clients share, and that no client has taken. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct ClientMemory(Arc<Mutex<u64>>);
 

@@ -108,6 +108,16 @@ mod on_disk {
         fs::read_dir(dir.join("keyspaces/1/tables")).unwrap().count()
     }
 
+    /// The engine works on threads of its own, and tells nobody when a file goes: this looks until the condition holds. `told` says what is
+    /// there instead once a minute has passed.
+    fn wait_until(holds: impl Fn() -> bool, told: impl Fn() -> String) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{}", told());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
     /// A file system of few bytes, in memory.
     pub(super) struct Volume(tempfile::TempDir);
 
@@ -184,11 +194,8 @@ mod on_disk {
         engine.set_short(true);
         let gone = u64::from(VALUES - VALUES / KEPT) * VALUE_BYTES as u64;
         let free = || OsDisk.space(volume.path()).unwrap().free;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while free() < gone / 10 * 9 {
-            assert!(Instant::now() < deadline, "{} bytes are free of {gone} that were deleted: {:?}", free(), engine.trouble());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let told = || format!("{} bytes are free of {gone} that were deleted: {:?}", free(), engine.trouble());
+        wait_until(|| free() >= gone / 10 * 9, told);
         let view = engine.view();
         for n in 0..VALUES {
             let expected = (n % KEPT == 0).then(|| vec![n as u8; VALUE_BYTES]);
@@ -212,11 +219,7 @@ mod on_disk {
         assert_eq!(view.get(b"k\x07").unwrap(), Some(vec![7; 10_000]));
         drop(view);
         engine.set_short(true);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while bytes().sum::<u64>() > 1_200_000 {
-            assert!(Instant::now() < deadline, "{:?}", bytes().collect::<Vec<_>>());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(|| bytes().sum::<u64>() <= 1_200_000, || format!("{:?}", bytes().collect::<Vec<_>>()));
         assert_eq!(get(&*engine.view(), b"k\x07"), Some(vec![7; 10_000]));
     }
 
