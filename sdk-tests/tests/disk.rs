@@ -2,8 +2,11 @@
 #![expect(clippy::print_stdout, reason = "what was measured")]
 
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{InvocationFilter, NewDeployment};
 use surefoot_client::ingress::{Call, Target};
@@ -24,12 +27,21 @@ const SMALL_VOLUME_BYTES: u64 = 64 * MIB;
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// Of a small disk the server leaves a quarter free.
 const RESERVE_BYTES: u64 = VOLUME_BYTES / 4;
+/// A disk that has taken nothing for so long is full.
+const FULL_FOR: Duration = Duration::from_secs(3);
 const BODY_BYTES: usize = 20_000;
+/// Together with what is around it, just below the largest body that a disk of [`SMALL_VOLUME_BYTES`] takes.
+const LARGE_BYTES: usize = 1_000_000;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Without any progress for this long, the rest will not come.
 const STALL: Duration = Duration::from_secs(60);
 /// What the server says of a full disk.
-const EXPECTED: &[&str] = &["no room on the disk", "no room for a checkpoint", "the start waits for room"];
+const EXPECTED: &[&str] = &[
+    "no room on the disk",
+    "no room for a checkpoint",
+    "the start waits for room",
+    "the disk of the data directory is too small",
+];
 
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
@@ -87,9 +99,7 @@ impl World {
     }
 
     fn call(&self) -> Call {
-        let content = "x".repeat(BODY_BYTES);
-        let call = Call::new(Target::keyed("UserFeed", format!("user-{}", self.acknowledged), "processPost"));
-        call.json(&json!({ "id": "1", "content": content }))
+        call_of(self.acknowledged, BODY_BYTES)
     }
 
     async fn send_call(&mut self, call: Call) -> Result<Sent> {
@@ -195,6 +205,20 @@ impl World {
         println!("{} events: {verdict:?}", self.acknowledged);
         self.server.expect_quiet(EXPECTED)
     }
+}
+
+/// One event for a user, of so many bytes.
+fn call_of(user: usize, bytes: usize) -> Call {
+    let call = Call::new(Target::keyed("UserFeed", format!("user-{user}"), "processPost"));
+    call.json(&json!({ "id": "1", "content": "x".repeat(bytes) }))
+}
+
+/// Sends one large event until it is taken: it may be refused for want of room, and the server may be killed meanwhile.
+async fn send_large(ingress: &Ingress, user: usize) -> Result<()> {
+    eventually("a large body to be taken", 2 * OPEN_LIMIT, || async {
+        Ok(ingress.send(call_of(user, LARGE_BYTES).idempotency_key(&format!("large-{user}"))).await.map(drop)?)
+    })
+    .await
 }
 
 /// The disk is short, or a start waits for room on it.
@@ -324,32 +348,77 @@ async fn a_start_that_has_to_write_tables_waits_for_room() -> Result<()> {
 /// What was removed gave no room back: the compaction that would have done so had none itself, and the disk stayed full for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_disk_that_was_filled_opens_again_once_its_invocations_are_removed_again_and_again() -> Result<()> {
+    /// More than twice what the disk holds.
+    const EVENTS: usize = 6_000;
+    const ROUNDS_MAX: usize = 20;
     let Some((mut world, _volume)) = World::start_on_volume_of(SMALL_VOLUME_BYTES, &[]).await? else { return Ok(()) };
-    let mut sent = 0;
-    for round in 1..=3 {
+    let (mut sent, mut rounds) = (0, 0);
+    while sent < EVENTS {
         let before = sent;
-        loop {
+        let mut last = Instant::now();
+        while sent < EVENTS {
             match world.send_for_later(&format!("later-{sent}")).await? {
-                Sent::Taken => sent += 1,
-                Sent::Refused => break,
-                Sent::Unknown => bail!("no answer in round {round}, {sent} sent"),
+                Sent::Taken => (sent, last) = (sent + 1, Instant::now()),
+                // What was removed before may be on its way out.
+                Sent::Refused if last.elapsed() > FULL_FOR => break,
+                Sent::Refused => {}
+                Sent::Unknown => bail!("no answer in round {rounds}, {sent} sent"),
             }
-            ensure!(sent < SMALL_VOLUME_BYTES as usize, "the disk is never full");
         }
         let taken = sent - before;
-        ensure!(taken > 100, "round {round}: {taken} events of {BODY_BYTES} bytes were taken into {SMALL_VOLUME_BYTES} bytes");
-        world.expect_told().await?;
         let killed = world.kill_all().await?;
-        ensure!(killed == taken, "round {round}: {taken} were taken, and {killed} killed");
+        ensure!(killed == taken, "round {rounds}: {taken} were taken, and {killed} killed");
         let began = Instant::now();
         eventually("health", OPEN_LIMIT, || async { Ok(world.admin.health().await?) }).await?;
-        println!("round {round}: {taken} taken; open {:?} after the last of them had gone", began.elapsed());
+        println!("round {rounds}: {taken} taken; open {:?} after the last of them had gone", began.elapsed());
+        rounds += 1;
+        ensure!(rounds < ROUNDS_MAX, "{sent} of {EVENTS} events were taken in {rounds} rounds");
     }
+    ensure!(rounds > 1, "the disk was never full");
     for _ in 0..100 {
         world.send_once_there_is_room().await?;
     }
     world.server.kill()?;
     world.server.restart().await?;
+    world.expect_all().await
+}
+
+/// A few large bodies at once filled the disk between two looks at it, and the next start had no room to apply its log.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_at_once_fill_no_small_disk_and_kills_meanwhile_leave_it_room_to_start() -> Result<()> {
+    const BODIES: usize = 48;
+    const AT_ONCE: usize = 12;
+    let Some((mut world, _volume)) = World::start_on_volume_of(SMALL_VOLUME_BYTES, &[]).await? else { return Ok(()) };
+    let too_large = world.ingress.send(call_of(0, 2 * LARGE_BYTES)).await;
+    ensure!(matches!(too_large, Err(Error::Refused { status: 413, .. })), "it is more than a 64th of the disk: {too_large:?}");
+    let ingress = world.ingress.clone();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = taken.clone();
+    let sending = tokio::spawn(async move {
+        let send = |user| {
+            let (ingress, taken) = (ingress.clone(), count.clone());
+            async move {
+                send_large(&ingress, user).await?;
+                taken.fetch_add(1, Ordering::Relaxed);
+                anyhow::Ok(())
+            }
+        };
+        stream::iter(0..BODIES).map(send).buffer_unordered(AT_ONCE).try_collect::<()>().await
+    });
+    for until in [BODIES / 4, BODIES / 2, BODIES / 4 * 3] {
+        eventually("some to be taken", OPEN_LIMIT, || async {
+            ensure!(sending.is_finished() || taken.load(Ordering::Relaxed) >= until, "{taken:?} were taken");
+            Ok(())
+        })
+        .await?;
+        world.server.kill()?;
+        let began = Instant::now();
+        world.server.restart().await?;
+        println!("killed with {taken:?} taken; up {:?} after", began.elapsed());
+    }
+    sending.await.context("join")??;
+    world.acknowledged = BODIES;
+    eventually("health", OPEN_LIMIT, || async { Ok(world.admin.health().await?) }).await?;
     world.expect_all().await
 }
 

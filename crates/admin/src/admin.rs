@@ -80,9 +80,13 @@ impl Admin {
             DiskRoom::Work => "calls are answered 503 and Kafka is not read",
             DiskRoom::Reserve => "calls are answered 503, Kafka is not read, and running invocations wait",
         };
-        let why = match (disk.free_bytes, disk.missing_bytes) {
-            (free, 0) => format!("the disk has {free} bytes free, but log or tables find no room or no file descriptor"),
-            (free, missing) => format!("the disk has {free} bytes free and needs {}", free + missing),
+        let has = match disk.found_bytes - disk.free_bytes {
+            0 => format!("the disk has {} bytes free", disk.free_bytes),
+            unwritten => format!("the disk has {} bytes free, {unwritten} of them for what was taken already,", disk.found_bytes),
+        };
+        let why = match disk.missing_bytes {
+            0 => format!("{has} but log or tables find no room or no file descriptor"),
+            missing => format!("{has} and needs {missing} more"),
         };
         Err(Error::DiskShort { why, waits })
     }

@@ -7,12 +7,11 @@
 
 use crate::gate::{DiskRoom, DiskStatus};
 use crate::handle::Shared;
-use crate::mailbox::Input;
 use crate::settings::Mutant;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use surefoot_env::{Space, Step, Steps, Wake};
-use surefoot_log::{Retained, Room};
+use surefoot_log::Room;
 use surefoot_storage::Engine;
 
 /// The room is looked at this often, and where it is short, or could be soon, this often.
@@ -43,7 +42,7 @@ impl DiskWatch {
     }
 
     fn look(&mut self) -> Duration {
-        let Shared { env, settings, gate, log, workers, .. } = &*self.shared;
+        let Shared { env, settings, gate, log, .. } = &*self.shared;
         let dir = &settings.disk_dir;
         let space = match env.disk.space(dir) {
             Ok(space) => space,
@@ -56,8 +55,7 @@ impl DiskWatch {
         };
         let before = gate.disk();
         let reserve = if settings.mutant == Mutant::IgnoreDisk { 0 } else { settings.disk_reserve_bytes_max };
-        let bounds = Bounds { reserve_bytes_max: reserve, log_bytes_max: settings.log_bytes_max };
-        let now = next(&before, space, bounds, log.retained(), gate.checkpoint_waits());
+        let now = next(&before, space, reserve, gate.unwritten_bytes(), log.retained().room, gate.checkpoint_waits());
         gate.set_disk(now);
         if now.room != before.room {
             tell(&now);
@@ -66,8 +64,6 @@ impl DiskWatch {
             if let Some(engine) = self.engine.upgrade() {
                 engine.set_short(is_short);
             }
-            // Attempts that found no room are asked for again.
-            workers.iter().for_each(|worker| worker.push(Input::SlotFreed));
         }
         if gate.checkpoint_waits() && space.free > self.free_before {
             self.checkpointer.wake();
@@ -80,22 +76,21 @@ impl DiskWatch {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Bounds {
-    reserve_bytes_max: u64,
-    log_bytes_max: u64,
-}
-
 /// What follows from a look. The log and the checkpointer may know better than the free space: another process was quicker, or a
 /// quota is lower.
-fn next(before: &DiskStatus, space: Space, bounds: Bounds, log: Retained, checkpoint_waits: bool) -> DiskStatus {
-    let edges_bytes = bounds.reserve_bytes_max.min(space.total / DISK_RESERVE_SHARE);
+fn next(
+    before: &DiskStatus,
+    space: Space,
+    reserve_bytes_max: u64,
+    unwritten_bytes: u64,
+    log: Room,
+    checkpoint_waits: bool,
+) -> DiskStatus {
+    let edges_bytes = reserve_bytes_max.min(space.total / DISK_RESERVE_SHARE);
     let work_bytes = edges_bytes / 2;
-    // What is in the log is written to the tables once more before it can go.
-    let free_bytes = space.free.saturating_sub(log.bytes.saturating_sub(bounds.log_bytes_max));
+    let free_bytes = space.free.saturating_sub(unwritten_bytes);
     let opens_at = |threshold: u64| threshold + threshold / MARGIN_SHARE;
     let is_below = |threshold: u64, was: bool| free_bytes < if was { opens_at(threshold) } else { threshold };
-    let log = log.room;
     let room = if log != Room::Enough || is_below(work_bytes, before.room == DiskRoom::Reserve) {
         DiskRoom::Reserve
     } else if checkpoint_waits || is_below(edges_bytes, before.room != DiskRoom::Enough) {
@@ -105,7 +100,7 @@ fn next(before: &DiskStatus, space: Space, bounds: Bounds, log: Retained, checkp
     };
     let is_starved = log != Room::Enough || checkpoint_waits;
     let missing_bytes = if room == DiskRoom::Enough { 0 } else { opens_at(edges_bytes).saturating_sub(free_bytes) };
-    DiskStatus { room, free_bytes, missing_bytes, edges_bytes, work_bytes, is_starved }
+    DiskStatus { room, found_bytes: space.free, free_bytes, missing_bytes, edges_bytes, work_bytes, is_starved }
 }
 
 fn tell(now: &DiskStatus) {
@@ -143,13 +138,7 @@ mod tests {
 
     fn look(before: DiskRoom, free: u64) -> DiskRoom {
         let before = DiskStatus { room: before, ..DiskStatus::default() };
-        next(&before, Space { free, total: TOTAL }, BOUNDS, log(0, Room::Enough), false).room
-    }
-
-    const BOUNDS: Bounds = Bounds { reserve_bytes_max: RESERVE, log_bytes_max: 100 };
-
-    fn log(bytes: u64, room: Room) -> Retained {
-        Retained { bytes, oldest_holder: None, room }
+        next(&before, Space { free, total: TOTAL }, RESERVE, 0, Room::Enough, false).room
     }
 
     #[test]
@@ -173,26 +162,26 @@ mod tests {
 
     #[test]
     fn a_small_disk_is_not_shut_from_the_start() {
-        let status = next(&DiskStatus::default(), Space { free: 900, total: 1_000 }, BOUNDS, log(0, Room::Enough), false);
+        let status = next(&DiskStatus::default(), Space { free: 900, total: 1_000 }, RESERVE, 0, Room::Enough, false);
         assert_eq!((status.room, status.edges_bytes, status.work_bytes), (DiskRoom::Enough, 250, 125));
     }
 
-    /// A log that was longer than what was left free was accepted, and then found no room in the tables.
+    /// More than what was left free was accepted, and then found no room in the tables.
     #[test]
-    fn what_the_log_holds_beyond_its_bound_is_not_free() {
-        let status =
-            |bytes| next(&DiskStatus::default(), Space { free: 1_000, total: TOTAL }, BOUNDS, log(bytes, Room::Enough), false);
+    fn what_is_yet_to_be_written_is_not_free() {
+        let space = Space { free: 1_000, total: TOTAL };
+        let status = |unwritten| next(&DiskStatus::default(), space, RESERVE, unwritten, Room::Enough, false);
         let found = |status: DiskStatus| (status.room, status.free_bytes, status.missing_bytes);
-        assert_eq!(found(status(100)), (DiskRoom::Enough, 1_000, 0));
-        assert_eq!(found(status(300)), (DiskRoom::Enough, 800, 0));
-        assert_eq!(found(status(301)), (DiskRoom::Work, 799, 101), "the edges open at an eighth above");
+        assert_eq!(found(status(0)), (DiskRoom::Enough, 1_000, 0));
+        assert_eq!(found(status(200)), (DiskRoom::Enough, 800, 0));
+        assert_eq!(found(status(201)), (DiskRoom::Work, 799, 101), "the edges open at an eighth above");
         assert_eq!(found(status(5_000)), (DiskRoom::Reserve, 0, 900));
     }
 
     #[test]
     fn a_log_or_a_checkpoint_that_found_no_room_counts_whatever_is_free() {
         let next = |room, checkpoint_waits| {
-            next(&DiskStatus::default(), Space { free: TOTAL, total: TOTAL }, BOUNDS, log(0, room), checkpoint_waits)
+            next(&DiskStatus::default(), Space { free: TOTAL, total: TOTAL }, RESERVE, 0, room, checkpoint_waits)
         };
         assert_eq!(next(Room::Enough, true).room, DiskRoom::Work);
         assert_eq!(next(Room::Reserve, false).room, DiskRoom::Reserve);

@@ -2,7 +2,9 @@
 //!
 //! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
 //! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition, and no chore goes on:
-//! only checkpoints free that memory, and they wait for nobody. Does not own: when a checkpoint is due (`housekeeping`), or how much of the disk is free (`disk`).
+//! only checkpoints free that memory, and they wait for nobody. What was taken counts against the disk from then on until it lies in the
+//! tables, so that a burst between two looks at the disk does not fill it. Does not own: when a checkpoint is due (`housekeeping`), or
+//! how much of the disk is free (`disk`).
 
 use crate::mailbox::{Input, Mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +17,12 @@ const WAITING_COST_MAX: u64 = 16 << 20;
 
 /// Attempts wait beyond this many hundredths of the bound at which the edges wait.
 const ATTEMPTS_PERCENT: u64 = 125;
+
+/// What the disk has yet to take for each byte on its way: in the log, as an entry of a journal, and, where it is a call, in the log once
+/// more and as the input of what is called. The log has it once it is durable, and a table once it is applied.
+const QUEUED_COPIES: u64 = 4;
+const WAITING_COPIES: u64 = 3;
+const TABLE_COPIES: u64 = 2;
 
 /// What the edges find no room in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +48,9 @@ pub enum DiskRoom {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskStatus {
     pub room: DiskRoom,
-    /// What is free, but for what the log holds beyond its bound: that goes to the tables yet.
+    /// What was found free.
+    pub found_bytes: u64,
+    /// That, but for what was taken and is yet to be written.
     pub free_bytes: u64,
     /// What is to become free before the edges open.
     pub missing_bytes: u64,
@@ -126,6 +136,11 @@ impl Gate {
         self.checkpoint.store(bytes, Ordering::SeqCst);
         self.checkpoint_waits.store(waits, Ordering::Relaxed);
         self.open_if_room();
+        self.let_workers_ask();
+    }
+
+    /// Those who found no room hear that there is some.
+    fn let_workers_ask(&self) {
         if self.may_ask_again() {
             self.mailboxes.iter().for_each(|worker| worker.push(Input::SlotFreed));
         }
@@ -153,6 +168,29 @@ impl Gate {
             // Those who wait for memory are not to wait for the disk.
             self.room.notify_waiters();
         }
+        self.let_workers_ask();
+    }
+
+    /// What the disk has yet to take of what was taken in, however little of it has been written so far.
+    pub(crate) fn unwritten_bytes(&self) -> u64 {
+        let queued: u64 = self.mailboxes.iter().map(Mailbox::queued_bytes).sum();
+        let waiting = self.waiting_bytes();
+        queued * QUEUED_COPIES + waiting * WAITING_COPIES + self.bytes(0) * TABLE_COPIES
+    }
+
+    /// Whether the disk has room for more from the edges, as of now and not only as of the last look.
+    pub(crate) fn has_edges_disk(&self) -> bool {
+        let disk = self.disk();
+        disk.room == DiskRoom::Enough && self.leaves_free(&disk, disk.edges_bytes)
+    }
+
+    fn has_attempts_disk(&self) -> bool {
+        let disk = self.disk();
+        disk.room != DiskRoom::Reserve && self.leaves_free(&disk, disk.work_bytes)
+    }
+
+    fn leaves_free(&self, disk: &DiskStatus, bytes: u64) -> bool {
+        disk.found_bytes.saturating_sub(self.unwritten_bytes()) >= bytes
     }
 
     fn open_if_room(&self) {
@@ -169,7 +207,7 @@ impl Gate {
         if self.has_ended() {
             return None;
         }
-        if self.checkpoint_waits() || self.disk().room != DiskRoom::Enough {
+        if self.checkpoint_waits() || !self.has_edges_disk() {
             return Some(Shortage::Disk);
         }
         let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
@@ -190,7 +228,7 @@ impl Gate {
 
     /// As [`Self::try_attempts`], for those who do not wait.
     pub(crate) fn has_attempts_room(&self) -> bool {
-        self.has_ended() || self.disk().room != DiskRoom::Reserve && self.has_work_memory()
+        self.has_ended() || self.has_attempts_disk() && self.has_work_memory()
     }
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
@@ -386,6 +424,33 @@ mod tests {
         assert!(waits.as_mut().poll(&mut cx).is_pending());
         gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
         assert_eq!(waits.as_mut().poll(&mut cx), std::task::Poll::Ready(Err(Shortage::Disk)), "it is sent away");
+    }
+
+    /// Two large calls were let in between two looks at the disk, and together with what came of them they were more than it could hold.
+    #[test]
+    fn what_was_taken_counts_against_the_disk_until_it_lies_in_the_tables() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1 << 30);
+        let found = |found_bytes| DiskStatus { found_bytes, edges_bytes: 200, work_bytes: 100, ..DiskStatus::default() };
+        let is_open = || (gate.has_edges_disk(), gate.has_attempts_room());
+        gate.set_disk(found(600));
+        for (queued, edges, attempts) in [(100, true, true), (1, false, true), (24, false, true), (1, false, false)] {
+            mailbox.queued(queued);
+            assert_eq!(is_open(), (edges, attempts), "{}", mailbox.queued_bytes());
+        }
+        assert_eq!((gate.shortage(), gate.unwritten_bytes()), (Some(Shortage::Disk), 126 * QUEUED_COPIES));
+        let payload = vec![0; 126].into();
+        mailbox.durable(vec![Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload }]);
+        assert_eq!((is_open(), gate.unwritten_bytes()), ((true, true), 126 * WAITING_COPIES));
+        gate.set(0, 150, (1, 126));
+        assert_eq!((is_open(), gate.unwritten_bytes()), ((true, true), 150 * TABLE_COPIES));
+        gate.set_disk(found(399));
+        assert!(!gate.try_attempts());
+        mailbox.take(&mut std::collections::VecDeque::new());
+        gate.set_disk(found(400));
+        let mut inputs = std::collections::VecDeque::new();
+        mailbox.take(&mut inputs);
+        assert!(matches!(inputs.pop_front(), Some(Input::SlotFreed)), "a look that finds more room says so");
     }
 
     #[test]

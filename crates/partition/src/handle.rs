@@ -168,25 +168,28 @@ impl Shared {
         events: impl IntoIterator<Item = Event>,
         durable: Option<Durable>,
     ) -> bool {
-        let Some(payloads) = self.payloads(events) else { return false };
+        let Some(payloads) = self.payloads(partition, events) else { return false };
         self.log.append(partition, self.epoch(partition), payloads, durable);
         true
     }
 
     /// As [`Self::append`], for what the log's reserve is not for (rule L8).
     fn append_from_outside(&self, partition: PartitionId, event: Event, durable: Durable) -> bool {
-        let Some(payloads) = self.payloads([event]) else { return false };
+        let Some(payloads) = self.payloads(partition, [event]) else { return false };
         self.log.append_from_outside(partition, self.epoch(partition), payloads, Some(durable));
         true
     }
 
-    /// Events as the log takes them; none once the node stops.
-    fn payloads(&self, events: impl IntoIterator<Item = Event>) -> Option<Vec<Bytes>> {
+    /// Events as the log takes them, which count against the disk from now on; none once the node stops.
+    fn payloads(&self, partition: PartitionId, events: impl IntoIterator<Item = Event>) -> Option<Vec<Bytes>> {
         if self.is_stopping.load(Ordering::Acquire) {
             return None;
         }
         let at = Timestamp(self.env.clock.now_ms());
-        Some(events.into_iter().map(|event| Bytes::from(encoding::encode(&Record::new(at, event)))).collect())
+        let encode = |event| Bytes::from(encoding::encode(&Record::new(at, event)));
+        let payloads: Vec<Bytes> = events.into_iter().map(encode).collect();
+        self.mailbox(partition).queued(payloads.iter().map(|payload| payload.len() as u64).sum());
+        Some(payloads)
     }
 }
 
@@ -279,7 +282,13 @@ impl Partitions {
         submission.request = Some(Request { id: request.id, awaits_result });
         self.room().await?;
         self.0.expect_running(partition)?;
-        self.append_outside(partition, Event::InvocationSubmitted(Box::new(submission)), Box::new(|_| ())).await?;
+        let event = Event::InvocationSubmitted(Box::new(submission));
+        let permit = self.permit(&event).await?;
+        // What others were let in with meanwhile may have filled it.
+        if !self.0.gate.has_edges_disk() {
+            return Err(Stopped::DiskFull);
+        }
+        self.append_outside(partition, event, permit, Box::new(|_| ()))?;
         Ok(Submitted(request))
     }
 
@@ -287,8 +296,14 @@ impl Partitions {
     /// Events of one caller keep their order per partition if it awaits each call before the next. What goes to a partition that
     /// has stopped waits in its log (rule K5).
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
-        self.0.gate.wait().await;
-        self.append_outside(partition, event, durable).await
+        let permit = loop {
+            self.0.gate.wait().await;
+            let permit = self.permit(&event).await?;
+            if self.0.gate.has_edges_disk() || self.0.gate.has_ended() {
+                break permit;
+            }
+        };
+        self.append_outside(partition, event, permit, durable)
     }
 
     /// Up to where this process has applied a partition's log as its leader. What became durable at or below it has been applied.
@@ -301,8 +316,14 @@ impl Partitions {
         self.0.expect_running(partition).is_err()
     }
 
-    async fn append_outside(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
-        let permit = self.permit(&event).await?;
+    /// Appends at once. **Errors**: [`Stopped::NotTaken`].
+    fn append_outside(
+        &self,
+        partition: PartitionId,
+        event: Event,
+        permit: OwnedSemaphorePermit,
+        durable: Durable,
+    ) -> Result<(), Stopped> {
         let durable: Durable = Box::new(move |lsn| {
             drop(permit);
             durable(lsn);

@@ -1,6 +1,6 @@
 //! What reaches a worker, and the queue it comes through.
 //!
-//! Owns: the closed list of inputs, and how much of durable entries waits. The queue is unbounded by design, for a bounded
+//! Owns: the closed list of inputs, and how much is on its way here: in the log's queue, and durable and not applied. The queue is unbounded by design, for a bounded
 //! one would close a cycle between log and worker. What appends looks first at what waits, or has little on its way at a time: the outer
 //! edges at the sum (`gate`, rule O3), reports and messages at their own.
 
@@ -48,9 +48,12 @@ pub(crate) struct Mailbox {
     wake: Wake,
 }
 
-/// Entries that are durable and not applied.
+/// Entries that are not applied.
 #[derive(Default)]
 struct WaitingEntries {
+    /// Of the payloads that were given to the log and are not durable.
+    queued_bytes: AtomicU64,
+    /// Those that are durable.
     count: AtomicU64,
     /// Of their payloads.
     bytes: AtomicU64,
@@ -112,6 +115,16 @@ impl Mailbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// So many bytes of payloads go to the log, for this worker's partitions.
+    pub(crate) fn queued(&self, bytes: u64) {
+        self.waiting.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Payload bytes that were given to the log and are not durable.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.waiting.queued_bytes.load(Ordering::Relaxed)
+    }
+
     /// So many entries with so many bytes were applied.
     pub(crate) fn applied(&self, count: u64, bytes: u64) {
         self.waiting.count.fetch_sub(count, Ordering::Relaxed);
@@ -134,6 +147,9 @@ impl Sink for Mailbox {
         let bytes = entries.iter().map(|entry| entry.payload.len() as u64).sum();
         self.waiting.count.fetch_add(entries.len() as u64, Ordering::Relaxed);
         self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // After: in between they count twice, and never not at all.
+        let no_longer_queued = |queued: u64| Some(queued.saturating_sub(bytes));
+        let _ = self.waiting.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, no_longer_queued);
         self.push(Input::Durable(entries));
     }
 }

@@ -1,7 +1,7 @@
 //! What the disk of the data directory is dealt out to: what is left free, and how large log segments, table files and what is written at
 //! once may be, so that log, tables and their compaction fit on it together.
 //!
-//! Owns: the sizes, each a function of the disk's size and of one setting, and the smallest disk. Does not own: looking at what is free, or
+//! Owns: the sizes, each a function of the disk's size and of one setting, the largest value, and the smallest disk. Does not own: looking at what is free, or
 //! what follows (`partition`).
 
 use std::path::Path;
@@ -26,6 +26,10 @@ const LOG_SHARE: u64 = 2;
 /// A disk that is large beside what is left free takes so much of itself at once: what the log holds meanwhile counts as taken.
 const ACTIVE_SHARE_OF_DISK: u64 = 64;
 
+/// A body or a message is no larger than this share of the disk: it lies there several times on its way, a table file is no smaller than
+/// the largest value in it, and several may be under way.
+const VALUE_SHARE_OF_DISK: u64 = 64;
+
 const TABLE_BYTES_MAX: u64 = 64 * MIB;
 const SEGMENT_BYTES: (u64, u64) = (MIB, 64 * MIB);
 const LOG_RESERVE_BYTES: (u64, u64) = (MIB / 2, 4 * MIB);
@@ -44,6 +48,8 @@ pub struct DiskShares {
     pub log_bytes_max: u64,
     /// What is held in memory before it is written.
     pub active_bytes_max: u64,
+    /// Of the largest body of a call, Kafka record, or message of a handler.
+    pub value_bytes_max: u64,
 }
 
 impl DiskShares {
@@ -56,6 +62,7 @@ impl DiskShares {
             log_reserve_bytes: (reserve / LOG_RESERVE_SHARE).clamp(LOG_RESERVE_BYTES.0, LOG_RESERVE_BYTES.1),
             log_bytes_max: (reserve / LOG_SHARE).clamp(LOG_BYTES.0, LOG_BYTES.1),
             active_bytes_max: (reserve / ACTIVE_SHARE).max(disk_bytes / ACTIVE_SHARE_OF_DISK),
+            value_bytes_max: disk_bytes / VALUE_SHARE_OF_DISK,
         }
     }
 
@@ -92,6 +99,7 @@ mod tests {
             log_reserve_bytes: MIB,
             log_bytes_max: 8 * MIB,
             active_bytes_max: 2 * MIB,
+            value_bytes_max: MIB,
         };
         assert_eq!(shares(64 * MIB), of_64_mib);
         let of_100_gib = DiskShares {
@@ -100,6 +108,7 @@ mod tests {
             log_reserve_bytes: 4 * MIB,
             log_bytes_max: 256 * MIB,
             active_bytes_max: 1_600 * MIB,
+            value_bytes_max: 1_600 * MIB,
         };
         assert_eq!(shares(100 << 30), of_100_gib);
         assert_eq!(DiskShares::of(100 << 30, 0), of_100_gib, "the sizes do not go by a reserve that is switched off");

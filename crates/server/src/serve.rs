@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
-use surefoot_env::{Disk, Env, is_shortage};
+use surefoot_env::{Env, is_shortage};
 use surefoot_ingress::{ArrivalBounds, BodyBounds, Limits};
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
@@ -92,6 +92,8 @@ impl Serving {
         if let Ok(space) = env.disk.space(&config.base_dir) {
             disk::check(space).map_err(Error::DiskTooSmall)?;
         }
+        let disk_shares = DiskShares::of_dir(&*env.disk, &config.base_dir, config.disk_reserve_bytes);
+        let config = &config.with_values_of(disk_shares.value_bytes_max);
         let ingress_port = bind(&config.ingress.bind_address, "calls", "--ingress-address").await?;
         let admin_port = bind(&config.admin.bind_address, "operators", "--admin-address").await?;
         let addresses = (local(&ingress_port), local(&admin_port));
@@ -122,7 +124,7 @@ impl Serving {
         let tables = data_dir.tables();
         let mut patience = StartPatience::new(&env, data_dir.log());
         let engine = loop {
-            match FjallEngine::open(&tables, engine_options(config, &*env.disk)) {
+            match FjallEngine::open(&tables, engine_options(config, disk_shares)) {
                 Ok(engine) => break engine,
                 Err(error) if is_shortage(&error) => patience.wait(&admin_server, &error).await,
                 Err(source) => return Err(Error::Engine { path: tables.display().to_string(), source }),
@@ -268,9 +270,6 @@ fn local(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().expect("a bound listener has an address")
 }
 
-fn engine_options(config: &Config, disk: &dyn Disk) -> FjallOptions {
-    FjallOptions {
-        cache_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::EngineCache),
-        table_bytes: DiskShares::of_dir(disk, &config.base_dir, config.disk_reserve_bytes).table_bytes,
-    }
+fn engine_options(config: &Config, disk: DiskShares) -> FjallOptions {
+    FjallOptions { cache_bytes: MemoryShares::of(config.memory_bytes).bytes(Share::EngineCache), table_bytes: disk.table_bytes }
 }

@@ -187,6 +187,27 @@ impl Config {
         self.ingress.request_bytes_max.min(self.worker.invoker.message_bytes_max)
     }
 
+    /// The same for a disk that takes no larger values than so many bytes.
+    #[must_use]
+    pub fn with_values_of(&self, bytes_max: u64) -> Self {
+        let mut config = self.clone();
+        for (limit, setting) in [
+            (&mut config.ingress.request_bytes_max, "ingress.request-size-limit"),
+            (&mut config.worker.invoker.message_bytes_max, "worker.invoker.message-size-limit"),
+        ] {
+            if bytes_max < *limit {
+                tracing::warn!(
+                    setting,
+                    set_bytes = *limit,
+                    bytes_max,
+                    "the disk of the data directory is too small for values as large as that is set to: the limit is lower"
+                );
+                *limit = bytes_max;
+            }
+        }
+        config
+    }
+
     /// Attempts that run at a time.
     pub fn attempts_max(&self) -> u64 {
         let fit = self.memory_bytes / ATTEMPTS_SHARE / WAITING_ATTEMPT_BYTES;

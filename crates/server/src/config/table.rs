@@ -172,7 +172,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "ingress.request-size-limit",
         kind: Kind::MessageSize(|c| &mut c.ingress.request_bytes_max),
-        meaning: "Largest body of a call, and largest Kafka record; at most `worker.invoker.message-size-limit`. Larger calls are answered 413, larger Kafka records are parked.",
+        meaning: "Largest body of a call, and largest Kafka record; at most `worker.invoker.message-size-limit`, and a 64th of the disk of the data directory. Larger calls are answered 413, larger Kafka records are parked.",
     },
     Setting {
         key: "ingress.concurrent-api-requests-limit",
@@ -230,7 +230,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.message-size-limit",
         kind: Kind::MessageSize(|c| &mut c.worker.invoker.message_bytes_max),
-        meaning: "Largest message to or from a handler. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
+        meaning: "Largest message to or from a handler; at most a 64th of the disk of the data directory. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
     },
     Setting {
         key: "worker.invoker.eager-state-size-limit",
