@@ -10,10 +10,10 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};
 use surefoot_partition::{Answer, Partitions};
+use surefoot_protocol::{NewSubmission, SubmissionError, build_submission};
 
 #[derive(Clone)]
 pub struct Ingress(Arc<Shared>);
@@ -167,7 +167,7 @@ impl Ingress {
     }
 
     fn build(&self, catalog: &Catalog, request: &Request<'_>, execute_at: Option<Timestamp>) -> Result<Submission, Error> {
-        let new = New {
+        let new = NewSubmission {
             service: request.service,
             handler: request.handler,
             key: request.key,
@@ -177,12 +177,12 @@ impl Ingress {
             execute_at,
             origin: Origin::Ingress,
         };
-        submission::build(catalog, &self.0.defaults, &*self.env().ids, new).map_err(|error| match error {
-            submission::Error::UnknownService => Error::ServiceNotFound(request.service.to_owned()),
-            submission::Error::UnknownHandler => {
+        build_submission(catalog, &self.0.defaults, self.env().ids.random_u128(), new).map_err(|error| match error {
+            SubmissionError::UnknownService => Error::ServiceNotFound(request.service.to_owned()),
+            SubmissionError::UnknownHandler => {
                 Error::HandlerNotFound { service: request.service.to_owned(), handler: request.handler.to_owned() }
             }
-            submission::Error::KeyTooLong(_) => Error::KeyTooLong(error.to_string()),
+            SubmissionError::KeyTooLong(_) => Error::KeyTooLong(error.to_string()),
         })
     }
 

@@ -9,7 +9,6 @@ use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
-use crate::submission::{self, KEY_BYTES_MAX, New};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
 use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -24,7 +23,10 @@ use surefoot_model::{
     Action, AttemptEnd, AttemptError, AttemptProgress, DeploymentId, Entry, Item, NotificationId, Origin, Outcome, Pin,
     RECORD_COST, Text, Timestamp, Verdict, entry_type,
 };
-use surefoot_protocol::{self as protocol, Behavior, Call, Command, FrameDecoder, Message, Outgoing, Start};
+use surefoot_protocol::{
+    self as protocol, Behavior, Call, Command, FrameDecoder, KEY_BYTES_MAX, Message, NewSubmission, Outgoing, Start,
+    SubmissionError, build_submission,
+};
 use tokio::sync::Notify;
 
 /// From this failing attempt on the log says so.
@@ -788,7 +790,7 @@ impl<'a> Attempt<'a> {
             return Err(refuse(format!("a call of {service}/{handler} has an empty idempotency key (RT0018)")));
         }
         let now = self.now();
-        let new = New {
+        let new = NewSubmission {
             service,
             handler,
             key: &call.key,
@@ -799,13 +801,14 @@ impl<'a> Attempt<'a> {
             origin: Origin::Invocation(self.start.id),
         };
         let settings = &self.invoker.settings;
-        let submission = submission::build(&catalog, &settings.defaults, &*self.invoker.env.ids, new).map_err(|error| {
-            let hint = match error {
-                submission::Error::UnknownService | submission::Error::UnknownHandler => "; register a deployment that serves it",
-                submission::Error::KeyTooLong(_) => "",
-            };
-            refuse(format!("cannot call {service}/{handler}: {error}{hint} (RT0018)"))
-        })?;
+        let submission =
+            build_submission(&catalog, &settings.defaults, self.invoker.env.ids.random_u128(), new).map_err(|error| {
+                let hint = match error {
+                    SubmissionError::UnknownService | SubmissionError::UnknownHandler => "; register a deployment that serves it",
+                    SubmissionError::KeyTooLong(_) => "",
+                };
+                refuse(format!("cannot call {service}/{handler}: {error}{hint} (RT0018)"))
+            })?;
         Ok(Action::Call {
             partition: submission.id.partition(settings.partitions),
             submission: Box::new(submission),

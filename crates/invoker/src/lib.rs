@@ -13,7 +13,6 @@ mod metrics;
 mod places;
 mod reach;
 mod retry;
-pub mod submission;
 pub mod transport;
 
 pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};

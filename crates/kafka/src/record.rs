@@ -10,12 +10,12 @@ use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use surefoot_invoker::submission::{self, New};
 use surefoot_model::catalog::{Defaults, Subscription};
 use surefoot_model::{
     Catalog, Event, InvocationId, Origin, ParkedRecord, PartitionId, SourceRecord, StreamId, Submission, TargetKind, Text,
     Timestamp, key_hash,
 };
+use surefoot_protocol::{KEY_BYTES_MAX, NewSubmission, SubmissionError, build_submission};
 
 /// Bytes of key and of value that are kept of a Kafka record that is too large.
 const PREFIX_BYTES: usize = 4 << 10;
@@ -116,7 +116,7 @@ impl Mapping<'_> {
         };
         let headers = self.headers(record);
         let unique = source.stream.hash_of(source.offset);
-        let new = New {
+        let new = NewSubmission {
             service,
             handler,
             key,
@@ -126,9 +126,9 @@ impl Mapping<'_> {
             execute_at: None,
             origin: Origin::Subscription(self.subscription.id),
         };
-        let mut submission = submission::build_with(self.catalog, self.defaults, unique, new).map_err(|error| match error {
-            submission::Error::KeyTooLong(_) => Refused::Parked(Reason::KeyTooLong),
-            submission::Error::UnknownService | submission::Error::UnknownHandler => Refused::NoHandler,
+        let mut submission = build_submission(self.catalog, self.defaults, unique, new).map_err(|error| match error {
+            SubmissionError::KeyTooLong(_) => Refused::Parked(Reason::KeyTooLong),
+            SubmissionError::UnknownService | SubmissionError::UnknownHandler => Refused::NoHandler,
         })?;
         // The id lies where every delivery of this Kafka record goes, whatever its handler is by then (rule K3).
         let unique = if submission.target.kind == TargetKind::WorkflowRun { submission.id.unique } else { unique.max(1) };
@@ -191,7 +191,7 @@ impl Mapping<'_> {
             Reason::KeyTooLong => format!(
                 "its key has {} bytes, more than the {} that a key may have: produce it with a shorter one",
                 record.key.as_ref().map_or(0, bytes::Bytes::len),
-                submission::KEY_BYTES_MAX
+                KEY_BYTES_MAX
             ),
             Reason::TooLarge => format!(
                 "it has {} bytes, more than the {} that ingress.request-size-limit admits: raise the limit or produce it smaller",
@@ -370,7 +370,7 @@ mod tests {
         for (service, key, reason, word) in [
             ("Counter", None, Reason::MissingKey, "no key"),
             ("Counter", Some(&[0xFF][..]), Reason::KeyNotText, "not UTF-8"),
-            ("Counter", Some(&[b'k'; submission::KEY_BYTES_MAX + 1][..]), Reason::KeyTooLong, "shorter"),
+            ("Counter", Some(&[b'k'; KEY_BYTES_MAX + 1][..]), Reason::KeyTooLong, "shorter"),
         ] {
             let mapped = map_to(service, "add", record(key, Some(b"v")));
             assert_eq!(mapped.parked, Some(reason));

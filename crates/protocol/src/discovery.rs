@@ -18,7 +18,7 @@ pub const ACCEPT: &str = "application/vnd.restate.endpointmanifest.v1+json, \
      application/vnd.restate.endpointmanifest.v3+json, \
      application/vnd.restate.endpointmanifest.v4+json";
 
-/// Bytes of a service's or handler's name. With a key (`KEY_BYTES_MAX` of `invoker`) they fit into one key of the tables.
+/// Bytes of a service's or handler's name. With a key ([`crate::KEY_BYTES_MAX`]) they fit into one key of the tables.
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// A checked manifest.

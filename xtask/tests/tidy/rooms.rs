@@ -19,8 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["model", "env", "machine"]),
     ("invoker", &["model", "env", "protocol"]),
     ("partition", &["model", "env", "machine", "storage", "log", "invoker"]),
-    ("ingress", &["model", "env", "listener", "invoker", "partition"]),
-    ("kafka", &["model", "env", "invoker", "partition"]),
+    ("ingress", &["model", "env", "listener", "protocol", "partition"]),
+    ("kafka", &["model", "env", "protocol", "partition"]),
     ("admin", &["model", "env", "listener", "partition", "protocol", "invoker"]),
     ("query", &["model", "storage"]),
     (

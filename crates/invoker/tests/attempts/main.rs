@@ -8,11 +8,10 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
-use surefoot_invoker::{
-    Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX, submission::KEY_BYTES_MAX,
-};
+use surefoot_invoker::{Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX};
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
+use surefoot_protocol::KEY_BYTES_MAX;
 use wire::Says;
 use world::{EPOCH_MS, World, command, completion, settings};
 

@@ -1,16 +1,15 @@
-//! Submissions resolved at the edge: everything `apply` is to know of the catalog and the settings, put into the event (rule M1).
+//! Submissions resolved against the catalog: all that `apply` needs to know of it and of the settings is put into the event (rule M1).
 //!
-//! Shared by calls between handlers, the ingress and sources. Does not own: whether the caller may ask (public or private, key
-//! rules of the way in), or who waits for the result.
+//! Owns: the one way to make a submission, for calls between handlers, calls over HTTP and Kafka records alike. Does not own: whether the
+//! caller may ask (public or private, key rules of the way in), where randomness comes from, or who waits for the result.
 
-use surefoot_env::Ids;
+use crate::encode_input;
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Submission, Target, Timestamp};
-use surefoot_protocol::encode_input;
 
-/// What somebody wants invoked.
+/// What is to be invoked, as its caller names it.
 #[derive(Clone, Debug)]
-pub struct New<'a, K, V> {
+pub struct NewSubmission<'a, K, V> {
     pub service: &'a str,
     pub handler: &'a str,
     /// Empty for plain services, whatever the key.
@@ -28,9 +27,9 @@ pub struct New<'a, K, V> {
 /// into one key of the tables, which holds 64 KiB.
 pub const KEY_BYTES_MAX: usize = 12_000;
 
-/// What cannot be invoked.
+/// Why it cannot be invoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum SubmissionError {
     #[error("service not found")]
     UnknownService,
     #[error("handler not found")]
@@ -39,29 +38,19 @@ pub enum Error {
     KeyTooLong(usize),
 }
 
-/// A submission with a new id, unless an idempotency key or a workflow's key names it. Nobody waits for it yet: request, caller
-/// and source are for whoever submits it to fill in.
-pub fn build<K: AsRef<str>, V: AsRef<str>>(
-    catalog: &Catalog,
-    defaults: &Defaults,
-    ids: &dyn Ids,
-    new: New<'_, K, V>,
-) -> Result<Submission, Error> {
-    build_with(catalog, defaults, ids.random_u128(), new)
-}
-
-/// As [`build`], with what is random given: the same number gives the same id and seed (rule K3).
-pub fn build_with<K: AsRef<str>, V: AsRef<str>>(
+/// A submission with a new id, unless an idempotency key or a workflow's key names it. The same `random` gives the same id and seed (rule
+/// K3). Nobody waits for it yet: request, caller and source are the caller's to fill in. **Errors**: [`SubmissionError`].
+pub fn build_submission<K: AsRef<str>, V: AsRef<str>>(
     catalog: &Catalog,
     defaults: &Defaults,
     random: u128,
-    new: New<'_, K, V>,
-) -> Result<Submission, Error> {
-    let service = catalog.services.get(new.service).ok_or(Error::UnknownService)?;
-    let handler = service.handlers.get(new.handler).ok_or(Error::UnknownHandler)?;
+    new: NewSubmission<'_, K, V>,
+) -> Result<Submission, SubmissionError> {
+    let service = catalog.services.get(new.service).ok_or(SubmissionError::UnknownService)?;
+    let handler = service.handlers.get(new.handler).ok_or(SubmissionError::UnknownHandler)?;
     let key = if service.is_keyed() { new.key } else { "" };
     if key.len() > KEY_BYTES_MAX {
-        return Err(Error::KeyTooLong(key.len()));
+        return Err(SubmissionError::KeyTooLong(key.len()));
     }
     let target = Target { kind: handler.target, service: service.name.clone(), key: key.into(), handler: handler.name.clone() };
     Ok(Submission {
