@@ -251,7 +251,7 @@ impl Task {
             Err(error) => return Err(error),
         }
         let partitions: Vec<i32> = positions.iter().map(|(partition, _)| *partition).collect();
-        Ok(ahead_of(&source.committed(&partitions).await?, positions.clone()))
+        Ok(self.ahead_of(&source.committed(&partitions).await?, positions.clone()))
     }
 
     /// Tells the group as one of its members, or once it is one. The group goes on around a member that reads nothing any more.
@@ -291,7 +291,7 @@ impl Task {
                         asking = None;
                         match committed {
                             Ok(committed) => {
-                                untold = ahead_of(&committed, positions.clone());
+                                untold = self.ahead_of(&committed, positions.clone());
                                 is_asked = true;
                             }
                             Err(failed) => {
@@ -341,15 +341,18 @@ impl Task {
         }
     }
 
+    /// Positions beyond what the group has committed.
+    fn ahead_of(&self, committed: &[(i32, i64)], positions: Positions) -> Positions {
+        if self.settings.mutant == Mutant::CommitGoesBack {
+            return positions;
+        }
+        let committed: BTreeMap<i32, i64> = committed.iter().copied().collect();
+        positions.into_iter().filter(|(partition, position)| committed.get(partition).is_none_or(|c| c < position)).collect()
+    }
+
     fn answered(&self, done: Result<(), SourceError>) {
         if let Err(error) = done {
             tracing::debug!(subscription = %self.spec.subscription, %error, "answer the group while leaving it");
         }
     }
-}
-
-/// Positions beyond what the group has committed.
-fn ahead_of(committed: &[(i32, i64)], positions: Positions) -> Positions {
-    let committed: BTreeMap<i32, i64> = committed.iter().copied().collect();
-    positions.into_iter().filter(|(partition, position)| committed.get(partition).is_none_or(|c| c < position)).collect()
 }

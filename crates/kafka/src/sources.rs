@@ -141,6 +141,8 @@ pub enum Mutant {
     CloseEarly,
     /// Against rule K10: a deleted subscription is forgotten before its group knows how far it has read.
     RowGoesFirst,
+    /// Against rule K10: the last commit does not look at what the group knows by then.
+    CommitGoesBack,
     /// Against rule K7: fetching does not wait for the partitions to have the epoch.
     FetchBeforeOpen,
     /// Against rule K7: Kafka records of a revoked assignment are taken.

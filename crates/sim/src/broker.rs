@@ -108,6 +108,12 @@ struct Member {
     fetched: VecDeque<KafkaRecord>,
     /// Fetched under an assignment that is over.
     late: Vec<KafkaRecord>,
+    /// It reads nothing any more, and tells its group how far its deleted subscription has read.
+    is_closing: bool,
+    /// What the group had committed when it asked, if nothing has made that old by its own doing.
+    asked: Option<BTreeMap<(u128, i32), i64>>,
+    /// Rises each time that it lets go of Kafka partitions.
+    term: u64,
     wake: Arc<Notify>,
 }
 
@@ -406,6 +412,9 @@ impl Broker {
             events: VecDeque::new(),
             fetched: VecDeque::new(),
             late: Vec::new(),
+            is_closing: false,
+            asked: None,
+            term: 0,
             wake: Arc::default(),
         };
         state.members.insert(id, member);
@@ -457,9 +466,10 @@ impl Broker {
     }
 
     pub(crate) fn committed(&self, id: u64, partitions: &[i32]) -> Vec<(i32, i64)> {
-        let state = self.lock();
-        let Some(member) = state.members.get(&id) else { return Vec::new() };
+        let state = &mut *self.lock();
+        let Some(member) = state.members.get_mut(&id) else { return Vec::new() };
         let Some(group) = state.groups.get(&member.group) else { return Vec::new() };
+        member.asked = Some(group.committed.clone());
         let committed = |partition: &i32| group.committed.get(&(member.known, *partition));
         partitions.iter().filter_map(|partition| Some((*partition, *committed(partition)?))).collect()
     }
@@ -525,6 +535,7 @@ impl Broker {
                 member.revoking.remove(partition);
                 member.owned.remove(partition);
             }
+            (member.asked, member.term) = (None, member.term + 1);
             member.fetched.retain(|record| !partitions.contains(&record.partition));
             if member.revoking.is_empty() {
                 member.assign_target(&mut state.rng);
@@ -546,10 +557,21 @@ impl Broker {
         }
     }
 
-    /// As [`Self::commit`], and the brokers answer.
-    pub(crate) fn commit_now(&self, id: u64, positions: &[(i32, i64)]) -> Result<(), SourceError> {
+    pub(crate) fn term(&self, id: u64) -> u64 {
+        self.lock().members.get(&id).map_or(0, |member| member.term)
+    }
+
+    /// As [`Self::commit`], and the brokers answer; who has let go of Kafka partitions since it was sent is refused, since it comes behind
+    /// that. Only who ends a deleted subscription waits for an answer.
+    pub(crate) fn commit_now(&self, id: u64, term: u64, positions: &[(i32, i64)]) -> Result<(), SourceError> {
         {
             let state = &mut *self.lock();
+            if let Some(member) = state.members.get_mut(&id) {
+                member.is_closing = true;
+                if member.term != term {
+                    return Err(SourceError::new(ErrorKind::Unavailable, "the generation is over"));
+                }
+            }
             if state.rng.below(6) == 0 {
                 return Err(SourceError::new(ErrorKind::Unavailable, "the group is rebalancing"));
             }
@@ -559,6 +581,9 @@ impl Broker {
             }
         }
         self.commit_as(id, positions, false);
+        if let Some(member) = self.lock().members.get_mut(&id) {
+            member.asked = None;
+        }
         Ok(())
     }
 
@@ -583,7 +608,17 @@ impl Broker {
                 state.findings.push(finding);
             }
             if !is_lost {
-                group.committed.insert(key, *position);
+                let known = group.committed.insert(key, *position);
+                // While it reads, a position is the subscription's and not the group's; in a group of its own others commit anything.
+                if member.is_closing
+                    && group.is_shared
+                    && let Some(known) = known.filter(|known| known > position && !member.may_not_know(key, *known))
+                {
+                    let group = &member.group;
+                    let finding =
+                        format!("group {group}: the last commit of {key:?} went from {known} back to {position} (rule K10)");
+                    state.findings.push(finding);
+                }
                 group.ours.insert(key, *position);
             }
         }
@@ -873,6 +908,12 @@ impl Owned {
 }
 
 impl Member {
+    /// Whether somebody else has committed that since it asked, of what is not its own: brokers do not compare before they commit.
+    fn may_not_know(&self, key: (u128, i32), committed: i64) -> bool {
+        let asked = self.asked.as_ref().filter(|_| !self.owned.contains_key(&key.1));
+        asked.is_some_and(|asked| asked.get(&key).is_none_or(|asked| *asked < committed))
+    }
+
     fn tell(&mut self, event: SourceEvent) {
         self.events.push_back(event);
         self.wake.notify_one();

@@ -105,8 +105,8 @@ impl RecordSource for Member {
     }
 
     fn commit_now(&mut self, positions: &[(i32, i64)]) -> BoxFuture<Result<(), SourceError>> {
-        let (id, positions) = (self.id, positions.to_vec());
-        self.ask(move |broker| broker.commit_now(id, &positions))
+        let (id, term, positions) = (self.id, self.broker.term(self.id), positions.to_vec());
+        self.ask(move |broker| broker.commit_now(id, term, &positions))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<()> {

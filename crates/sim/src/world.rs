@@ -616,7 +616,14 @@ impl State {
         let read = world.answer("reading the state", |open| async move {
             let mut state = BTreeMap::new();
             for (service, key) in keys {
-                if let Ok(done) = open.ingress.call(request(service, "get", &key, "", None)).await
+                let done = loop {
+                    match open.ingress.call(request(service, "get", &key, "", None)).await {
+                        // What finds no room is to come again (rule R2).
+                        Err(surefoot_ingress::Error::NoRoom) => {}
+                        done => break done,
+                    }
+                };
+                if let Ok(done) = done
                     && let Outcome::Success(value) = done.outcome
                 {
                     state.insert((service, key), numbers(&String::from_utf8_lossy(&value)));

@@ -554,6 +554,39 @@ async fn a_deletion_waits_for_the_subscriptions_own_earlier_task() {
     }
 }
 
+/// It read in another group while its earlier task had not stored what it had taken: that came twice, or was dropped as closed.
+#[tokio::test(start_paused = true)]
+async fn a_subscription_whose_cluster_comes_back_with_another_group_waits_for_its_own_earlier_task() {
+    for is_deleted in [false, true] {
+        let world = World::reading(&[(0, 9)]).await;
+        world.node.set_durable_at_once(false);
+        world.records(1, 0, 0..4);
+        world.node.until(|node| node.sources().len() == 4).await;
+        world.node.edit(|catalog| catalog.kafka_clusters.clear());
+        world.status_is(Stage::Failing).await;
+        world.node.edit(|catalog| {
+            let mut cluster = testing::cluster();
+            cluster.properties.insert("group.id".to_owned(), "another".to_owned());
+            catalog.kafka_clusters.insert(cluster.name.clone(), Arc::new(cluster));
+        });
+        // The clock goes on once that has been seen.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let told = world.broker.told();
+        assert_eq!(told.iter().filter(|told| matches!(told, Told::Opened(_))).count(), 1, "{told:?}");
+        if is_deleted {
+            world.delete(Closing::Told);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(world.node.closed(), [], "what it has taken is not durable");
+            world.node.sync();
+            assert!(world.sources.closed(earliest().id).await);
+            assert!(world.broker.told().contains(&Told::CommittedNow(vec![(0, 4)])), "{:?}", world.broker.told());
+        } else {
+            world.node.sync();
+            assert_eq!(world.assign(2, &[0]).await, [(0, 4)], "it goes on there");
+        }
+    }
+}
+
 /// It looked at the topic when it was told to leave, and then appended what had been waiting.
 #[tokio::test(start_paused = true)]
 async fn what_leaves_while_it_looks_at_the_topic_appends_nothing_more() {

@@ -120,6 +120,7 @@ pub(crate) const MUTANTS: &[Mutated] = &[
     kafka("K6 a hold survives a rebalance", KafkaMutant::HoldSurvives, &["never took", "never ended"]),
     kafka("K10 close before the source has stopped", KafkaMutant::CloseEarly, &["never took", "twice", "after its end"]),
     kafka("K10 forget a deleted subscription before its group knows", KafkaMutant::RowGoesFirst, &["twice", "out of order"]),
+    kafka("K10 tell the group what it is past", KafkaMutant::CommitGoesBack, &["(rule K10)"]),
     machine("K6 park again", MachineMutant::ParkAgain, &["(rule K6)"]),
     kafka("K7 fetch before the epoch is open", KafkaMutant::FetchBeforeOpen, &["never took"]),
     kafka(
