@@ -67,6 +67,8 @@ struct World {
     fail_sync_at: u64,
     /// Bytes that all files may have together.
     capacity: u64,
+    /// Bytes of that which must be free for a name to be made or changed.
+    name_bytes: u64,
     /// Files that may be open at a time.
     descriptors_max: u64,
     /// Of this life.
@@ -142,6 +144,7 @@ impl SimDisk {
             syncs: 0,
             fail_sync_at: u64::MAX,
             capacity: u64::MAX,
+            name_bytes: 0,
             descriptors_max: u64::MAX,
             descriptors: 0,
             dead: false,
@@ -184,6 +187,12 @@ impl SimDisk {
     /// Bounds the bytes of all files together. Files that exist are kept. `u64::MAX` is no bound. The bound survives restarts.
     pub fn set_capacity(&self, bytes: u64) {
         self.world().capacity = bytes;
+    }
+
+    /// So many bytes must be free for a file to be made or renamed, as on file systems that write names anew; none are taken. Removing
+    /// needs none. Survives restarts.
+    pub fn set_name_bytes(&self, bytes: u64) {
+        self.world().name_bytes = bytes;
     }
 
     /// So many files may be open at a time; those that are stay open. `u64::MAX` is no bound. Survives restarts.
@@ -294,6 +303,7 @@ impl SimDisk {
             syncs: world.syncs,
             fail_sync_at: world.fail_sync_at,
             capacity: world.capacity,
+            name_bytes: world.name_bytes,
             descriptors_max: world.descriptors_max,
             descriptors: world.descriptors,
             dead: world.dead,
@@ -332,6 +342,11 @@ impl World {
     fn bytes_used(&self) -> u64 {
         let named = self.names.values().filter_map(|node| if let Node::File(id) = node { self.files.get(id) } else { None });
         named.map(|contents| contents.cache.len() as u64).sum()
+    }
+
+    fn room_for_name(&self) -> io::Result<()> {
+        let has_room = self.name_bytes == 0 || self.capacity.saturating_sub(self.bytes_used()) >= self.name_bytes;
+        if has_room { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     /// Counts a sync; an error if it is the one that fails.
@@ -436,6 +451,7 @@ impl Disk for SimDisk {
         if world.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        world.room_for_name()?;
         world.descriptor()?;
         let id = world.files_made;
         world.files_made += 1;
@@ -468,6 +484,7 @@ impl Disk for SimDisk {
         if !world.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        world.room_for_name()?;
         world.change(Change::Rename(from.to_owned(), to.to_owned()))
     }
 
@@ -687,6 +704,21 @@ mod tests {
         assert!(other.write_at(10, &[3]).is_err());
         disk.remove(Path::new("/a")).unwrap();
         other.write_at(10, &[3; 990]).unwrap();
+    }
+
+    #[test]
+    fn names_may_need_room_as_well_and_removing_them_needs_none() {
+        let disk = SimDisk::new();
+        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        disk.create(a).unwrap().write_at(0, &[1; 100]).unwrap();
+        disk.set_capacity(110);
+        disk.set_name_bytes(11);
+        for error in [disk.create(b).err(), disk.rename(a, b).err()] {
+            assert!(crate::is_shortage(&error.unwrap()));
+        }
+        disk.remove(a).unwrap();
+        disk.create(b).unwrap();
+        disk.rename(b, a).unwrap();
     }
 
     #[test]

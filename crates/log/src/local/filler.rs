@@ -3,7 +3,8 @@
 //! Owns: making, recycling and removing files, one disk operation per step, the reserve first (rule L8); and the mark that says how far
 //! the log has gone (rule L2). Does not own: which segments may go (`segments`). Each change of a name is made durable before the next, and before the file is used again, so that
 //! whatever a power loss leaves is a run of segments without a gap, and no file is written under a name it may lose. What finds no
-//! room or no descriptor is tried again later.
+//! room or no descriptor is tried again later, once what can be given back is: some file systems need room for a name. A mark that
+//! comes late says less, and nothing false: it names a segment that was there, and what goes first are older ones.
 
 use super::segments::{Spare, mark_path};
 use super::{SHORT_RETRY, Shared, of_sync};
@@ -24,6 +25,8 @@ pub(super) struct Filler {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     stage: Stage,
+    /// The mark found no room, and nothing was given back since.
+    mark_is_refused: bool,
 }
 
 enum Stage {
@@ -73,13 +76,16 @@ enum Next {
 
 impl Filler {
     pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { shared, disk, dir, stage: Stage::Look }
+        Self { shared, disk, dir, stage: Stage::Look, mark_is_refused: false }
     }
 
     /// What is to be done, the most useful first: giving back room, then making use of it.
     fn look(&mut self) -> io::Result<Next> {
         let mut segments = self.shared.segments();
-        if let Some(number) = segments.unmarked() {
+        let unmarked = segments.unmarked();
+        if let Some(number) = unmarked
+            && !self.mark_is_refused
+        {
             return Ok(Next::Stage(Stage::Mark { number }));
         }
         if let Some(surplus) = segments.take_surplus() {
@@ -93,6 +99,10 @@ impl Filler {
                 Stage::Remove { path: trimmed.path }
             };
             return Ok(Next::Stage(next));
+        }
+        self.mark_is_refused = false;
+        if unmarked.is_some() {
+            return Ok(Next::Later);
         }
         let Some(spare) = segments.wanted() else { return Ok(Next::Rest) };
         drop(segments);
@@ -127,16 +137,25 @@ impl Filler {
                         self.shared.segments().marked = Some(number);
                         return Ok(Next::Stage(Stage::SyncDir { ready: None }));
                     }
-                    Err(error) => (Stage::Mark { number }, error),
+                    Err(error) if is_shortage(&error) => {
+                        self.mark_is_refused = true;
+                        return Ok(Next::Stage(Stage::Look));
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             Stage::Remove { path } => match self.disk.remove(&path) {
-                Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: None })),
+                Ok(()) => {
+                    self.mark_is_refused = false;
+                    return Ok(Next::Stage(Stage::SyncDir { ready: None }));
+                }
                 Err(error) => (Stage::Remove { path }, error),
             },
             Stage::Rename { from, spare } => match self.disk.rename(&from, &spare.path) {
                 Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: Some(spare) })),
-                Err(error) => (Stage::Rename { from, spare }, error),
+                // There is more use for its room than for the file.
+                Err(error) if is_shortage(&error) => return Ok(Next::Stage(Stage::Remove { path: from })),
+                Err(error) => return Err(error),
             },
             Stage::Create { spare } => match self.disk.create(&spare.path) {
                 Ok(file) => return Ok(Next::Stage(Stage::Fill { file, spare, filled: 0 })),

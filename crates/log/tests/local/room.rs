@@ -137,6 +137,54 @@ fn room_that_trimming_gives_back_is_enough() {
     assert_eq!(node.mailbox.take().concat().len(), last as usize);
 }
 
+/// The mark, and a trimmed file's new name, were tried again and again, and nothing was trimmed.
+#[test]
+fn trimming_gives_room_back_where_not_even_a_name_finds_any() {
+    let disk = SimDisk::new();
+    let mut node = Node::start(&disk).unwrap();
+    node.settle();
+    let mut last = 0;
+    // The filler does not come to its turn.
+    while node.segments().len() < 4 {
+        node.batches(&[&[(A, PAYLOAD)]]);
+        last += 1;
+    }
+    let (marks, segments) = (files(&disk, "mark"), node.segments());
+    disk.set_capacity(disk.bytes_used());
+    disk.set_name_bytes(2 * 1024);
+    run(&mut node);
+    assert_eq!((files(&disk, "mark"), node.segments()), (marks.clone(), segments.clone()), "there is nothing to give back");
+
+    // What can be given back is, the oldest first: whatever a power loss leaves of that is a log without a gap.
+    node.log.trim(A, Lsn(last - 1));
+    let (mut left, mut steps) = (node.segments().len(), 0);
+    while files(&disk, "mark") == marks {
+        node.filler.step();
+        steps += 1;
+        assert!(steps < 100, "it waits for room, and holds {left} segments");
+        assert!(node.segments().len() <= left, "nothing is made");
+        left = node.segments().len();
+        for seed in 0..8 {
+            let lost = disk.fork();
+            lost.power_loss(&mut Rng::new(seed));
+            lost.set_name_bytes(0);
+            lost.set_capacity(u64::MAX);
+            let covered = BTreeMap::from([(A, Lsn(last - 1))]);
+            let started = Node::start_behind(&lost, small(), &covered).unwrap();
+            assert_eq!(started.recovered.last().map(|entry| entry.lsn), Some(Lsn(last)), "with {left} segments");
+        }
+    }
+    run(&mut node);
+    assert!(node.segments().len() < segments.len() && node.fatal.lock().unwrap().is_empty());
+
+    // With its room the log has its mark again, which tells that its last segment is missing.
+    disk.process_kill();
+    let newest = node.segments().pop().unwrap();
+    disk.set_name_bytes(0);
+    disk.remove(&newest).unwrap();
+    assert!(matches!(Node::start(&disk), Err(surefoot_log::local::Error::LastMissing { path, .. }) if path == newest));
+}
+
 #[test]
 fn a_full_disk_can_be_started_on_again_and_again() {
     let options = || Options {
