@@ -90,17 +90,36 @@ async fn hypercorn_forgets_them_after_200_requests_and_no_step_runs_twice() -> R
     no_step_runs_twice(1_500, &[("REQUESTS_MAX", "200")]).await
 }
 
-/// Calls of a handler beside what the others do. All are answered.
-async fn neighbours_answer(server: &Server, calls: usize) -> Result<()> {
+/// Calls of a service's handler `echo` beside what the others do. All are answered.
+async fn neighbours_answer(server: &Server, service: &str, calls: usize) -> Result<()> {
+    const CONCURRENCY: usize = 4;
     let ingress = server.ingress().with_timeout(LIMIT);
     let ingress = &ingress;
     let answers = stream::iter(0..calls).map(async |number| {
-        let call = Call::new(Target::service("Large", "echo")).json(&number);
+        let began = Instant::now();
+        let call = Call::new(Target::service(service, "echo")).json(&number);
         let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
         ensure!(answer == number, "{answer} for {number}");
-        Ok(())
+        Ok(began.elapsed())
     });
-    answers.buffer_unordered(8).try_collect().await
+    let mut took: Vec<Duration> = answers.buffer_unordered(CONCURRENCY).try_collect().await?;
+    took.sort();
+    eprintln!("{calls} calls of a neighbour: p50 {:?}, longest {:?}", took[calls / 2], took[calls - 1]);
+    Ok(())
+}
+
+/// Waits until no invocation is under way any more, or waits for anything.
+async fn all_are_done(server: &Server) -> Result<()> {
+    let admin = server.admin();
+    eventually("all that was held back", LIMIT, || async {
+        for status in ["running", "backing-off", "paused"] {
+            let unfinished = InvocationFilter { status: Some(status.into()), ..Default::default() };
+            let left = admin.invocations(&unfinished).await?.invocations.len();
+            ensure!(left == 0, "{left} and more are {status}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +144,7 @@ async fn an_answer_that_is_too_large_is_no_trouble_of_its_neighbours() -> Result
     })
     .await?;
     // They go on trying, and the neighbours with them.
-    neighbours_answer(&server, NEIGHBOURS).await?;
+    neighbours_answer(&server, "Large", NEIGHBOURS).await?;
     for id in &bad {
         admin.kill(id).await?;
     }
@@ -150,7 +169,8 @@ async fn large_answers_are_no_trouble_of_their_neighbours() -> Result<()> {
         ensure!(answer.len() == MEBIBYTES << 20, "{} bytes", answer.len());
         Ok(())
     });
-    let (large, neighbours) = tokio::join!(large.buffer_unordered(4).try_collect::<()>(), neighbours_answer(&server, NEIGHBOURS));
+    let (large, neighbours) =
+        tokio::join!(large.buffer_unordered(4).try_collect::<()>(), neighbours_answer(&server, "Large", NEIGHBOURS));
     large?;
     neighbours?;
     server.expect_quiet(&["invocation keeps failing"])
@@ -176,7 +196,17 @@ impl Deaf {
     }
 }
 
-/// A deployment in this process. Stopped, its port takes connections and says nothing on them.
+/// How the port of a deployment that is down behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Down {
+    Refuses,
+    /// It takes connections, and says nothing on them.
+    IsSilent,
+    /// It takes connections, and closes them: a load balancer does while nothing stands behind it.
+    Closes,
+}
+
+/// A deployment in this process.
 struct Deployment {
     address: SocketAddr,
     serving: JoinHandle<()>,
@@ -190,13 +220,18 @@ impl Deployment {
         Ok(Self { address, serving: tokio::spawn(HttpServer::new(handlers).serve(listener)) })
     }
 
-    async fn fall_silent(self) -> Result<Self> {
+    async fn go_down(self, down: Down) -> Result<Self> {
         self.stop().await;
+        if down == Down::Refuses {
+            return Ok(self);
+        }
         let listener = TcpListener::bind(self.address).await.context("bind again")?;
         let serving = tokio::spawn(async move {
             let mut connections = Vec::new();
             while let Ok((connection, _)) = listener.accept().await {
-                connections.push(connection);
+                if down == Down::IsSilent {
+                    connections.push(connection);
+                }
             }
         });
         Ok(Self { address: self.address, serving })
@@ -225,62 +260,62 @@ async fn a_deployment_that_takes_connections_and_never_answers_is_no_trouble_of_
         let uri = format!("http://{}", deployment.address);
         server.admin().register(&NewDeployment::at(uri.as_str())).await.context("register")?;
     }
-    let silent = silent.fall_silent().await?;
+    let silent = silent.go_down(Down::IsSilent).await?;
     let ingress = server.ingress();
     for number in 0..FLOOD {
         ingress.send(Call::new(Target::service("Deaf", "echo")).json(&number)).await?;
     }
-    let ingress = &ingress;
-    let answers = stream::iter(0..NEIGHBOURS).map(async |number| {
-        let call = Call::new(Target::service("Healthy", "echo")).json(&number);
-        let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
-        ensure!(answer == number, "{answer} for {number}");
-        Ok(())
-    });
-    answers.buffer_unordered(4).try_collect::<()>().await?;
+    neighbours_answer(&server, "Healthy", NEIGHBOURS).await?;
     // What was held back goes on once the deployment answers.
     silent.stop().await;
     let _answering = Deployment::serve(deaf(), Some(silent.address)).await?;
-    let admin = server.admin();
-    eventually("all that was held back", LIMIT, || async {
-        for status in ["running", "backing-off", "paused"] {
-            let unfinished = InvocationFilter { status: Some(status.into()), ..Default::default() };
-            let left = admin.invocations(&unfinished).await?.invocations.len();
-            ensure!(left == 0, "{left} and more are {status}");
-        }
-        Ok(())
-    })
-    .await?;
-    server.expect_quiet(&["invocation keeps failing"])
+    all_are_done(&server).await?;
+    server.expect_quiet(&[])
 }
 
 /// Each of tens of thousands of invocations failed at once, in turn, and again with each retry; calls of the others waited behind them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_that_refuses_connections_is_tried_by_one_at_a_time_and_is_no_trouble_of_the_others() -> Result<()> {
+    is_tried_by_one_at_a_time(Down::Refuses).await
+}
+
+/// All of them waited for a word of HTTP/2, failed, and were paused in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_takes_connections_and_is_silent_counts_as_a_closed_one() -> Result<()> {
+    is_tried_by_one_at_a_time(Down::IsSilent).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_takes_connections_and_closes_them_counts_as_a_closed_one() -> Result<()> {
+    is_tried_by_one_at_a_time(Down::Closes).await
+}
+
+/// Invocations for a deployment that is down wait, whatever their retry policy allows, and complete once it is up.
+async fn is_tried_by_one_at_a_time(down: Down) -> Result<()> {
     const FLOOD: usize = 2_000;
     const NEIGHBOURS: usize = 50;
     /// One a second is tried, and tried again half a second later at first.
     const BACKING_OFF_MAX: usize = 10;
-    let mut server = Server::start(&[]).await?;
+    // The first one that counts pauses its invocation.
+    let settings = [("WORKER__INVOKER__CONNECT_TIMEOUT", "1s"), ("DEFAULT_RETRY_POLICY__MAX_ATTEMPTS", "1")];
+    let mut server = Server::start(&settings).await?;
     let (healthy, deaf) = (|| Handlers::builder().bind(Healthy).build(), || Handlers::builder().bind(Deaf).build());
     let neighbour = Deployment::serve(healthy(), None).await?;
-    let refusing = Deployment::serve(deaf(), None).await?;
-    for deployment in [&neighbour, &refusing] {
+    let deployment = Deployment::serve(deaf(), None).await?;
+    for deployment in [&neighbour, &deployment] {
         let uri = format!("http://{}", deployment.address);
         server.admin().register(&NewDeployment::at(uri.as_str())).await.context("register")?;
     }
-    refusing.stop().await;
+    let deployment = deployment.go_down(down).await?;
+    // With this process's connections to what is down now, which may still serve.
+    server.kill()?;
+    server.restart().await?;
     let ingress = &server.ingress();
     let sends = (0..FLOOD).map(async |number| ingress.send(Call::new(Target::service("Deaf", "echo")).json(&number)).await);
     stream::iter(sends).buffer_unordered(64).try_for_each(async |_| Ok(())).await?;
     server.kill()?;
     server.restart().await?;
-    let ingress = server.ingress();
-    for number in 0..NEIGHBOURS {
-        let call = Call::new(Target::service("Healthy", "echo")).json(&number);
-        let answer: usize = ingress.call(call).await.with_context(|| format!("neighbour {number}"))?.json()?;
-        ensure!(answer == number, "{answer} for {number}");
-    }
+    neighbours_answer(&server, "Healthy", NEIGHBOURS).await?;
     let admin = server.admin();
     let page = async |status: &str| {
         let filter = InvocationFilter { status: Some(status.into()), limit: Some(100), ..Default::default() };
@@ -297,15 +332,9 @@ async fn a_deployment_that_refuses_connections_is_tried_by_one_at_a_time_and_is_
         Ok(())
     })
     .await?;
-    let _answering = Deployment::serve(deaf(), Some(refusing.address)).await?;
-    eventually("all that was held back", LIMIT, || async {
-        for status in ["running", "backing-off", "paused"] {
-            let unfinished = InvocationFilter { status: Some(status.into()), ..Default::default() };
-            let left = admin.invocations(&unfinished).await?.invocations.len();
-            ensure!(left == 0, "{left} and more are {status}");
-        }
-        Ok(())
-    })
-    .await?;
-    server.expect_quiet(&["invocation keeps failing"])
+    deployment.stop().await;
+    let _answering = Deployment::serve(deaf(), Some(deployment.address)).await?;
+    neighbours_answer(&server, "Healthy", NEIGHBOURS).await?;
+    all_are_done(&server).await?;
+    server.expect_quiet(&[])
 }

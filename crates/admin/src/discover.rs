@@ -78,7 +78,7 @@ fn read(uri: &str, response: Result<DiscoverResponse, TransportError>) -> Result
             return Err(Failed::Finally(unreachable(error.to_string())));
         }
         Err(error) => {
-            let is_broken = matches!(error, TransportError::Broken(_));
+            let is_broken = matches!(error, TransportError::Broken(_) | TransportError::NoHttp2 { .. });
             return Err(Failed::Again { error: unreachable(format!("{error}; is the endpoint running?")), is_broken });
         }
     };
@@ -196,7 +196,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_closes_on_http2_and_answers_http11_is_told_apart() {
-        let broken = || Err(TransportError::Broken("closed".into()));
+        let broken = || Err(TransportError::NoHttp2 { address: "http://h:1".into(), message: "closes it".into() });
         let (result, _) = discovered(vec![broken(), broken(), broken(), broken(), answered(404, V4, "")]).await;
         assert_eq!(result.unwrap_err().code(), "META0014");
         let (result, _) = discovered(vec![broken()]).await;

@@ -125,7 +125,7 @@ pub(crate) struct Failure {
     stacktrace: Option<String>,
     command: Option<(u32, u16, String)>,
     wish: Wish,
-    /// False for trouble on this side, which raises no counter that handlers see.
+    /// False for trouble on this side, or where no handler was reached, which raises no counter that handlers see.
     by_handler: bool,
     /// The rest of the response is read, within bounds, before the stream is let go of.
     is_read_on: bool,
@@ -138,6 +138,19 @@ impl Failure {
 
     fn of_server(message: String) -> Self {
         Self { by_handler: false, ..Self::of_peer(500, message) }
+    }
+
+    /// No handler was reached: nobody counts it.
+    fn out_of_reach(why: &str) -> Self {
+        let wish = Wish { behavior: Behavior::Retry, delay: Delay::Unreached };
+        Self { wish, is_read_on: false, ..Self::of_server(format!("{why} (RT0010)")) }
+    }
+
+    fn of_transport(error: &TransportError) -> Self {
+        if error.is_out_of_reach() {
+            return Self::out_of_reach(&error.to_string());
+        }
+        Self { is_read_on: false, ..Self::of_peer(500, format!("{error} (RT0010)")) }
     }
 
     /// Its texts within their bounds.
@@ -373,9 +386,8 @@ impl<'a> Attempt<'a> {
     /// A stream to the deployment. None: aborted meanwhile.
     async fn open(&mut self, chosen: Chosen) -> Option<Result<Stream, Failure>> {
         let Chosen { deployment, version } = chosen;
-        let unreachable = |why: String| Failure::of_peer(500, format!("{why} (RT0010)"));
         if let Some(Err(error)) = self.held.unanswered.as_mut().map(Unanswered::connect) {
-            return Some(Err(unreachable(format!("{error}, a moment ago"))));
+            return Some(Err(Failure::out_of_reach(&format!("{error}, a moment ago"))));
         }
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
             && deployment.http == HttpVersion::Http2
@@ -395,23 +407,26 @@ impl<'a> Attempt<'a> {
             }
         };
         drop(wanted);
-        if let Some(unanswered) = &mut self.held.unanswered {
-            unanswered.connected(match &opened {
-                Err(error @ TransportError::Connect { .. }) => Tried::Failed(error.to_string()),
-                Ok(_) | Err(_) => Tried::Connected,
-            });
-        }
+        self.has_tried(opened.as_ref().err());
         Some(match opened {
             Ok(exchange) => Ok(Stream { exchange, version, is_bidirectional, is_open: true }),
-            Err(error) => Err(unreachable(error.to_string())),
+            Err(error) => Err(Failure::of_transport(&error)),
         })
+    }
+
+    /// Tells the others whether the deployment could be connected to.
+    fn has_tried(&mut self, error: Option<&TransportError>) {
+        if let Some(unanswered) = &mut self.held.unanswered {
+            unanswered.connected(match error {
+                Some(error) if error.is_out_of_reach() => Tried::Failed(error.to_string()),
+                Some(_) | None => Tried::Connected,
+            });
+        }
     }
 
     /// The deployment can be reached, and has no stream left. Those that only wait there make room.
     fn wants_stream(&mut self, deployment: DeploymentId, wanted: &mut Option<StreamWanted>) {
-        if let Some(unanswered) = &mut self.held.unanswered {
-            unanswered.connected(Tried::Connected);
-        }
+        self.has_tried(None);
         if wanted.is_some()
             && let Some(left_out) = self.invoker.may_warn()
         {
@@ -522,7 +537,13 @@ impl<'a> Attempt<'a> {
                         }
                         ExchangeEvent::Chunk(_) | ExchangeEvent::Writable => {}
                         ExchangeEvent::End => return Err(ended_early()),
-                        ExchangeEvent::Error(error) => return Err(broken(&error)),
+                        ExchangeEvent::Error(error) => {
+                            // The peer would not take the request, and there was nobody else to send it to.
+                            if error.is_out_of_reach() {
+                                self.has_tried(Some(&error));
+                            }
+                            return Err(Failure::of_transport(&error));
+                        }
                     }
                     patience.active();
                     self.held.place.resume();
@@ -651,7 +672,7 @@ impl<'a> Attempt<'a> {
                     }
                     Some(ExchangeEvent::Head(..) | ExchangeEvent::Writable) | None => {}
                     Some(ExchangeEvent::End) => return Err(ended_early()),
-                    Some(ExchangeEvent::Error(error)) => return Err(broken(&error)),
+                    Some(ExchangeEvent::Error(error)) => return Err(Failure::of_transport(&error)),
                 }
             }
             return Ok(if self.items.is_empty() { Next::More } else { self.report(None).await });
@@ -1050,10 +1071,6 @@ enum End {
 
 fn ended_early() -> Failure {
     Failure { is_read_on: false, ..Failure::of_peer(500, "the handler's response ended before the invocation did".to_owned()) }
-}
-
-fn broken(error: &TransportError) -> Failure {
-    Failure { is_read_on: false, ..Failure::of_peer(500, format!("{error} (RT0010)")) }
 }
 
 fn metadata_bytes(failure: &surefoot_model::Failure) -> usize {

@@ -30,6 +30,8 @@ pub enum Delay {
     Handler(u64),
     /// As a peer that is overloaded has it, in milliseconds, up to `PEER_DELAY_MS_MAX`. It counts as any other failure.
     Peer(u64),
+    /// As the policy has it. No handler can have begun the attempt, so that it is not counted.
+    Unreached,
 }
 
 /// The verdict on an attempt that failed at `now`, after `counted` earlier failures that the policy has counted. `chance` is a number
@@ -44,15 +46,19 @@ pub fn verdict(policy: &RetryPolicy, counted: u32, wish: Wish, now: Timestamp, c
         Delay::Handler(delay) => return Verdict::Retry { at: now.after_ms(delay.max(DELAY_MS_MIN)), counted: false },
         // Never earlier than it asks for.
         Delay::Peer(delay) => spread(delay, 0.0, chance).min(PEER_DELAY_MS_MAX),
-        Delay::Policy => spread(next_delay_ms(policy, counted), -SPREAD, chance),
+        Delay::Policy | Delay::Unreached => spread(next_delay_ms(policy, counted), -SPREAD, chance),
     };
+    let at = now.after_ms(delay_ms.max(DELAY_MS_MIN));
+    if wish.delay == Delay::Unreached {
+        return Verdict::Retry { at, counted: false };
+    }
     if policy.max_attempts.is_some_and(|max| counted.saturating_add(1) >= max) {
         return match policy.on_max {
             OnMaxAttempts::Pause => Verdict::Pause,
             OnMaxAttempts::Kill => Verdict::Fail,
         };
     }
-    Verdict::Retry { at: now.after_ms(delay_ms.max(DELAY_MS_MIN)), counted: true }
+    Verdict::Retry { at, counted: true }
 }
 
 /// A delay times a factor between 1 + `from` and 1 + [`SPREAD`].
@@ -126,6 +132,16 @@ mod tests {
         assert_eq!(wish(0, 7_000, u64::MAX), after(8_400));
         assert_eq!(wish(0, u64::MAX, 0), after(PEER_DELAY_MS_MAX));
         assert_eq!(wish(69, 7, 0), Verdict::Pause);
+    }
+
+    #[test]
+    fn an_attempt_that_reached_no_handler_is_not_counted_and_never_the_last() {
+        let unreached = Wish { delay: Delay::Unreached, ..Wish::default() };
+        let kill = RetryPolicy { max_attempts: Some(1), on_max: OnMaxAttempts::Kill, ..policy() };
+        for (policy, counted, delay) in [(policy(), 0, 500), (policy(), 500, 60_000), (kill, 0, 500)] {
+            let expected = Verdict::Retry { at: NOW.after_ms(delay), counted: false };
+            assert_eq!(verdict(&policy, counted, unreached, NOW, EVEN), expected);
+        }
     }
 
     #[test]

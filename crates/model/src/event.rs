@@ -371,7 +371,7 @@ pub enum AttemptEnd {
         error: AttemptError,
         #[n(1)]
         verdict: Verdict,
-        /// False for trouble on the server's side, which raises no counter that handlers see.
+        /// False for trouble on the server's side, or where no handler was reached, which raises no counter that handlers see.
         #[n(2)]
         by_handler: bool,
     },
@@ -384,7 +384,7 @@ pub enum Verdict {
     Retry {
         #[n(0)]
         at: Timestamp,
-        /// False where the handler named the delay itself.
+        /// False where the handler named the delay itself, or none was reached.
         #[n(1)]
         counted: bool,
     },

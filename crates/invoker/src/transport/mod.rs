@@ -14,7 +14,8 @@ use surefoot_model::catalog::{Deployment, HttpVersion};
 use tokio::sync::Notify;
 
 pub trait Transport: Send + Sync {
-    /// Opens a stream to a deployment. Completes once there is a connection; the response has not begun then.
+    /// Opens a stream to a deployment. Completes once there is a connection; the response has not begun then. **Errors**: nothing of the
+    /// request was sent.
     fn open(&self, request: OpenRequest) -> BoxFuture<Result<Box<dyn Exchange>, TransportError>>;
 
     /// Asks an endpoint what it serves.
@@ -94,12 +95,25 @@ pub enum TransportError {
     /// The peer answers HTTP/2 with something else: as a rule it speaks HTTP/1.1 only.
     #[error("{address} does not speak HTTP/2: register it with use_http_11")]
     Http1Peer { address: String },
+    /// The peer takes connections, and nothing that speaks HTTP/2 stands behind them: it is silent, or closes them.
+    #[error("cannot connect to {address}: it takes the connection, and {message}")]
+    NoHttp2 { address: String, message: String },
     #[error("the address {0} is not one that requests can be sent to")]
     Address(String),
     #[error("the connection failed: {0}")]
     Broken(String),
     #[error("no answer within {waited_ms} ms")]
     Silent { waited_ms: u64 },
+}
+
+impl TransportError {
+    /// Whether nobody was there whom the request could be sent to: no handler has begun it.
+    pub fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Http1Peer { .. } | Self::NoHttp2 { .. } => true,
+            Self::Address(_) | Self::Broken(_) | Self::Silent { .. } => false,
+        }
+    }
 }
 
 /// Headers of a request that a deployment's own may not replace: this server sets them, or they are about the connection and not the

@@ -439,7 +439,12 @@ fn streams_that_break_or_end_early_are_tried_again() {
     let mut world = World::new();
     world.refuse(TransportError::Connect { address: "http://handlers/".into(), message: "refused".into() });
     world.start(|start| start.attempts_counted = 2);
-    check(&world, expect!["= failed: cannot connect to http://handlers/: refused (RT0010); again in 2000 ms\n= slot free"]);
+    check(
+        &world,
+        expect![
+            "= failed (ours): cannot connect to http://handlers/: refused (RT0010); again in 2000 ms, not counted\n= slot free"
+        ],
+    );
     world.start(|_| ());
     world.head();
     world.writes(&[wire::set_state(b"a", b"1")]);
@@ -474,7 +479,12 @@ fn a_deployment_that_cannot_be_reached_is_tried_by_one_at_a_time_and_the_others_
     assert_eq!(world.invoker.share_left(&destination), 1);
     world.refuse(refusal());
     world.start(|_| ());
-    check(&world, expect!["= failed: cannot connect to http://handlers/: refused (RT0010); again in 500 ms\n= slot free"]);
+    check(
+        &world,
+        expect![
+            "= failed (ours): cannot connect to http://handlers/: refused (RT0010); again in 500 ms, not counted\n= slot free"
+        ],
+    );
     world.pass(199 * MS);
     assert_eq!((world.invoker.share_left(&destination), world.invoker.why_unreachable(&destination)), (0, why), "pauses grow");
     world.pass(MS);
@@ -483,6 +493,43 @@ fn a_deployment_that_cannot_be_reached_is_tried_by_one_at_a_time_and_the_others_
     world.head();
     assert_eq!((world.invoker.share_left(&destination) > 0, world.invoker.why_unreachable(&destination)), (true, None));
     assert_eq!(world.requests(), 5);
+}
+
+/// A port that takes connections and is silent cost each of those that waited an attempt, and after 70 of them all were paused.
+#[test]
+fn nobody_behind_a_port_counts_as_a_closed_port_also_once_the_request_was_refused() {
+    let address = || "http://handlers/".to_owned();
+    let kinds = [
+        || TransportError::NoHttp2 { address: "http://handlers/".into(), message: "says nothing".into() },
+        || TransportError::Http1Peer { address: "http://handlers/".into() },
+    ];
+    let destination = Destination::Newest("Object".into());
+    for kind in kinds {
+        let mut world = World::new();
+        for _ in 0..2 {
+            world.refuse(kind());
+            world.start(|_| ());
+            assert!(world.story().contains("ms, not counted"));
+        }
+        assert_eq!(world.invoker.why_unreachable(&destination), None);
+        // Opened, refused by its peer, and there is no other one.
+        world.start(|_| ());
+        world.event(ExchangeEvent::Error(kind()));
+        assert!(world.story().contains("ms, not counted"));
+        assert_eq!(world.invoker.why_unreachable(&destination), None, "it was connected to in between");
+        for _ in 0..2 {
+            world.refuse(kind());
+            world.start(|_| ());
+        }
+        assert_eq!(world.invoker.why_unreachable(&destination), Some(kind().to_string()));
+    }
+    // What a handler may have is counted.
+    let mut world = World::new();
+    for error in [TransportError::Broken("reset".to_owned()), TransportError::Address(address())] {
+        world.start(|_| ());
+        world.event(ExchangeEvent::Error(error));
+        assert!(!world.story().contains("not counted"));
+    }
 }
 
 #[test]

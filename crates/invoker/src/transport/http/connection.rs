@@ -6,7 +6,7 @@
 use super::connect::Io;
 use super::pool::Pool;
 use super::unsent::Piece;
-use super::{Address, Timing, TransportError};
+use super::{Timing, TransportError};
 use ::http::Request;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{PingPong, Reason, SendStream};
@@ -95,7 +95,12 @@ impl Connection {
     /// Begins to speak HTTP/2. Complete once the peer has said how many streams it allows: a burst of requests before that would
     /// be refused in part.
     pub(super) async fn begin(io: Io, pool: &Arc<Pool>) -> Result<Self, TransportError> {
-        let failed = |error: h2::Error| begin_error(&error, pool.address());
+        let no_http2 = |message| TransportError::NoHttp2 { address: pool.address().to_string(), message };
+        // What a peer of HTTP/1.1 answers is an impossible size when it is read as a frame.
+        let failed = |error: h2::Error| match error.reason() {
+            Some(Reason::FRAME_SIZE_ERROR) => TransportError::Http1Peer { address: pool.address().to_string() },
+            _ => no_http2(format!("says nothing of HTTP/2 ({error})")),
+        };
         let (send, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -107,15 +112,13 @@ impl Connection {
             .await
             .map_err(failed)?;
         let greeted = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-            Poll::Ready(Ok(())) => {
-                Poll::Ready(Err(TransportError::Broken("the peer closed it without a word of HTTP/2".to_owned())))
-            }
+            Poll::Ready(Ok(())) => Poll::Ready(Err(no_http2("closes it without a word of HTTP/2".to_owned()))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(failed(error))),
             Poll::Pending if connection.max_concurrent_send_streams() > 0 => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         });
         let limit = pool.timing().connect;
-        let silent = |_| TransportError::Broken(format!("no word of HTTP/2 within {} ms", limit.as_millis()));
+        let silent = |_| no_http2(format!("says no word of HTTP/2 within {} ms", limit.as_millis()));
         tokio::time::timeout(limit, greeted).await.map_err(silent)??;
         let life = Arc::new(Life {
             streams: AtomicUsize::new(0),
@@ -190,15 +193,6 @@ fn is_over(send: &mut SendRequest<Piece>) -> bool {
     // A handle that sends nothing itself waits for nothing.
     let ready = send.poll_ready(&mut Context::from_waker(Waker::noop()));
     !matches!(ready, Poll::Ready(Ok(())))
-}
-
-/// What a peer of HTTP/1.1 answers is an impossible size when it is read as a frame.
-fn begin_error(error: &h2::Error, address: &Address) -> TransportError {
-    if error.reason() == Some(Reason::FRAME_SIZE_ERROR) {
-        TransportError::Http1Peer { address: address.to_string() }
-    } else {
-        broken(error)
-    }
 }
 
 pub(super) fn broken(error: &h2::Error) -> TransportError {

@@ -1,7 +1,7 @@
 //! HTTP/1.1: a connection carries one exchange at a time.
 //!
-//! Owns: sending a request whole once it is half-closed, so that such deployments run request/response, and giving connections
-//! back. Does not own: which idle connection is taken (`pool`).
+//! Owns: sending a request whole once it is half-closed, so that such deployments run request/response, on another connection where
+//! it has not left, and giving connections back. Does not own: which idle connection is taken (`pool`).
 
 use super::connect::Io;
 use super::pool::Pool;
@@ -59,10 +59,32 @@ pub(super) struct Http1Exchange {
 }
 
 enum State {
-    Collecting(Option<Box<Request<()>>>, BytesMut),
+    Collecting(Option<Box<Start>>, BytesMut),
     Sending(BoxFuture<Result<Answer, TransportError>>),
     Body(Incoming, Sender),
     Over,
+}
+
+/// What a request is sent with.
+struct Start {
+    head: Request<()>,
+    line: Line,
+}
+
+/// A connection that a request has to itself.
+struct Line {
+    sender: Sender,
+    /// Nothing was sent on it before.
+    is_fresh: bool,
+}
+
+impl Line {
+    async fn open(pool: &Arc<Pool>) -> Result<Self, TransportError> {
+        match pool.take_http1() {
+            Some(sender) => Ok(Self { sender, is_fresh: false }),
+            None => Ok(Self { sender: pool.open_http1().await?, is_fresh: true }),
+        }
+    }
 }
 
 struct Answer {
@@ -72,26 +94,30 @@ struct Answer {
 }
 
 impl Http1Exchange {
-    pub(super) fn new(pool: Arc<Pool>, head: Request<()>) -> Self {
-        Self { pool, state: State::Collecting(Some(Box::new(head)), BytesMut::new()), unsent: Arc::default() }
+    /// Connects where no connection is idle, so that a peer that is not there shows before anything of the request does.
+    pub(super) async fn open(pool: Arc<Pool>, head: Request<()>) -> Result<Self, TransportError> {
+        let start = Start { head, line: Line::open(&pool).await? };
+        Ok(Self { pool, state: State::Collecting(Some(Box::new(start)), BytesMut::new()), unsent: Arc::default() })
     }
 }
 
-async fn send(pool: Arc<Pool>, head: Request<()>, body: Bytes) -> Result<Answer, TransportError> {
+async fn send(pool: Arc<Pool>, start: Start, body: Bytes) -> Result<Answer, TransportError> {
+    let Start { head, mut line } = start;
     let mut request = written_out(head, body)?;
-    // The peer may close an idle connection at any time: what has not left goes to the next one.
-    while let Some(mut sender) = pool.take_http1() {
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok(Answer::new(response, sender)),
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(broken(error.into_error())),
-            },
-        }
+    loop {
+        let mut error = match line.sender.try_send_request(request).await {
+            Ok(response) => return Ok(Answer::new(response, line.sender)),
+            Err(error) => error,
+        };
+        request = match error.take_message() {
+            // The peer may close an idle connection at any time: what has not left goes to the next one.
+            Some(unsent) if !line.is_fresh => unsent,
+            Some(_) => return Err(pool.left_at_once()),
+            // A handler may have it, whether the peer has said a word or not.
+            None => return Err(broken(error.into_error())),
+        };
+        line = Line::open(&pool).await?;
     }
-    let mut sender = pool.open_http1().await?;
-    let response = sender.send_request(request).await.map_err(broken)?;
-    Ok(Answer::new(response, sender))
 }
 
 /// The request in the form that servers expect: a path, and the host in a header.
@@ -136,12 +162,12 @@ impl Exchange for Http1Exchange {
     }
 
     fn half_close(&mut self) {
-        if let State::Collecting(head, body) = &mut self.state
-            && let Some(head) = head.take()
+        if let State::Collecting(start, body) = &mut self.state
+            && let Some(start) = start.take()
         {
             // The library holds all of it until the last byte has left.
             let body = Bytes::from_owner(self.unsent.piece(std::mem::take(body).freeze()));
-            self.state = State::Sending(Box::pin(send(self.pool.clone(), *head, body)));
+            self.state = State::Sending(Box::pin(send(self.pool.clone(), *start, body)));
         }
     }
 

@@ -34,7 +34,9 @@ impl Stream {
             // The peer said goodbye after the connection was chosen. It is not chosen again.
             Err((_, gone)) => {
                 let again = pool.place(Some(gone.life()), no_room).await?.begin(head.clone(), is_whole);
-                again.map_err(|(error, _)| broken(&error))
+                // It has left that one, too; or the request is one that the library does not send.
+                let has_left = |error: &h2::Error| error.is_io() || error.reason().is_some();
+                again.map_err(|(error, _)| if has_left(&error) { pool.left_at_once() } else { broken(&error) })
             }
         }
     }

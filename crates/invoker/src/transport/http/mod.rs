@@ -147,7 +147,7 @@ impl Transport for HttpTransport {
             let pool = endpoint.pool.clone();
             Ok(match deployment.http {
                 HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, false, &no_room).await?) as Box<dyn Exchange>,
-                HttpVersion::Http11 => Box::new(Http1Exchange::new(pool, head)),
+                HttpVersion::Http11 => Box::new(Http1Exchange::open(pool, head).await?),
             })
         })
     }
@@ -174,7 +174,7 @@ impl Shared {
             };
             let mut exchange = match http {
                 HttpVersion::Http2 => Box::new(Http2Exchange::open(pool, head, true, &Notify::new()).await?) as Box<dyn Exchange>,
-                HttpVersion::Http11 => Box::new(Http1Exchange::new(pool, head)),
+                HttpVersion::Http11 => Box::new(Http1Exchange::open(pool, head).await?),
             };
             let (status, headers) = ask(&mut *exchange).await?;
             Ok((exchange, status, headers, http))

@@ -119,7 +119,7 @@ impl Pool {
             let died = || TransportError::Broken("the task that opened the connection died".to_owned());
             match opened.unwrap_or_else(|| Err(died())) {
                 // One that takes nothing is no better than none.
-                Ok(life) if life.has_left() => return Err(left_at_once()),
+                Ok(life) if life.has_left() => return Err(self.left_at_once()),
                 // Others may have filled it already: then the next one is opened.
                 Ok(_) => {}
                 // Another one may have come meanwhile.
@@ -129,7 +129,15 @@ impl Pool {
     }
 
     fn closed(&self) -> TransportError {
-        let message = format!("{CONNECTIONS_MAX} connections are open, and the peer takes no stream on any of them");
+        self.connect_error(format!("{CONNECTIONS_MAX} connections are open, and the peer takes no stream on any of them"))
+    }
+
+    /// It spoke HTTP/2, and would hear no request.
+    pub(super) fn left_at_once(&self) -> TransportError {
+        self.connect_error("the peer ended the connection as soon as it was open".to_owned())
+    }
+
+    fn connect_error(&self, message: String) -> TransportError {
         TransportError::Connect { address: self.address.to_string(), message }
     }
 
@@ -180,7 +188,7 @@ impl Pool {
             return Err(TransportError::Http1Peer { address: self.address.to_string() });
         }
         let mut connection = Connection::begin(socket.io, self).await?;
-        if connection.is_over() { Err(left_at_once()) } else { Ok(connection) }
+        if connection.is_over() { Err(self.left_at_once()) } else { Ok(connection) }
     }
 
     /// Which version the peer takes where it may choose. The connection on which it chose is kept for the next request.
@@ -244,10 +252,6 @@ impl Pool {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn left_at_once() -> TransportError {
-    TransportError::Broken("the peer ended the connection as soon as it was open".to_owned())
 }
 
 impl State {
