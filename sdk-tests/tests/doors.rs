@@ -5,15 +5,17 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::NewDeployment;
 use surefoot_client::ingress::{Call, Target};
 use surefoot_sdk_tests::Server;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+const LIMIT: Duration = Duration::from_secs(60);
 const TOMORROW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An endpoint that serves one service, whose invocations are all due tomorrow.
@@ -85,6 +87,26 @@ async fn four_hundred_idle_connections_at_a_low_limit() -> Result<()> {
     outlive_idle_connections(256, 400).await
 }
 
+/// The first line of an answer, which is all there is of most. One that refuses says when to try again.
+async fn answer_of(stream: &mut TcpStream) -> Result<String> {
+    let mut answer = Vec::new();
+    let reading = async {
+        while !answer.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+            match stream.read_buf(&mut answer).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        None
+    };
+    let broken = tokio::time::timeout(LIMIT, reading).await.context("an answer, or an end")?;
+    let answer = String::from_utf8_lossy(&answer).to_lowercase();
+    let line = answer.lines().next().unwrap_or("an end without a word");
+    ensure!(!line.contains("503") || answer.contains("\r\nretry-after: "), "{answer}");
+    Ok(broken.unwrap_or_else(|| line.to_owned()))
+}
+
 /// With all connections taken by bodies that did not come, nobody else was heard for half a minute, and operators neither.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_do_not_come_give_way_at_a_low_limit() -> Result<()> {
@@ -97,7 +119,8 @@ async fn bodies_that_do_not_come_give_way_at_a_low_limit() -> Result<()> {
     let begin = Instant::now();
     let mut unfinished = Vec::new();
     for (address, path) in [(server.ingress_address(), "/Later/run/send"), (server.admin_address(), "/deployments")] {
-        for mut stream in connect(&address, 150).await? {
+        for _ in 0..150 {
+            let mut stream = TcpStream::connect(&address).await.context("connect")?;
             stream.write_all(head(path).as_bytes()).await.context("begin a body")?;
             unfinished.push(stream);
         }
@@ -105,6 +128,14 @@ async fn bodies_that_do_not_come_give_way_at_a_low_limit() -> Result<()> {
     let answered = async { while server.admin().health().await.is_err() || send(&server, 10).await.is_err() {} };
     tokio::time::timeout(SOON, answered).await.context("both ports answer")?;
     ensure!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
+    // Each hears why: those that gave way, and those that found no place.
+    let mut heard = BTreeMap::new();
+    for stream in &mut unfinished {
+        *heard.entry(answer_of(stream).await?).or_insert(0) += 1;
+    }
+    let refusals: usize = heard.iter().filter(|(line, _)| line.contains("503")).map(|(_, count)| count).sum();
+    let gave_up: usize = heard.iter().filter(|(line, _)| line.contains("408")).map(|(_, count)| count).sum();
+    ensure!(refusals > 0 && refusals + gave_up == unfinished.len(), "{heard:?}");
     server.expect_quiet(&["cannot accept connections for now"])
 }
 

@@ -79,6 +79,8 @@ pub enum Error {
     Visitor(Refusal),
     #[error("the request's body did not come in time: {0}")]
     BodyTooSlow(String),
+    #[error("the request's body did not come in time: {0}; retry later")]
+    BodyGaveWay(String),
     #[error("too many requests of operators are in progress; retry later")]
     TooManyRequests,
 
@@ -144,7 +146,8 @@ impl Error {
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::NotReady
+            Self::BodyGaveWay(_)
+            | Self::NotReady
             | Self::PartitionStopped { .. }
             | Self::StartWaits(_)
             | Self::DiskShort { .. }
@@ -188,13 +191,14 @@ impl Error {
             Self::PartitionStopped { .. } | Self::Unanswered(_) => "SF2019",
             Self::OutcomeUnknown => "SF2020",
             Self::DiskShort { .. } | Self::StartWaits(_) => "SF2021",
+            Self::BodyGaveWay(_) => "SF2022",
         }
     }
 
     /// Seconds after which trying again makes sense, where it does.
     pub fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::TooManyRequests | Self::NotReady | Self::Stopping => Some(1),
+            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::NotReady | Self::Stopping => Some(1),
             Self::DiskShort { .. } | Self::StartWaits(_) => Some(2),
             Self::PartitionStopped { .. } | Self::Unanswered(_) => Some(60),
             _ => None,

@@ -119,6 +119,7 @@ async fn receive(body: &mut IncomingBody<Incoming>) -> Result<Bytes, Response> {
     }
     Err(match error.downcast::<BodyFault>().map(|fault| *fault) {
         Ok(fault @ BodyFault::Slow { .. }) => Error::BodyTooSlow(fault.to_string()).into_response(),
+        Ok(fault @ BodyFault::GaveWay { .. }) => Error::BodyGaveWay(fault.to_string()).into_response(),
         Ok(fault) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {fault}")).into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {error}")).into_response(),
     })

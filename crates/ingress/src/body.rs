@@ -56,6 +56,7 @@ impl Bodies {
             let Some(frame) = body.frame().await else { break };
             let frame = frame.map_err(|fault| match fault {
                 BodyFault::Slow { .. } => Error::BodyTooSlow(fault.to_string()),
+                BodyFault::GaveWay { .. } => Error::BodyGaveWay(fault.to_string()),
                 BodyFault::Broken(error) => Error::BodyUnreadable(error.to_string()),
             })?;
             // Trailers mean nothing here.

@@ -46,6 +46,8 @@ pub enum Error {
     BodyUnreadable(String),
     #[error("the request's body did not come in time: {0}")]
     BodyTooSlow(String),
+    #[error("the request's body did not come in time: {0}; retry later")]
+    BodyGaveWay(String),
     #[error("input validation error: {0}")]
     Input(String),
     #[error("'{0}' is no delay; use for instance 10s, 1h30m or PT1M, at most in days")]
@@ -110,7 +112,7 @@ impl Error {
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyUnreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoRoom | Self::Starting | Self::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyGaveWay(_) | Self::NoRoom | Self::Starting | Self::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -143,6 +145,7 @@ impl Error {
             Self::Stopped(Stopped::Partition(_)) => "SF1024",
             Self::Stopped(Stopped::Unknown) => "SF1025",
             Self::Stopped(Stopped::DiskFull) => "SF1026",
+            Self::BodyGaveWay(_) => "SF1027",
             Self::AlreadyInvoked(_) => return None,
         })
     }
@@ -150,7 +153,7 @@ impl Error {
     /// Seconds after which trying again makes sense, where it does.
     pub fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::TooManyRequests | Self::Starting => Some(1),
+            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::Starting => Some(1),
             // The server takes calls again within two seconds once there is room.
             Self::Stopped(Stopped::DiskFull) => Some(2),
             Self::NoRoom | Self::Stopped(Stopped::NotTaken) => Some(5),

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 /// Counters of one connection.
@@ -18,8 +19,18 @@ pub(crate) struct Activity {
     has_moved: AtomicBool,
     /// The port's count of requests when this connection's newest one ended; 0 before that.
     newest: AtomicU64,
-    /// Bodies that their client has not gone on with, by number: since when each is behind the least rate.
-    awaited: Mutex<BTreeMap<u64, Duration>>,
+    /// Bodies that their client has not gone on with, by number.
+    awaited: Mutex<BTreeMap<u64, Awaited>>,
+    /// Bodies that are awaited are given up: the connection is wanted for others.
+    gives_way: AtomicBool,
+}
+
+/// A body that its client has not gone on with.
+struct Awaited {
+    /// Since when it is behind the least rate.
+    behind_from: Duration,
+    /// Who waits for it.
+    waker: Waker,
 }
 
 /// A body that may have to be waited for, until it is dropped.
@@ -35,10 +46,12 @@ impl Awaiting {
         Self { activity, number, is_listed: false }
     }
 
-    /// It is waited for, and behind the least rate from then on.
-    pub(crate) fn wait(&mut self, behind_from: Duration) {
+    /// It is waited for, and behind the least rate from then on. False: it is waited for no longer, since its connection gives way.
+    pub(crate) fn wait(&mut self, behind_from: Duration, waker: &Waker) -> bool {
         self.is_listed = true;
-        self.activity.awaited().insert(self.number, behind_from);
+        self.activity.awaited().insert(self.number, Awaited { behind_from, waker: waker.clone() });
+        // Whoever says so later finds the waker.
+        !self.activity.gives_way.load(Ordering::SeqCst)
     }
 
     /// It goes on, or has come.
@@ -60,10 +73,19 @@ impl Activity {
     pub(crate) fn stalled_since(&self, now: Duration) -> Option<Duration> {
         let awaited = self.awaited();
         let only_waits = awaited.len() == self.answering.load(Ordering::Relaxed) && self.sending.load(Ordering::Relaxed) == 0;
-        awaited.values().max().copied().filter(|latest| only_waits && *latest <= now)
+        let latest = awaited.values().map(|body| body.behind_from).max();
+        latest.filter(|latest| only_waits && *latest <= now)
     }
 
-    fn awaited(&self) -> MutexGuard<'_, BTreeMap<u64, Duration>> {
+    /// Bodies that are awaited, now or later, are given up: their requests are answered, and the connection can close.
+    pub(crate) fn give_way(&self) {
+        self.gives_way.store(true, Ordering::SeqCst);
+        for body in self.awaited().values() {
+            body.waker.wake_by_ref();
+        }
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeMap<u64, Awaited>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

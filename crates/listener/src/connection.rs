@@ -86,7 +86,7 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
                 order = told;
                 match order {
                     Order::Cut => return,
-                    Order::Yield => patience = env.clock.sleep(YIELD),
+                    Order::Yield | Order::GiveWay => patience = env.clock.sleep(YIELD),
                     Order::Stay | Order::Finish => {}
                 }
                 is_closing = true;
@@ -94,7 +94,9 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
             }
             // Polled by reference: it keeps its due time.
             () = &mut patience => {
-                if member.activity.was_idle() || (order == Order::Yield && member.activity.is_unused()) {
+                // An answer that its client does not take is no reason to stay for others that give way.
+                let gives_way = order == Order::GiveWay || (order == Order::Yield && member.activity.is_unused());
+                if member.activity.was_idle() || gives_way {
                     if is_closing {
                         return; // half a request, or a client that does not read its goodbye
                     }

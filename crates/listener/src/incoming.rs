@@ -39,6 +39,9 @@ struct Pace {
 pub enum BodyFault {
     #[error("it came too slowly: {bytes} bytes in {seconds} s", seconds = .took.as_secs())]
     Slow { bytes: u64, took: Duration },
+    /// It came too slowly for a port that is full.
+    #[error("all connections are in use, and others go before a body of which {bytes} bytes came in {seconds} s", seconds = .took.as_secs())]
+    GaveWay { bytes: u64, took: Duration },
     #[error("{0}")]
     Broken(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -103,12 +106,15 @@ where
         }
         let now = this.clock.monotonic();
         let pace = this.pace.get_or_insert(Pace { start: now, bytes: 0 });
-        let slow = BodyFault::Slow { bytes: pace.bytes, took: now.saturating_sub(pace.start) };
+        let (bytes, took) = (pace.bytes, now.saturating_sub(pace.start));
+        let slow = BodyFault::Slow { bytes, took };
         if now >= pace.due() {
             return Poll::Ready(Some(Err(slow)));
         }
-        if let Some(awaiting) = &mut this.awaiting {
-            awaiting.wait(pace.behind_from());
+        if let Some(awaiting) = &mut this.awaiting
+            && !awaiting.wait(pace.behind_from(), cx.waker())
+        {
+            return Poll::Ready(Some(Err(BodyFault::GaveWay { bytes, took })));
         }
         // Silence may last as long as any body may, however much has come before.
         let wait = (pace.due() - now).min(GRACE);
@@ -191,6 +197,24 @@ mod tests {
         assert!(poll(&mut body).is_pending());
         clock.pass(1);
         assert!(is_slow(&poll(&mut body)), "the timer is due");
+    }
+
+    /// Their clients saw the connection end, and no word of why.
+    #[test]
+    fn a_body_whose_connection_is_wanted_for_others_is_told_so() {
+        use crate::activity::{Activity, Answering};
+        use std::sync::atomic::AtomicU64;
+        let activity = Arc::new(Activity::default());
+        let answering = Answering::new(activity.clone(), &AtomicU64::new(0));
+        let (body, fed, clock) = body();
+        let mut body = body.told(answering.awaiting());
+        fed.feed(1);
+        assert!(poll(&mut body).is_ready() && poll(&mut body).is_pending());
+        clock.pass(3);
+        activity.give_way();
+        fed.feed(1);
+        assert!(matches!(poll(&mut body), Poll::Ready(Some(Ok(_)))), "what has come is taken");
+        assert!(matches!(poll(&mut body), Poll::Ready(Some(Err(BodyFault::GaveWay { bytes: 1, .. })))));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The connections of one port: how many there may be, and which of them give way.
 //!
 //! At the bound the connections that have been unused for longest are closed, so that clients that keep connections for later do not
-//! shut others out; and where there are none, those whose requests do not come, at a byte now and then, are cut. Where all are in use
+//! shut others out; and where there are none, those whose requests do not come, at a byte now and then, are refused. Where all are in use
 //! a new one waits for a moment. Does not own: a connection's own time limits, or what one is told that found no place.
 
 use crate::activity::Activity;
@@ -15,6 +15,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// Of all connections, the share that gives way together: finding them looks at all.
 const YIELDING_SHARE: usize = 32;
 
+/// A new connection has this long before it counts as unused: its first request is on its way, as a rule.
+const FIRST_MOMENT: Duration = Duration::from_millis(500);
 /// How often a full port looks for connections that have become unused.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a new connection waits for a place. Longer than those take that give way; and once one has waited for so long in vain, those
@@ -29,6 +31,8 @@ pub(crate) enum Order {
     Finish,
     /// Close now if unused; otherwise as [`Self::Finish`].
     Yield,
+    /// Give up bodies that do not come, and close once their requests are answered.
+    GiveWay,
     /// Close, whatever is in progress.
     Cut,
 }
@@ -36,6 +40,8 @@ pub(crate) enum Order {
 /// A connection as its port sees it.
 pub(crate) struct Member {
     pub(crate) activity: Arc<Activity>,
+    /// When it found its place.
+    since: Duration,
     order: AtomicU8,
     told: Notify,
 }
@@ -53,17 +59,27 @@ impl Member {
         }
     }
 
+    /// Whether it may give way to others, with nothing cut off.
+    fn may_yield(&self, now: Duration) -> bool {
+        let was_used = self.activity.newest() > 0;
+        self.activity.is_unused() && self.order() < Order::Yield && (was_used || now.saturating_sub(self.since) >= FIRST_MOMENT)
+    }
+
     fn order(&self) -> Order {
         match self.order.load(Ordering::Relaxed) {
             0 => Order::Stay,
             1 => Order::Finish,
             2 => Order::Yield,
+            3 => Order::GiveWay,
             _ => Order::Cut,
         }
     }
 
     fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Relaxed);
+        if order == Order::GiveWay {
+            self.activity.give_way();
+        }
         self.told.notify_one();
     }
 }
@@ -104,7 +120,8 @@ impl Registry {
         self.is_full.store(slot.is_none(), Ordering::Relaxed);
         let slot = slot?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let member = Arc::new(Member { activity: Arc::default(), order: AtomicU8::new(Order::Stay as u8), told: Notify::new() });
+        let (activity, order) = (Arc::default(), AtomicU8::new(Order::Stay as u8));
+        let member = Arc::new(Member { activity, since: clock.monotonic(), order, told: Notify::new() });
         self.lock().insert(number, member.clone());
         Some(Membership { registry: self.clone(), number, member, _slot: slot })
     }
@@ -128,20 +145,19 @@ impl Registry {
         }
     }
 
-    /// Tells those that have been unused for longest to go; where there are none, cuts those whose bodies are most behind.
+    /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind.
     pub(crate) fn make_room(&self, now: Duration) {
         let members = self.lock();
         let share = (self.connections_max / YIELDING_SHARE).max(1);
-        let unused = members.values().filter(|member| member.activity.is_unused() && member.order() < Order::Yield);
-        let mut unused: Vec<&Arc<Member>> = unused.collect();
+        let mut unused: Vec<&Arc<Member>> = members.values().filter(|member| member.may_yield(now)).collect();
         // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
         unused.sort_by_key(|member| member.activity.newest());
         if unused.is_empty() && !members.values().any(|member| member.activity.is_unused()) {
             let stalled = members.values().filter_map(|member| Some((member.activity.stalled_since(now)?, member)));
-            let mut stalled: Vec<_> = stalled.filter(|(_, member)| member.order() < Order::Cut).collect();
+            let mut stalled: Vec<_> = stalled.filter(|(_, member)| member.order() < Order::GiveWay).collect();
             stalled.sort_by_key(|(since, _)| *since);
             for (_, member) in stalled.into_iter().take(share) {
-                member.tell(Order::Cut);
+                member.tell(Order::GiveWay);
             }
         }
         for member in unused.into_iter().take(share) {
@@ -206,12 +222,27 @@ mod tests {
         drop(Answering::new(used.member.activity.clone(), &registry.requests));
         let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
         let clock = ToldClock::default();
+        clock.pass(1);
         let mut waiting = pin!(registry.enter(&clock));
         assert!(poll(waiting.as_mut()).is_none());
         assert_eq!([&used, &busy, &unused].map(|m| m.member.order()), [Order::Stay, Order::Stay, Order::Yield]);
         assert_eq!(poll(pin!(unused.member.order_after(Order::Stay))), Some(Order::Yield));
         drop(unused);
         assert!(poll(waiting.as_mut()).flatten().is_some());
+    }
+
+    /// Its client had just sent its request, and saw the connection end.
+    #[test]
+    fn one_that_has_just_come_does_not_give_way_before_its_first_request_can_be_here() {
+        let registry = Registry::new(1);
+        let new = enter(&registry);
+        let clock = ToldClock::default();
+        let mut waiting = pin!(registry.enter(&clock));
+        assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!(new.member.order(), Order::Stay);
+        clock.pass(1);
+        assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!(new.member.order(), Order::Yield);
     }
 
     /// Bodies that did not come held all places for half a minute.
@@ -224,17 +255,16 @@ mod tests {
         let second = Duration::from_secs;
         let mut bodies: Vec<_> = requests.iter().map(Answering::awaiting).collect();
         // The last one waits for its result.
-        bodies[0].wait(second(2));
-        bodies[1].wait(second(1));
+        assert!(bodies[0].wait(second(2), Waker::noop()) && bodies[1].wait(second(1), Waker::noop()));
         let orders = || [0, 1, 2].map(|at| members[at].member.order());
         registry.make_room(second(0));
         assert_eq!(orders(), [Order::Stay; 3], "none is behind yet");
         bodies[1].go_on();
         registry.make_room(second(2));
-        assert_eq!(orders(), [Order::Cut, Order::Stay, Order::Stay]);
-        bodies[1].wait(second(3));
+        assert_eq!(orders(), [Order::GiveWay, Order::Stay, Order::Stay]);
+        assert!(bodies[1].wait(second(3), Waker::noop()), "only those of the connection");
         registry.make_room(second(3));
-        assert_eq!(orders(), [Order::Cut, Order::Cut, Order::Stay]);
+        assert_eq!(orders(), [Order::GiveWay, Order::GiveWay, Order::Stay]);
     }
 
     #[test]

@@ -9,20 +9,21 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// Wait after a failed accept, as when the process is out of file descriptors; meanwhile unused connections give way.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts are told at most this often.
 const ACCEPT_TOLD: Duration = Duration::from_secs(30);
-/// What a client hears where all places are in use, over HTTP/1.1; over HTTP/2 it is a connection that closes. How many are told at a
-/// time, and for how long: further ones are closed without it.
+/// What a client hears where all places are in use, over HTTP/1.1; over HTTP/2 it is a connection that closes. How many have been told
+/// and may still read it, and for how long: the oldest of more are closed.
 const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\ncontent-length: 52\r\n\
                         connection: close\r\n\r\nall connections are in use: keep fewer, or try later";
 const GOODBYES_MAX: usize = 8;
@@ -78,7 +79,7 @@ impl HttpServer {
         let (stop, stopped) = oneshot::channel();
         let (done, accepting) = oneshot::channel();
         let registry = Registry::new(bounds.connections_max);
-        let goodbyes = Arc::new(Semaphore::new(GOODBYES_MAX));
+        let goodbyes = VecDeque::with_capacity(GOODBYES_MAX);
         let port = Port { listener, env: env.clone(), registry: registry.clone(), goodbyes, purpose, told: None };
         env.tasks.spawn(Box::pin(async move {
             port.accept(answers, stopped).await;
@@ -128,8 +129,8 @@ struct Port {
     listener: TcpListener,
     env: Env,
     registry: Arc<Registry>,
-    /// Connections that are being refused.
-    goodbyes: Arc<Semaphore>,
+    /// Connections that are being refused, the oldest first. Each ends when its sender is dropped.
+    goodbyes: VecDeque<oneshot::Sender<()>>,
     purpose: &'static str,
     /// When a failed accept was told last.
     told: Option<Duration>,
@@ -167,8 +168,13 @@ impl Port {
     }
 
     /// Nothing of its request is read: it is the same whatever that is.
-    fn refuse(&self, stream: TcpStream) {
-        let Ok(turn) = self.goodbyes.clone().try_acquire_owned() else { return };
+    fn refuse(&mut self, stream: TcpStream) {
+        self.goodbyes.retain(|goodbye| !goodbye.is_closed());
+        if self.goodbyes.len() >= GOODBYES_MAX {
+            self.goodbyes.pop_front();
+        }
+        let (goodbye, ended) = oneshot::channel();
+        self.goodbyes.push_back(goodbye);
         let (clock, purpose) = (self.env.clock.clone(), self.purpose);
         tracing::debug!(port = purpose, "a connection found no place");
         self.env.tasks.spawn(Box::pin(async move {
@@ -176,10 +182,11 @@ impl Port {
                 biased;
                 // A goodbye that is not heard is no loss.
                 _ = say_goodbye(stream) => {}
+                // A channel that has closed is not asked again.
+                _ = ended => {}
                 // A timer has nothing to lose.
                 () = clock.sleep(GOODBYE) => {}
             }
-            drop(turn);
         }));
     }
 
