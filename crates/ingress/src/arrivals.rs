@@ -3,7 +3,8 @@
 //!
 //! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
 //! little. Small ones, and the first bytes of those whose size nobody knows, have room of their own: large ones hold up large ones
-//! only. One of all may always grow, so that several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
+//! only. One that outgrows it gives it back for large room; while that is full, those that wait for it so hold half of the small room at
+//! most, and further ones are refused. One of all may always grow, so that several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
 
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,6 +14,9 @@ pub(crate) const SMALL_BYTES: u64 = 64 << 10;
 /// Room is taken in steps of so many bytes.
 pub(crate) const SMALL_STEP_BYTES: u64 = 4 << 10;
 pub(crate) const LARGE_STEP_BYTES: u64 = 256 << 10;
+
+/// Of the small room, the share that those may hold which have outgrown it and wait.
+const OUTGROWN_SHARE: u64 = 2;
 
 const OPEN: &str = "the semaphore is never closed";
 
@@ -32,12 +36,14 @@ pub(crate) struct Arrivals {
     large: Arc<Semaphore>,
     /// Held by the one that may always grow.
     growing: Arc<Semaphore>,
+    /// Held by those that wait for large room and have small room until then.
+    outgrown: Arc<Semaphore>,
 }
 
 /// What one of them has of it; given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct ArrivalRoom {
-    /// It is known to become large, and has nothing of the small room.
+    /// It is known to be large: it has nothing of the small room, but for one that has outgrown it and waits for large room.
     is_large: bool,
     small: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,
@@ -50,7 +56,8 @@ impl Arrivals {
             |bytes: u64| Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
         let small = bounds.small_bytes_max.max(SMALL_BYTES);
         let large = bounds.large_bytes_max.max(LARGE_STEP_BYTES);
-        Self { small: pool(small), large: pool(large), growing: pool(1) }
+        let outgrown = small / SMALL_BYTES / OUTGROWN_SHARE;
+        Self { small: pool(small), large: pool(large), growing: pool(1), outgrown: pool(outgrown) }
     }
 
     /// Bytes that are free of the small room and of the large one, and whether the one that may always grow is still to be chosen.
@@ -61,15 +68,23 @@ impl Arrivals {
 
     /// Makes room for so many bytes of one in all, unless that has to be waited for: see [`Self::grow`].
     pub(crate) fn try_grow(&self, room: &mut ArrivalRoom, bytes: u64) -> bool {
+        room.is_large |= bytes > SMALL_BYTES;
         let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
         let has_small = small == 0 || take(&mut room.small, self.small.clone().try_acquire_many_owned(small));
         let has_large = large == 0 || (has_small && take(&mut room.large, self.large.clone().try_acquire_many_owned(large)));
+        if has_large {
+            room.leave_small();
+        }
         has_small && has_large
     }
 
-    /// Waits for room for so many bytes of one in all. Dropped midway, it gives back what the one has.
-    pub(crate) async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> ArrivalRoom {
-        let Self { small, large, growing } = self;
+    /// Waits for room for so many bytes of one in all. None: so many wait that have outgrown the small room, and this one may not.
+    /// Dropped midway, it gives back what the one has.
+    pub(crate) async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> Option<ArrivalRoom> {
+        let Self { small, large, growing, outgrown } = self;
+        room.is_large |= bytes > SMALL_BYTES;
+        let has_outgrown = room.is_large && room.small.is_some();
+        let _outgrown = if has_outgrown { Some(outgrown.try_acquire_owned().ok()?) } else { None };
         let (lacking_small, lacking_large) = (room.lacking_small(bytes), room.lacking_large(bytes));
         let more = async {
             let small = small.acquire_many_owned(lacking_small).await.expect(OPEN);
@@ -84,7 +99,8 @@ impl Arrivals {
             }
             permit = growing.acquire_owned() => room.growing = Some(permit.expect(OPEN)),
         }
-        room
+        room.leave_small();
+        Some(room)
     }
 }
 
@@ -94,25 +110,28 @@ impl ArrivalRoom {
         Self { is_large: bytes_min > SMALL_BYTES, ..Self::default() }
     }
 
-    /// Permits that are missing for the first bytes of so many.
+    /// One that is large has room as such now.
+    fn leave_small(&mut self) {
+        if self.is_large {
+            self.small = None;
+        }
+    }
+
+    /// Permits that are missing for so many bytes of a small one.
     fn lacking_small(&self, bytes: u64) -> u32 {
         if self.growing.is_some() || self.is_large {
             return 0;
         }
-        lacking(&self.small, bytes.min(SMALL_BYTES), SMALL_STEP_BYTES)
+        lacking(&self.small, bytes, SMALL_STEP_BYTES)
     }
 
-    /// Permits that are missing for the bytes beyond.
+    /// Permits that are missing for so many bytes of a large one.
     fn lacking_large(&self, bytes: u64) -> u32 {
-        if self.growing.is_some() {
+        if self.growing.is_some() || !self.is_large {
             return 0;
         }
-        match bytes.checked_sub(SMALL_BYTES) {
-            Some(beyond) if !self.is_large => lacking(&self.large, beyond, LARGE_STEP_BYTES),
-            Some(1..) => lacking(&self.large, bytes, LARGE_STEP_BYTES),
-            _ if self.is_large => lacking(&self.large, bytes, SMALL_STEP_BYTES),
-            _ => 0,
-        }
+        let step = if bytes > SMALL_BYTES { LARGE_STEP_BYTES } else { SMALL_STEP_BYTES };
+        lacking(&self.large, bytes, step)
     }
 }
 
@@ -183,6 +202,50 @@ mod tests {
         drop(small);
     }
 
+    /// They kept their 64 KiB of the small room while they waited for large room, and calls of a few bytes waited behind them.
+    #[test]
+    fn those_that_outgrow_the_room_for_small_ones_leave_it_or_most_of_it() {
+        const PLACES: usize = 8;
+        let all =
+            Arrivals::new(ArrivalBounds { small_bytes_max: PLACES as u64 * SMALL_BYTES, large_bytes_max: LARGE_STEP_BYTES });
+        let free = all.free();
+        let has_room_for = |places: usize| {
+            let mut rooms = Vec::new();
+            (0..places).all(|_| {
+                let mut room = ArrivalRoom::default();
+                let fits = all.try_grow(&mut room, SMALL_BYTES);
+                rooms.push(room);
+                fits
+            })
+        };
+        // One has large room, one may always grow, and the others wait or are refused.
+        let mut grown = ArrivalRoom::default();
+        assert!(all.try_grow(&mut grown, SMALL_BYTES) && all.try_grow(&mut grown, SMALL_BYTES + 1));
+        assert!(has_room_for(PLACES), "it left the small room");
+        let (mut waiting, mut refused) = (Vec::new(), 0);
+        let mut growing = None;
+        for _ in 0..100 {
+            let mut room = ArrivalRoom::default();
+            assert!(all.try_grow(&mut room, SMALL_BYTES) && !all.try_grow(&mut room, SMALL_BYTES + 1));
+            let mut grow = Box::pin(all.clone().grow(room, SMALL_BYTES + 1));
+            match poll(grow.as_mut()) {
+                Poll::Ready(Some(room)) => assert!(growing.replace(room).is_none(), "one"),
+                Poll::Ready(None) => refused += 1,
+                Poll::Pending => waiting.push(grow),
+            }
+        }
+        assert_eq!((waiting.len(), refused), (PLACES / 2, 99 - PLACES / 2));
+        assert!(has_room_for(PLACES / 2));
+        // Whoever waits goes on as others give back what they have, and gives back its own.
+        drop((grown, growing));
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting.retain_mut(|grow| poll(grow.as_mut()).is_pending());
+            assert!(waiting.len() < before);
+        }
+        assert_eq!(all.free(), free);
+    }
+
     #[test]
     fn one_may_always_grow_and_the_others_wait_for_what_it_gives_back() {
         let all = Arrivals::new(ArrivalBounds { small_bytes_max: 4 * SMALL_BYTES, large_bytes_max: 2 * LARGE_STEP_BYTES });
@@ -192,12 +255,12 @@ mod tests {
         let bytes = SMALL_BYTES + LARGE_STEP_BYTES + 1;
         assert!(!all.try_grow(&mut one, bytes) && !all.try_grow(&mut other, bytes));
         let mut grows = pin!(all.clone().grow(one, bytes));
-        let Poll::Ready(one) = poll(grows.as_mut()) else { panic!("one of them may") };
+        let Poll::Ready(Some(one)) = poll(grows.as_mut()) else { panic!("one of them may") };
         let mut waits = pin!(all.clone().grow(other, bytes));
         assert!(poll(waits.as_mut()).is_pending());
         assert!(all.try_grow(&mut ArrivalRoom::default(), SMALL_BYTES), "small ones pass");
         drop(one);
-        let Poll::Ready(other) = poll(waits.as_mut()) else { panic!("there is room now") };
+        let Poll::Ready(Some(other)) = poll(waits.as_mut()) else { panic!("there is room now") };
         drop(other);
         assert_eq!(all.free(), free);
     }

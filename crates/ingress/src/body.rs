@@ -68,7 +68,7 @@ impl Bodies {
             if !self.arrivals.try_grow(&mut room, bytes) {
                 let start = self.clock.monotonic();
                 let growing = self.arrivals.clone().grow(room, bytes);
-                room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.ok_or(Error::NoRoom)?;
+                room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.flatten().ok_or(Error::NoRoom)?;
                 body.excuse(self.clock.monotonic().saturating_sub(start));
             }
             received.push(data);
