@@ -164,13 +164,26 @@ impl Invoker {
         Some(Admission { unanswered: Some(Unanswered { invoker: self.clone(), deployment, is_connecting }), chosen: Ok(chosen) })
     }
 
-    /// Starts an attempt in the slot reserved before. Its replay is in flight from here on.
+    /// A replay of so many bytes is in flight from here on, before it is read.
+    pub fn expect_replay(self: &Arc<Self>, bytes: u64) -> ReplayBytes {
+        ReplayBytes::new(self.clone(), usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
+    /// As [`Self::start_read`], where the replay was read at once.
     pub fn start(self: &Arc<Self>, start: AttemptStart, admission: Admission) {
+        let entries: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
+        let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let replay = self.expect_replay(entries.saturating_add(state as u64));
+        self.start_read(start, admission, replay);
+    }
+
+    /// Starts an attempt in the slot reserved before. Its replay counts until it has left.
+    pub fn start_read(self: &Arc<Self>, start: AttemptStart, admission: Admission, replay: ReplayBytes) {
         self.metrics.started.increment(1);
         let Admission { chosen, unanswered } = admission;
         let place = AttemptPlace { invoker: self.clone(), idle: None };
-        let replay = Some(ReplayBytes::new(self.clone(), &start));
-        self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, Held { replay, unanswered, place })));
+        let held = Held { replay: Some(replay), unanswered, place };
+        self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, held)));
     }
 
     /// What a running attempt is told comes through this: the partition's end, and the one for [`AttemptStart`].
@@ -393,16 +406,13 @@ impl Drop for StreamWanted {
 }
 
 /// Bytes of a journal and of state on their way to a handler; counted until dropped.
-pub(crate) struct ReplayBytes {
+pub struct ReplayBytes {
     invoker: Arc<Invoker>,
     bytes: usize,
 }
 
 impl ReplayBytes {
-    fn new(invoker: Arc<Invoker>, start: &AttemptStart) -> Self {
-        let entries: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
-        let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_add(state);
+    fn new(invoker: Arc<Invoker>, bytes: usize) -> Self {
         invoker.replay_bytes.fetch_add(bytes, Ordering::Relaxed);
         Self { invoker, bytes }
     }

@@ -17,7 +17,7 @@ pub mod transport;
 
 pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
-pub use invoker::{Admission, Invoker};
+pub use invoker::{Admission, Invoker, ReplayBytes};
 pub use retry::{Delay, Wish, verdict};
 pub use transport::{
     DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,

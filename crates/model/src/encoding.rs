@@ -4,8 +4,10 @@
 //! added later is an `Option` or has a default, so that old bytes still read. Does not own: keys of tables (`storage`).
 
 use ::bytes::Bytes;
+use minicbor::encode::Write;
 use minicbor::{Decode, Encode};
 use std::cell::RefCell;
+use std::convert::Infallible;
 
 /// A byte string of so many bytes, and with no more than an eighth as much around it, is not copied by [`decode_shared`].
 const SHARED_BYTES_MIN: usize = 16 << 10;
@@ -44,6 +46,24 @@ pub fn encode_into<T: Encode<()>>(value: &T, bytes: &mut Vec<u8>) {
     match minicbor::encode(value, bytes) {
         Ok(()) => {}
         Err(e) => unreachable!("writing to memory does not fail: {e}"),
+    }
+}
+
+/// Gives `take` the same bytes one piece after the other: a byte string is a piece, and not copied before.
+pub fn encode_pieces<T: Encode<()>>(value: &T, take: &mut dyn FnMut(&[u8])) {
+    struct Pieces<'a>(&'a mut dyn FnMut(&[u8]));
+    impl Write for Pieces<'_> {
+        type Error = Infallible;
+
+        fn write_all(&mut self, piece: &[u8]) -> Result<(), Infallible> {
+            (self.0)(piece);
+            Ok(())
+        }
+    }
+    take(&[VERSION]);
+    match minicbor::encode(value, Pieces(take)) {
+        Ok(()) => {}
+        Err(e) => unreachable!("taking pieces does not fail: {e}"),
     }
 }
 
@@ -146,6 +166,16 @@ mod tests {
             // What is read otherwise does not know of it.
             assert!(!source.as_ptr_range().contains(&raw(&decode::<Entry>(&source, "the entry").unwrap()).as_ptr()));
         }
+    }
+
+    #[test]
+    fn pieces_are_the_same_bytes() {
+        let (mut bytes, mut largest) = (Vec::new(), 0);
+        encode_pieces(&large(1 << 20), &mut |piece| {
+            bytes.extend_from_slice(piece);
+            largest = largest.max(piece.len());
+        });
+        assert_eq!((bytes, largest), (encode(&large(1 << 20)), 1 << 20));
     }
 
     #[test]

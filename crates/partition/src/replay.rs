@@ -9,7 +9,7 @@ use crate::views::Lent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
-use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker};
+use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker, ReplayBytes};
 use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues};
 use surefoot_model::{Entry, Life, ObjectKey, Text};
 use surefoot_storage::{Limit, Reader};
@@ -194,6 +194,8 @@ pub(crate) struct Load {
     pub(crate) replay: Replay,
     pub(crate) start: AttemptStart,
     pub(crate) admission: Admission,
+    /// What it takes counts from before it is read: others that have a place of their own would be read beside it.
+    pub(crate) bytes: ReplayBytes,
     pub(crate) source: LoadSource,
 }
 
@@ -209,7 +211,7 @@ impl Load {
     /// Reads the rest, and starts the attempt in the slot that was reserved for it. One that is aborted meanwhile finds its
     /// channel closed.
     pub(crate) async fn run(self, shared: Arc<Shared>, invoker: Arc<Invoker>) {
-        let Self { mut replay, mut start, admission, source } = self;
+        let Self { mut replay, mut start, admission, bytes, source } = self;
         loop {
             match source.view.read(|reader| replay.step(reader, ON_VIEW)) {
                 Ok(true) => break,
@@ -217,7 +219,7 @@ impl Load {
                 Ok(false) => yield_now().await,
                 Err(error) => {
                     shared.unreadable(start.partition, error);
-                    drop(admission);
+                    drop((admission, bytes));
                     invoker.release();
                     shared.slot_freed();
                     return;
@@ -225,8 +227,7 @@ impl Load {
             }
         }
         replay.hand_over(&mut start);
-        // Counted there before it is not here any more.
-        invoker.start(start, admission);
+        invoker.start_read(start, admission, bytes);
         drop(source);
     }
 }

@@ -442,11 +442,13 @@ impl AttemptStarter {
         match unread {
             None => self.invoker.start(start, admission),
             Some(replay) => {
-                let turn = may_load.then(|| self.loads.try_take(replay.bytes(start.journal_bytes))).flatten();
+                let bytes = replay.bytes(start.journal_bytes);
+                let turn = may_load.then(|| self.loads.try_take(bytes)).flatten();
                 let Some(turn) = turn else { return Ok(Started::Later) };
                 let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
-                let load = Load { replay, start, admission, source: LoadSource { turn, view } };
+                let (bytes, source) = (self.invoker.expect_replay(bytes), LoadSource { turn, view });
+                let load = Load { replay, start, admission, bytes, source };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }
         }

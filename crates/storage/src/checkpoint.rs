@@ -209,7 +209,7 @@ impl Visit<Tables> for Encode<'_> {
                 // A copy of what is large would take as much memory again as all layers; a clone of it shares it.
                 Some(value) if (codec.value_heap_bytes)(value) >= LARGE_BYTES => {
                     let value = value.clone();
-                    self.batch.put_later(write_key, move |out| encoding::encode_into(&value, out));
+                    self.batch.put_later(write_key, move |take| encoding::encode_pieces(&value, take));
                 }
                 Some(value) => self.batch.put(write_key, |out| encoding::encode_into(value, out)),
                 // Created and deleted in two layers that a view kept from being folded into one.

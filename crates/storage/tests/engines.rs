@@ -405,9 +405,9 @@ fn a_value_that_is_written_down_later_is_not_held_by_its_batch(engine: &dyn Engi
     let mut batch = Batch::default();
     let key = |n: u8| move |out: &mut Vec<u8>| out.extend_from_slice(&[b'l', n]);
     batch.put(key(0), |out| out.push(0));
-    batch.put_later(key(1), |out| out.resize(BYTES, 1));
+    batch.put_later(key(1), |take| [10, BYTES - 10].into_iter().for_each(|bytes| take(&vec![1; bytes])));
     batch.delete(key(2));
-    batch.put_later(key(3), |out| out.resize(BYTES, 3));
+    batch.put_later(key(3), |take| [10, BYTES - 10].into_iter().for_each(|bytes| take(&vec![3; bytes])));
     batch.put(key(4), |out| out.push(4));
     assert!(batch.bytes() < 100 && batch.len() == 5);
     // A commit that found no room is tried again with the same batch.

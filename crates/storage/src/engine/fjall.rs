@@ -22,11 +22,10 @@
     reason = "production half of the seam: fjall's files are the operating system's, and so is the thread that compacts"
 )]
 
-use super::{Batch, Engine, RawEntry, View, take_within};
+use super::{Batch, Engine, Given, RawEntry, View, take_within};
 use fjall::compaction::Leveled;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, SeqNo, Snapshot, UserValue};
 use lsm_tree::compaction::{CompactionStrategy, MoveDown};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -373,10 +372,12 @@ impl Open {
 
     fn ingest(&self, batch: &Batch) -> io::Result<()> {
         let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
-        let write = |key: &[u8], value: Option<Cow<'_, [u8]>>| match value {
-            Some(Cow::Borrowed(value)) => writes.write(key, value),
-            // Gone before its block is made, which is one more copy.
-            Some(Cow::Owned(value)) => writes.write(key, UserValue::from(value)),
+        let write = |key: &[u8], value: Option<Given<'_>>| match value {
+            Some(Given::Bytes(value)) => writes.write(key, value),
+            Some(Given::Pieces(mut value)) => {
+                let bytes = value.bytes();
+                writes.write(key, UserValue::from_reader(&mut value, bytes)?)
+            }
             None => writes.write_tombstone(key),
         };
         batch.each(write).map_err(io_error)?;

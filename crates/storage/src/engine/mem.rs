@@ -5,8 +5,7 @@
 //! dead: its commits and flushes fail, so that what is left of a dead node writes nothing. So is one after a flush that failed:
 //! what it was to make durable is as a power loss leaves it, and nothing more is taken (rule C8).
 
-use super::{Batch, Engine, RawEntry, View, take_within};
-use std::borrow::Cow;
+use super::{Batch, Engine, Given, RawEntry, View, take_within};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
@@ -133,13 +132,13 @@ impl Engine for MemEngine {
         shared.commit += 1;
         let commit = shared.commit;
         let inside = &mut *shared;
-        let write = |key: &[u8], value: Option<Cow<'_, [u8]>>| {
+        let write = |key: &[u8], value: Option<Given<'_>>| {
             let versions = match inside.entries.get_mut(key) {
                 Some(versions) => versions,
                 None => inside.entries.entry(key.to_vec()).or_default(),
             };
             let is_delete = value.is_none();
-            versions.push((commit, value.map(Arc::from)));
+            versions.push((commit, value.map(Given::into_bytes)));
             if versions.len() > 1 || is_delete {
                 inside.garbage.push_back((commit, key.to_vec()));
             }

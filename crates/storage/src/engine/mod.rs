@@ -7,7 +7,6 @@
 pub(crate) mod fjall;
 pub(crate) mod mem;
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -74,8 +73,8 @@ struct Operation {
     value: Value,
 }
 
-/// Appends a value.
-type Write = dyn Fn(&mut Vec<u8>) + Send + Sync;
+/// Gives away a value in pieces.
+type Write = dyn Fn(&mut dyn FnMut(&[u8])) + Send + Sync;
 
 enum Value {
     /// A delete.
@@ -83,6 +82,60 @@ enum Value {
     /// From the end of the key to that of the operation.
     Here,
     Later(Box<Write>),
+}
+
+/// A value, as it is taken from a batch.
+pub enum Given<'a> {
+    Bytes(&'a [u8]),
+    /// It is in memory elsewhere, in a form of its own: whoever takes it makes the only copy.
+    Pieces(Pieces<'a>),
+}
+
+impl Given<'_> {
+    /// A copy of it.
+    pub fn into_bytes(self) -> Arc<[u8]> {
+        match self {
+            Self::Bytes(bytes) => bytes.into(),
+            Self::Pieces(pieces) => {
+                let mut bytes = Vec::with_capacity(pieces.bytes());
+                (pieces.value)(&mut |piece| bytes.extend_from_slice(piece));
+                bytes.into()
+            }
+        }
+    }
+}
+
+/// A large value, to be read once.
+pub struct Pieces<'a> {
+    value: &'a Write,
+    /// So much of it has been read.
+    at: usize,
+}
+
+impl Pieces<'_> {
+    /// Its bytes in all.
+    pub fn bytes(&self) -> usize {
+        let mut bytes = 0;
+        (self.value)(&mut |piece| bytes += piece.len());
+        bytes
+    }
+}
+
+// As often as its reader asks; one that takes it whole asks once.
+impl io::Read for Pieces<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let (mut skipped, mut filled) = (0, 0);
+        (self.value)(&mut |piece| {
+            let skip = piece.len().min(self.at - skipped);
+            skipped += skip;
+            let piece = &piece[skip..];
+            let taken = piece.len().min(out.len() - filled);
+            out[filled..filled + taken].copy_from_slice(&piece[..taken]);
+            filled += taken;
+        });
+        self.at += filled;
+        Ok(filled)
+    }
 }
 
 impl Batch {
@@ -99,8 +152,8 @@ impl Batch {
         self.push(key_end, Value::Here);
     }
 
-    /// The same for a large value: it is appended each time that the batch is read. **Panics** as [`Self::put`].
-    pub fn put_later(&mut self, key: impl FnOnce(&mut Vec<u8>), value: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) {
+    /// The same for a large value, which is given in pieces each time that the batch is read. **Panics** as [`Self::put`].
+    pub fn put_later(&mut self, key: impl FnOnce(&mut Vec<u8>), value: impl Fn(&mut dyn FnMut(&[u8])) + Send + Sync + 'static) {
         key(&mut self.bytes);
         self.push(self.bytes.len(), Value::Later(Box::new(value)));
     }
@@ -127,20 +180,16 @@ impl Batch {
         &self.bytes[self.start(index)..self.operations[index].key_end]
     }
 
-    /// Takes the operations in order: a key, and its value or `None` for a delete. One large value is in memory at a time, and belongs to
-    /// `take`, which need not keep it while it writes a copy. **Errors**: the first that `take` returns, and nothing is taken after it.
-    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<Cow<'_, [u8]>>) -> Result<(), E>) -> Result<(), E> {
+    /// Takes the operations in order: a key, and its value or `None` for a delete. **Errors**: the first that `take` returns, and nothing
+    /// is taken after it.
+    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<Given<'_>>) -> Result<(), E>) -> Result<(), E> {
         for (index, operation) in self.operations.iter().enumerate() {
-            let key = self.key(index);
-            match &operation.value {
-                Value::None => take(key, None)?,
-                Value::Here => take(key, Some(Cow::Borrowed(&self.bytes[operation.key_end..operation.end])))?,
-                Value::Later(value) => {
-                    let mut bytes = Vec::new();
-                    value(&mut bytes);
-                    take(key, Some(Cow::Owned(bytes)))?;
-                }
-            }
+            let value = match &operation.value {
+                Value::None => None,
+                Value::Here => Some(Given::Bytes(&self.bytes[operation.key_end..operation.end])),
+                Value::Later(value) => Some(Given::Pieces(Pieces { value: &**value, at: 0 })),
+            };
+            take(self.key(index), value)?;
         }
         Ok(())
     }
