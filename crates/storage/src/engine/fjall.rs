@@ -72,9 +72,15 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Files that no view needs any more are looked for this often.
 const RELEASE_LOOK: Duration = Duration::from_millis(250);
+/// With less room than so many table files take, a step waits until the files that earlier steps have replaced are gone.
+const STEP_TABLES: u64 = 12;
+/// Looks after which it waits no more: a view may be held for long.
+const RELEASE_LOOKS_MAX: u32 = 10;
 
 /// Where the disk is short, this long passes at least between two rounds that bring everything down, and as long as the one before took.
 const RECLAIM_REST: Duration = Duration::from_secs(1);
+/// A round begins without a rest once this share of all tables is deleted.
+const GARBAGE_SHARE: u64 = 8;
 /// Tables no larger than so many files are compacted all at once where no step can be found: deletes that are few reach over more files
 /// than fjall takes in one.
 const AT_ONCE_SHARE: u64 = 256;
@@ -160,9 +166,15 @@ impl HeldViews {
 }
 
 /// When everything is brought down.
+struct Reclaiming {
+    round: Round,
+    /// When all tables at once found no room.
+    failed_at_once: Option<Instant>,
+}
+
 #[derive(Clone, Copy)]
-enum Reclaiming {
-    /// Not before then.
+enum Round {
+    /// The next one not before then.
     Rests(Instant),
     Since(Instant),
 }
@@ -395,7 +407,7 @@ impl Open {
 
     /// The compactor's thread.
     fn compact_until_closed(&self) {
-        let mut reclaiming = Reclaiming::Rests(Instant::now());
+        let mut reclaiming = Reclaiming { round: Round::Rests(Instant::now()), failed_at_once: None };
         loop {
             let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
             let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, is_idle);
@@ -406,9 +418,9 @@ impl Open {
             let (is_due, is_short) = (std::mem::take(&mut state.is_compaction_due), state.is_short);
             drop(state);
             let work = || {
-                self.release()?;
+                self.release_for_step()?;
                 // One that has begun is brought to its end: what gives most room may come last.
-                if (is_short || matches!(reclaiming, Reclaiming::Since(_)))
+                if (is_short || matches!(reclaiming.round, Round::Since(_)))
                     && let Some(has_changed) = self.reclaim(&mut reclaiming)?
                 {
                     return Ok(has_changed);
@@ -448,6 +460,21 @@ impl Open {
         versions.maintenance(self.keyspace.path(), oldest).map_err(|error| io_error(error.into()))
     }
 
+    /// The same before a step of compaction: steps that follow each other faster than views are let go of would fill the disk with
+    /// what they have replaced.
+    fn release_for_step(&self) -> io::Result<()> {
+        for _ in 0..RELEASE_LOOKS_MAX {
+            self.release()?;
+            let has_replaced = self.keyspace.tree.version_free_list_len() > 0;
+            if !has_replaced || self.free() >= STEP_TABLES * self.table_bytes || self.state().is_closing {
+                break;
+            }
+            let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, |state| !state.is_closing);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+        Ok(())
+    }
+
     fn leveled(&self) -> Leveled {
         Leveled::default().with_table_target_size(self.table_bytes)
     }
@@ -463,18 +490,19 @@ impl Open {
         let last = version.level_count() - 1;
         let between = version.iter_levels().take(last).skip(1).any(|level| !level.is_empty());
         let first = version.l0();
-        let began = match *reclaiming {
-            Reclaiming::Rests(until) if (first.is_empty() && !between) || Instant::now() < until => return Ok(None),
-            Reclaiming::Rests(_) => Instant::now(),
-            Reclaiming::Since(began) => began,
+        let began = match reclaiming.round {
+            Round::Rests(_) if first.is_empty() && !between => return Ok(None),
+            Round::Rests(until) if Instant::now() < until && !self.holds_much_garbage() => return Ok(None),
+            Round::Rests(_) => Instant::now(),
+            Round::Since(began) => began,
         };
-        *reclaiming = Reclaiming::Since(began);
+        reclaiming.round = Round::Since(began);
         let has_changed = if self.close_gap()? {
             true
         } else if between {
             // Without a size that a level may have. The first one is left alone meanwhile: what lies deeper is brought down first.
             self.compact(self.leveled().with_l0_threshold(0).with_level_ratio_policy(vec![0.0]))?
-                || self.compact_all(reclaiming)?
+                || self.compact_all(&mut reclaiming.failed_at_once)?
         } else if first.is_empty() {
             false
         } else {
@@ -487,7 +515,7 @@ impl Open {
             self.compact(Leveled::default().with_l0_threshold(1).with_table_target_size(piece_bytes))?
         };
         if !has_changed {
-            *reclaiming = Reclaiming::Rests(Instant::now() + began.elapsed().max(RECLAIM_REST));
+            reclaiming.round = Round::Rests(Instant::now() + began.elapsed().max(RECLAIM_REST));
         }
         Ok(Some(has_changed))
     }
@@ -506,17 +534,31 @@ impl Open {
         self.compact_by(|oldest_read| self.keyspace.tree.compact(Arc::new(strategy), oldest_read))
     }
 
-    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, which nobody knows before; so where there
-    /// is too little it is not tried again soon.
-    fn compact_all(&self, reclaiming: &mut Reclaiming) -> io::Result<bool> {
-        if self.keyspace.disk_space() > AT_ONCE_SHARE * self.table_bytes {
+    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, which nobody knows before: where it found
+    /// too little it is tried again once it seems to be enough, or after a while.
+    fn compact_all(&self, failed: &mut Option<Instant>) -> io::Result<bool> {
+        let rests = failed.is_some_and(|at| at.elapsed() < ROOM_WAIT_MAX) && self.undeleted_bytes() > self.free();
+        if rests || self.keyspace.disk_space() > AT_ONCE_SHARE * self.table_bytes {
             return Ok(false);
         }
         let compacted = self.compact_by(|oldest_read| self.keyspace.tree.major_compact(self.table_bytes, oldest_read));
-        if compacted.is_err() {
-            *reclaiming = Reclaiming::Rests(Instant::now() + ROOM_WAIT_MAX);
-        }
+        *failed = compacted.is_err().then(Instant::now);
         compacted
+    }
+
+    fn holds_much_garbage(&self) -> bool {
+        let bytes = self.keyspace.disk_space();
+        bytes.saturating_sub(self.undeleted_bytes()) >= bytes / GARBAGE_SHARE
+    }
+
+    /// Bytes of rows that are not deleted, if those that are were as large as all rows are in the mean.
+    fn undeleted_bytes(&self) -> u64 {
+        let version = self.keyspace.tree.current_version();
+        let entries: u64 = version.iter_tables().map(|table| table.metadata.item_count).sum();
+        let deletes: u64 = version.iter_tables().map(|table| table.metadata.tombstone_count).sum();
+        let rows = entries.saturating_sub(deletes);
+        let left = rows.saturating_sub(deletes);
+        (self.keyspace.disk_space() as u128 * u128::from(left) / u128::from(rows.max(1))) as u64
     }
 
     fn compact_by(&self, compact: impl FnOnce(SeqNo) -> Result<(), fjall::LsmError>) -> io::Result<bool> {
