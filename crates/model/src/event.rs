@@ -9,7 +9,7 @@ use crate::{
     PartitionId, Pin, RequestId, Retention, SourceRecord, SubscriptionId, Target, TargetKind, Text, Timestamp, encoding,
 };
 use bytes::Bytes;
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode};
 
 /// One element of a partition's log.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -62,11 +62,16 @@ impl Record {
     }
 }
 
-/// A record as far as its version: all that follows is passed over, whatever it is.
-#[derive(Decode)]
+/// A record as far as its version: all that follows is left alone, whatever it is.
 struct Head {
-    #[n(0)]
     rules: u16,
+}
+
+impl<'b, C> Decode<'b, C> for Head {
+    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        decoder.array()?;
+        Ok(Self { rules: decoder.u16()? })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -155,12 +155,15 @@ fn digest(parts: &[&str]) -> u128 {
 
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0; base62::DIGITS_64 + base62::DIGITS_128];
+        const PREFIX: &[u8] = b"inv_1";
+        let mut text = [0; PREFIX.len() + base62::DIGITS_64 + base62::DIGITS_128];
+        let (prefix, digits) = text.split_at_mut(PREFIX.len());
         let (key, unique) = digits.split_at_mut(base62::DIGITS_64);
+        prefix.copy_from_slice(PREFIX);
         base62::encode_64(self.partition_key, key);
         base62::encode_128(self.unique, unique);
-        f.write_str("inv_1")?;
-        f.write_str(std::str::from_utf8(&digits).expect("base62 is ASCII"))
+        // In one piece: a string that it is written to grows once.
+        f.write_str(std::str::from_utf8(&text).expect("base62 is ASCII"))
     }
 }
 
