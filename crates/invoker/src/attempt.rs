@@ -226,11 +226,11 @@ fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8,
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, content_type.clone());
     headers.insert(ACCEPT, content_type);
-    headers.insert(INVOCATION_ID, HeaderValue::try_from(&attempt.id_text).expect("an id is plain ASCII"));
+    headers.insert(INVOCATION_ID, once(HeaderValue::try_from(&attempt.id_text).expect("an id is plain ASCII")));
     if target.kind.is_keyed() {
         let key = utf8_percent_encode(&target.key, URI_COMPONENT).to_string();
         if key.len() <= SERVICE_KEY_BYTES_MAX {
-            headers.insert(SERVICE_KEY, HeaderValue::try_from(key).expect("percent-encoded text is plain ASCII"));
+            headers.insert(SERVICE_KEY, once(HeaderValue::try_from(key).expect("percent-encoded text is plain ASCII")));
         }
     }
     for (name, value) in &attempt.invoker.headers {
@@ -238,6 +238,12 @@ fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8,
     }
     let path = format!("/invoke/{}/{}", target.service, target.handler);
     OpenRequest { deployment, path, headers, no_room }
+}
+
+/// A value that hardly comes again: HTTP/2 does not keep it for later requests, in the place of one that does.
+fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// The exchange with a handler, and what is known of it.
@@ -1137,22 +1143,21 @@ fn retry_after_ms(value: &str, now: Timestamp) -> Option<u64> {
 
 /// Reads what is left of a response whose last message has come, up to [`DRAIN_BYTES`].
 async fn drain(mut exchange: Box<dyn Exchange>, clock: &Arc<dyn surefoot_env::Clock>) {
-    let mut over = clock.sleep(DRAIN);
+    // As a rule the end came together with the last message, and nothing is waited for.
+    let mut over = None;
     let mut room = DRAIN_BYTES;
     loop {
-        tokio::select! {
-            biased;
-            // The exchange keeps what it has read until it is asked again.
-            event = poll_fn(|cx| exchange.poll_event(cx)) => match event {
-                ExchangeEvent::Head(..) | ExchangeEvent::Writable => {}
-                ExchangeEvent::Chunk(chunk) => match room.checked_sub(chunk.len()) {
-                    Some(left) => room = left,
-                    None => return,
-                },
-                ExchangeEvent::End | ExchangeEvent::Error(_) => return,
+        let event = poll_fn(|cx| match exchange.poll_event(cx) {
+            Poll::Ready(event) => Poll::Ready(Some(event)),
+            Poll::Pending => over.get_or_insert_with(|| clock.sleep(DRAIN)).as_mut().poll(cx).map(|()| None),
+        });
+        match event.await {
+            Some(ExchangeEvent::Head(..) | ExchangeEvent::Writable) => {}
+            Some(ExchangeEvent::Chunk(chunk)) => match room.checked_sub(chunk.len()) {
+                Some(left) => room = left,
+                None => return,
             },
-            // Polled by reference: it keeps its due time.
-            () = &mut over => return,
+            Some(ExchangeEvent::End | ExchangeEvent::Error(_)) | None => return,
         }
     }
 }

@@ -212,11 +212,20 @@ async fn drive(mut connection: Running, mut handle: SendRequest<Piece>, life: Ar
     let ping_pong = connection.ping_pong().expect("it is taken once");
     let mut watching = pin!(watch(ping_pong, &life, &pool));
     let mut has_goodbye = false;
+    let mut has_waited = false;
     loop {
-        let step = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(Step::Ended),
-            Poll::Pending if !has_goodbye && is_over(&mut handle) => Poll::Ready(Step::Goodbye),
-            Poll::Pending => Poll::Pending,
+        let step = poll_fn(|cx| {
+            // What other tasks are about to send leaves in one write with what woke this one, and they hear of what has come together.
+            if !std::mem::replace(&mut has_waited, true) {
+                wake_behind_others(cx);
+                return Poll::Pending;
+            }
+            has_waited = false;
+            match Pin::new(&mut connection).poll(cx) {
+                Poll::Ready(_) => Poll::Ready(Step::Ended),
+                Poll::Pending if !has_goodbye && is_over(&mut handle) => Poll::Ready(Step::Goodbye),
+                Poll::Pending => Poll::Pending,
+            }
         });
         tokio::select! {
             biased;
@@ -246,6 +255,12 @@ async fn drive(mut connection: Running, mut handle: SendRequest<Piece>, life: Ar
     life.has_left.store(true, Ordering::SeqCst);
     life.is_over.store(true, Ordering::SeqCst);
     pool.retire(&life);
+}
+
+/// Wakes the task again once this thread has run what is ready.
+fn wake_behind_others(cx: &mut Context<'_>) {
+    // Its first poll asks for the wake, which comes whether it is polled again or not.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Asks the peer for signs of life, and returns when there is none.

@@ -23,6 +23,8 @@ pub(super) const CONNECTIONS_MAX: usize = 128;
 const SPREAD_CONNECTIONS: usize = 8;
 /// Streams on each connection for which another one is opened, up to that number.
 const SPREAD_STREAMS: usize = 32;
+/// Streams above the fewest of any connection up to which the one chosen last is chosen again: what begins together leaves in one write.
+const BURST_STREAMS: usize = 16;
 /// Connections that are opened at a time.
 const OPENINGS_MAX: usize = 8;
 /// Connections that take no new stream and wait for their last one to end. At the bound connections go on beyond their number of requests,
@@ -42,6 +44,8 @@ pub(super) struct Pool {
 struct State {
     /// Those that take new streams, the oldest first.
     http2: Vec<Connection>,
+    /// The one chosen last.
+    chosen: Option<Arc<Life>>,
     /// Those that take none any more, the oldest first.
     lingering: Vec<Arc<Life>>,
     openings: Vec<Opening>,
@@ -257,7 +261,7 @@ impl Pool {
 impl State {
     fn new() -> Self {
         let (http2, lingering, openings, http1) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { http2, lingering, openings, streams_expected: SPREAD_STREAMS, ahead_from: None, http1 }
+        Self { http2, chosen: None, lingering, openings, streams_expected: SPREAD_STREAMS, ahead_from: None, http1 }
     }
 
     fn add(&mut self, connection: Connection) -> Arc<Life> {
@@ -271,18 +275,20 @@ impl State {
         life
     }
 
-    /// A place on the connection that has the fewest streams and room for more.
+    /// A place on the connection that has the fewest streams and room for more, or on the one chosen last while it has a few more.
     fn choose(&mut self, refused: Option<&Arc<Life>>) -> Option<Place> {
         loop {
-            let candidates = self.http2.iter_mut().filter(|one| refused.is_none_or(|refused| !Arc::ptr_eq(one.life(), refused)));
-            // The oldest of those that have as few, so that the others fall idle.
-            let chosen = candidates.filter(|one| one.has_room()).min_by_key(|one| one.streams())?;
+            let index = self.best(refused)?;
+            let chosen = &mut self.http2[index];
             if chosen.is_over() {
                 let life = chosen.life().clone();
                 self.retire(&life);
                 continue;
             }
             let place = chosen.place();
+            if self.chosen.as_ref().is_none_or(|last| !Arc::ptr_eq(last, chosen.life())) {
+                self.chosen = Some(chosen.life().clone());
+            }
             if chosen.is_worn() {
                 let (life, is_spent) = (chosen.life().clone(), chosen.is_spent());
                 self.lingering.retain(|life| !life.is_over());
@@ -292,6 +298,25 @@ impl State {
             }
             return Some(place);
         }
+    }
+
+    /// What a peer allows is asked of few connections: each answers behind a lock that its task holds while it works.
+    fn best(&self, refused: Option<&Arc<Life>>) -> Option<usize> {
+        let candidates =
+            self.http2.iter().enumerate().filter(|(_, one)| refused.is_none_or(|refused| !Arc::ptr_eq(one.life(), refused)));
+        // The oldest of those that have as few, so that the others fall idle.
+        let (fewest, one) = candidates.clone().min_by_key(|(_, one)| one.streams())?;
+        let burst = self.chosen.as_ref().and_then(|last| candidates.clone().find(|(_, one)| Arc::ptr_eq(one.life(), last)));
+        if let Some((index, last)) = burst
+            && last.streams() < one.streams() + BURST_STREAMS
+            && last.has_room()
+        {
+            return Some(index);
+        }
+        if one.has_room() {
+            return Some(fewest);
+        }
+        candidates.filter(|(_, one)| one.has_room()).min_by_key(|(_, one)| one.streams()).map(|(index, _)| index)
     }
 
     fn streams(&self) -> usize {
@@ -317,6 +342,7 @@ impl State {
     fn retire(&mut self, life: &Arc<Life>) {
         if let Some(index) = self.http2.iter().position(|one| Arc::ptr_eq(one.life(), life)) {
             self.http2.remove(index);
+            self.chosen.take_if(|chosen| Arc::ptr_eq(chosen, life));
             self.lingering.push(life.clone());
         }
         life.retire();
