@@ -3,7 +3,7 @@
 //! Owns: the handle, readiness, and the one lock under which the catalog is validated and changed. Cheap to clone. Does not own:
 //! single requests (the other modules), or their HTTP form (`routes`).
 
-use crate::{Error, Sources};
+use crate::{Backups, Error, Sources};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use surefoot_env::Env;
@@ -20,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) partitions: Partitions,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) sources: Arc<dyn Sources>,
+    pub(crate) backups: Arc<dyn Backups>,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: MetricsPage,
     pub(crate) settings: Settings,
@@ -59,11 +60,12 @@ impl Admin {
         partitions: Partitions,
         transport: Arc<dyn Transport>,
         sources: Arc<dyn Sources>,
+        backups: Arc<dyn Backups>,
         readiness: Readiness,
         metrics: MetricsPage,
         settings: Settings,
     ) -> Self {
-        Self(Arc::new(Shared { partitions, transport, sources, readiness, metrics, settings }))
+        Self(Arc::new(Shared { partitions, transport, sources, backups, readiness, metrics, settings }))
     }
 
     /// Succeeds once the node has recovered, takes requests, none of its partitions has stopped, and the disk has room (rule R2).

@@ -75,6 +75,13 @@ pub enum Error {
     #[error("parked record {number} of subscription '{subscription}' does not exist")]
     ParkedNotFound { subscription: SubscriptionId, number: u64 },
 
+    #[error("a backup is being made already: wait for it, or end the command that asked for it")]
+    BackupRuns,
+    #[error("no backup can be made there: {0}")]
+    BackupDirectory(String),
+    #[error("the backup was given up: {0}")]
+    BackupFailed(String),
+
     #[error("{0}")]
     Visitor(Refusal),
     #[error("the request's body did not come in time: {0}")]
@@ -120,12 +127,14 @@ impl Error {
             | Self::SourceClusterUnknown { .. }
             | Self::Source(_)
             | Self::Sink(_)
-            | Self::SinkNotFound(_) => StatusCode::BAD_REQUEST,
+            | Self::SinkNotFound(_)
+            | Self::BackupDirectory(_) => StatusCode::BAD_REQUEST,
             Self::Discovery { reason: discovery::Error::ReservedName(_) | discovery::Error::Invalid(_), .. } => {
                 StatusCode::BAD_REQUEST
             }
             // The endpoint's fault rather than the request's or this server's; clients know it by this status.
             Self::Unreachable { .. } | Self::Http1Only { .. } | Self::Discovery { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BackupFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::DeploymentNotFound(_)
             | Self::ServiceNotFound(_)
             | Self::HandlerNotFound { .. }
@@ -140,7 +149,8 @@ impl Error {
             | Self::InvocationNotRunning(_)
             | Self::ClusterExists(_)
             | Self::ClusterInUse { .. }
-            | Self::GroupTaken { .. } => StatusCode::CONFLICT,
+            | Self::GroupTaken { .. }
+            | Self::BackupRuns => StatusCode::CONFLICT,
             Self::InvocationNotStarted(_) => StatusCode::TOO_EARLY,
             Self::Visitor(_) => StatusCode::FORBIDDEN,
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -192,6 +202,9 @@ impl Error {
             Self::OutcomeUnknown => "SF2020",
             Self::DiskShort { .. } | Self::StartWaits(_) => "SF2021",
             Self::BodyGaveWay(_) => "SF2022",
+            Self::BackupRuns => "SF2023",
+            Self::BackupDirectory(_) => "SF2024",
+            Self::BackupFailed(_) => "SF2025",
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`Sources`]). Source: HTTP reference sections 2.1 to 2.6, 6.1 and 6.2.
 
 mod admin;
+mod backups;
 mod clusters;
 mod deployments;
 mod discover;
@@ -18,6 +19,7 @@ mod subscriptions;
 mod text;
 
 pub use admin::{Admin, MetricsPage, Readiness, Settings};
+pub use backups::{BackedUp, BackupError, Backups};
 pub use clusters::NewCluster;
 pub use deployments::{NewDeployment, Registration};
 pub use error::Error;

@@ -3,13 +3,14 @@
 //! Owns: which path and method reach what, and the form of success and error. Source: HTTP reference 2.1 to 2.6. Does not own: what
 //! is done (the other modules).
 
+use crate::backups::NewBackup;
 use crate::clusters::{ClusterPatch, cluster_json};
 use crate::invocations::InvocationQuery;
 use crate::subscriptions::{ParkedQuery, SubscriptionJson, SubscriptionQuery};
 use crate::{Admin, Error, NewCluster, NewDeployment, NewSubscription, Registration};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, patch};
+use axum::routing::{any, delete, get, patch, post};
 use axum::{Json, Router};
 use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
@@ -56,6 +57,7 @@ fn api(version: u8) -> Router<Admin> {
         .route("/subscriptions/{id}", get(show_subscription).delete(unsubscribe))
         .route("/subscriptions/{id}/parked", get(list_parked))
         .route("/subscriptions/{id}/parked/{n}", delete(discard_parked))
+        .route("/backup", post(back_up))
 }
 
 impl IntoResponse for Error {
@@ -294,4 +296,8 @@ async fn list_parked(
 async fn discard_parked(State(admin): State<Admin>, Path((id, n)): Path<(String, String)>) -> Result<Response, BadPath> {
     let (id, n) = (path_id("subscription", id)?, path_id("parked record", n)?);
     Ok(admin.discard_parked(id, n).await.map(|()| StatusCode::OK).into_response())
+}
+
+async fn back_up(State(admin): State<Admin>, Json(body): Json<NewBackup>) -> Answer<impl Serialize> {
+    admin.back_up(body).await.map(Json)
 }

@@ -1,4 +1,4 @@
-//! The binary `surefoot`: `serve` runs a node.
+//! The binary `surefoot`: `serve` runs a node, `backup` and `restore` copy one.
 //!
 //! Owns: arguments, logs, signals, and what a person reads on the terminal. Does not own: rules of any kind.
 
@@ -6,8 +6,10 @@
 
 #[cfg(target_env = "gnu")]
 mod allocator;
+mod backup;
 mod logs;
 mod serve;
+mod settings;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,13 +26,21 @@ struct Arguments {
 enum Command {
     /// Run a node in the foreground.
     Serve(serve::Arguments),
+    /// Copy a node that runs, as it is at one instant
+    Backup(backup::BackupArguments),
+    /// Make a data directory of a backup
+    Restore(backup::RestoreArguments),
 }
 
 fn main() -> ExitCode {
     #[cfg(target_env = "gnu")]
     allocator::give_back();
-    let Command::Serve(arguments) = Arguments::parse().command;
-    match serve::run(arguments) {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Backup(arguments) => backup::run_backup(&arguments),
+        Command::Restore(arguments) => backup::run_restore(arguments),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", told(&error));

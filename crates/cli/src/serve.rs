@@ -1,6 +1,6 @@
 //! `surefoot serve`: from arguments to a running node, and from a signal to its end.
 
-use crate::logs;
+use crate::{logs, settings};
 use anyhow::Context;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -65,24 +65,13 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn sources(arguments: Arguments) -> anyhow::Result<Sources> {
-    let read = |path: PathBuf| {
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read the settings in {}", path.display()))?;
-        anyhow::Ok((path, text))
-    };
     let flags = [
         ("base-dir", arguments.data_dir, "--data-dir"),
         ("ingress.bind-address", arguments.ingress_address, "--ingress-address"),
         ("admin.bind-address", arguments.admin_address, "--admin-address"),
         ("default-num-partitions", arguments.partitions, "--partitions"),
     ];
-    Ok(Sources {
-        file: arguments.config.map(read).transpose()?,
-        // Names and values that are not UTF-8 are no settings.
-        environment: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect(),
-        flags: flags.into_iter().filter_map(|(key, value, flag)| Some((key, value?, flag))).collect(),
-    })
+    settings::sources(arguments.config, flags)
 }
 
 /// Writes to the terminal. Whoever has stopped reading (`| head -1`) misses the rest; the server runs on.

@@ -193,6 +193,14 @@ pub struct Invocation {
     pub modified_at: Option<String>,
 }
 
+/// A backup that is whole and durable.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Backup {
+    pub files: u64,
+    pub bytes: u64,
+    pub took_ms: u64,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct InvocationPage {
     pub invocations: Vec<Invocation>,
@@ -315,6 +323,16 @@ impl Admin {
 
     pub async fn discard_parked(&self, subscription: &str, n: u64) -> Result<()> {
         self.http.act(Method::DELETE, &format!("/subscriptions/{}/parked/{n}", segment(subscription))).await
+    }
+
+    /// Makes a backup in a directory of the server's machine; an absolute path. It takes as long as there is much to copy. A caller that
+    /// goes away, or has a time limit that passes, ends it.
+    pub async fn back_up(&self, directory: &str) -> Result<Backup> {
+        #[derive(Serialize)]
+        struct NewBackup<'a> {
+            directory: &'a str,
+        }
+        self.http.put_json(Method::POST, "/backup", &NewBackup { directory }).await
     }
 
     pub async fn invocations(&self, filter: &InvocationFilter) -> Result<InvocationPage> {

@@ -69,6 +69,33 @@ pub trait File: Send {
     fn sync_data(&self) -> io::Result<()>;
 }
 
+/// A file to be made elsewhere as a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileCopy {
+    /// Below the directory that the copies are put into.
+    pub name: PathBuf,
+    pub content: CopyContent,
+}
+
+/// What is to be in a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyContent {
+    /// Few of them: a file that changes was read while it did not.
+    Bytes(Vec<u8>),
+    /// The first bytes of a file, as many, which do not change any more.
+    Start { of: PathBuf, bytes: u64 },
+}
+
+impl FileCopy {
+    /// Bytes that the copy will have.
+    pub fn bytes(&self) -> u64 {
+        match &self.content {
+            CopyContent::Bytes(bytes) => bytes.len() as u64,
+            CopyContent::Start { bytes, .. } => *bytes,
+        }
+    }
+}
+
 /// The operating system's files.
 pub struct OsDisk;
 

@@ -11,7 +11,7 @@ pub mod sim;
 mod tasks;
 
 pub use clock::{Clock, SystemClock};
-pub use disk::{Disk, File, OsDisk, Space, is_out_of_descriptors, is_shortage};
+pub use disk::{CopyContent, Disk, File, FileCopy, OsDisk, Space, is_out_of_descriptors, is_shortage};
 pub use ids::{Ids, OsIds};
 pub use tasks::{BoxFuture, OsTasks, Step, Steps, Tasks, Undone, Wake, yield_now};
 

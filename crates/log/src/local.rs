@@ -6,10 +6,12 @@
 
 mod filler;
 mod format;
+mod hold;
 mod recovery;
 mod segments;
 mod writer;
 
+pub use hold::LogHold;
 pub use recovery::{Bounds, Recovery};
 
 use crate::{Durable, Entry, Log, Retained, Sink};
@@ -91,10 +93,12 @@ pub enum Mutant {
     ReserveForAll,
     /// A segment that finds no room ends the log (L8).
     DieOfShortage,
+    /// What is trimmed goes although a backup copies it (C6).
+    TrimHeld,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::None,
         Self::SkipSync,
         Self::PublishBeforeSync,
@@ -109,6 +113,7 @@ impl Mutant {
         Self::TakeFirstPart,
         Self::ReserveForAll,
         Self::DieOfShortage,
+        Self::TrimHeld,
     ];
 }
 
@@ -520,6 +525,11 @@ impl Shared {
         let mut segments = self.segments();
         segments.current_end = end;
         segments.wants_spare()
+    }
+
+    /// The current segment is durable up to `synced`.
+    fn note_synced(&self, synced: u64) {
+        self.segments().current_synced = synced;
     }
 
     fn sync_dir(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {

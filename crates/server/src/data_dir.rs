@@ -54,6 +54,8 @@ pub enum Error {
         path = .0.display()
     )]
     Foreign(PathBuf),
+    #[error("{path} is not empty: choose another --data-dir, or move away what is there", path = .0.display())]
+    NotEmpty(PathBuf),
     #[error("cannot open data directory {path}: {source}", path = .path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -70,11 +72,7 @@ impl DataDir {
         create(path).map_err(at)?;
         let had_lock = path.join("LOCK").exists();
         let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned(), holder: holder(path) }),
-            Err(TryLockError::Error(source)) => return Err(at(source)),
-        }
+        take(&lock, path)?;
         let format = path.join("FORMAT");
         match fs::read_to_string(&format) {
             Ok(text) => {
@@ -84,11 +82,7 @@ impl DataDir {
                 Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let is_foreign = fs::read_dir(path)
-                    .map_err(at)?
-                    .filter_map(Result::ok)
-                    .any(|entry| !NOT_FOREIGN.contains(&entry.file_name().to_string_lossy().as_ref()));
-                if is_foreign {
+                if !is_empty(path).map_err(at)? {
                     if !had_lock {
                         // Not ours to leave anything in. If it stays, it is empty and says what it is.
                         let _ = fs::remove_file(path.join("LOCK"));
@@ -111,6 +105,49 @@ impl DataDir {
     pub fn tables(&self) -> PathBuf {
         self.path.join("tables")
     }
+}
+
+/// A directory that is to become a data directory: it has no `FORMAT` before all else is in it, so that nobody opens one that is half
+/// made. The lock goes with the value.
+pub(crate) struct EmptyDataDir {
+    path: PathBuf,
+    lock: File,
+}
+
+impl EmptyDataDir {
+    /// Takes a directory that is empty, or makes it.
+    pub(crate) fn claim(path: &Path) -> Result<Self, Error> {
+        let at = |source| Error::Io { path: path.to_owned(), source };
+        create(path).map_err(at)?;
+        if !is_empty(path).map_err(at)? {
+            return Err(Error::NotEmpty(path.to_owned()));
+        }
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
+        take(&lock, path)?;
+        make_private(path);
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Everything else is durable: from now on it is a data directory.
+    pub(crate) fn complete(self, node_id: u64, partitions: u16) -> Result<(), Error> {
+        let written = write(&self.path, &self.path.join("FORMAT"), node_id, partitions);
+        written.map_err(|source| Error::Io { path: self.path, source })?;
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+fn take(lock: &File, path: &Path) -> Result<(), Error> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned(), holder: holder(path) }),
+        Err(TryLockError::Error(source)) => Err(Error::Io { path: path.to_owned(), source }),
+    }
+}
+
+fn is_empty(path: &Path) -> io::Result<bool> {
+    let mut entries = fs::read_dir(path)?.filter_map(Result::ok);
+    Ok(entries.all(|entry| NOT_FOREIGN.contains(&entry.file_name().to_string_lossy().as_ref())))
 }
 
 /// Says who holds the lock, for those who find it held. Where a full disk does not take it, they are told less.
@@ -155,7 +192,7 @@ fn tell_if_public(path: &Path) {
 }
 
 /// Makes a directory and those above it, each name durable, so that a power failure cannot take it with all that is in it.
-fn create(path: &Path) -> io::Result<()> {
+pub(crate) fn create(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
     fs::create_dir_all(path)?;
     for dir in missing {

@@ -61,7 +61,7 @@ pub struct Node {
     pub transport: Arc<dyn Transport>,
     pub sources: Sources,
     pub recovered: Recovered,
-    log: LocalLog,
+    pub(crate) log: LocalLog,
 }
 
 /// What a start found.

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "production half of the seams: a simulated node has no ports")]
 
+use crate::backup::Backups;
 use crate::config::{Address, Config};
 use crate::data_dir::{self, DataDir};
 use crate::descriptors::Descriptors;
@@ -42,6 +43,7 @@ pub struct Serving {
     readiness: Readiness,
     ingress: surefoot_ingress::Server,
     admin: surefoot_admin::Server,
+    backups: Backups,
     env: Env,
     summary: Summary,
     _data_dir: DataDir,
@@ -150,6 +152,7 @@ impl Serving {
             tracing::debug!(%error, "the start is tried again");
             patience.wait(&admin_server, shortage).await;
         };
+        let backups = Backups::new(&node, &seams.engine, place);
         drop(seams);
 
         let readiness = Readiness::default();
@@ -157,6 +160,7 @@ impl Serving {
             node.partitions.clone(),
             node.transport.clone(),
             Arc::new(KafkaSources(node.sources.clone())),
+            Arc::new(backups.clone()),
             readiness.clone(),
             process.metrics,
             surefoot_admin::Settings {
@@ -176,7 +180,7 @@ impl Serving {
         ingress.open(node.ingress.clone());
         admin_server.open(admin);
         readiness.set(true);
-        Ok(Self { node, readiness, ingress, admin: admin_server, env, summary, _data_dir: data_dir })
+        Ok(Self { node, readiness, ingress, admin: admin_server, backups, env, summary, _data_dir: data_dir })
     }
 
     pub fn summary(&self) -> &Summary {
@@ -186,10 +190,11 @@ impl Serving {
     /// Closes the edges, lets what runs come to a stop, and takes a last checkpoint. Returns false when the deadline came first;
     /// nothing is lost then either, and the next start replays what the checkpoint would have saved.
     pub async fn stop(self, deadline: Duration) -> bool {
-        let Self { node, readiness, ingress, admin, env, summary: _, _data_dir } = self;
+        let Self { node, readiness, ingress, admin, backups, env, summary: _, _data_dir } = self;
         readiness.set(false);
         let clients = deadline.min(CLIENTS_DRAIN_MAX);
         let stopping = async {
+            backups.stop().await;
             // What is left to drain should not wait for what Kafka still brings.
             tokio::join!(ingress.drain(clients), admin.drain(clients), node.sources.stop());
             node.stop().await;

@@ -27,10 +27,11 @@ use surefoot_kafka::Bounds;
 use surefoot_model::catalog::{CatalogEvent, KafkaCluster};
 use surefoot_model::{Outcome, PartitionId, Timestamp};
 use surefoot_partition::{MachineMutant, PartitionHealth, Partitions, Shortage};
+use surefoot_server::backup::Backups;
 use surefoot_server::config::Config;
 use surefoot_server::node::{self, Mutants, Node, Place, Seams};
 use surefoot_server::sources::KafkaSources;
-use surefoot_storage::MemEngine;
+use surefoot_storage::{Engine, MemEngine};
 use tokio::sync::{Notify, oneshot};
 
 /// What a run does.
@@ -442,7 +443,7 @@ impl World {
             workers: self.workers,
             mutants,
         };
-        let place = Place { log: PathBuf::from(PLACE), partitions: self.partitions, node_id: 1 };
+        let place = self.place();
         let world = self.clone();
         self.executor.spawn(
             life,
@@ -482,6 +483,10 @@ impl World {
         self.executor.run(polls, || self.disk.is_dead() || self.door.has_stopped.load(Ordering::Relaxed));
     }
 
+    fn place(&self) -> Place {
+        Place { log: PathBuf::from(PLACE), partitions: self.partitions, node_id: 1 }
+    }
+
     /// What goes on around a node that is up.
     async fn live(self, life: u64, config: &Config, node: Node, follows_stop: bool) {
         if follows_stop && node.recovered.records > 0 {
@@ -512,7 +517,10 @@ impl World {
         };
         let sources = Arc::new(KafkaSources(node.sources.clone()));
         let (partitions, transport) = (node.partitions.clone(), node.transport.clone());
-        let admin = Admin::new(partitions, transport, sources, Readiness::default(), Arc::new(String::new), settings);
+        // Tables in memory have no files: nobody asks for a backup.
+        let engine: Arc<dyn Engine> = Arc::new(lock(&self.engine).clone());
+        let backups = Arc::new(Backups::new(&node, &engine, self.place()));
+        let admin = Admin::new(partitions, transport, sources, backups, Readiness::default(), Arc::new(String::new), settings);
         let open = Open { life, ingress: node.ingress.clone(), partitions: node.partitions.clone(), admin };
         let mut stop = pin!(self.door.stop.notified());
         *lock(&self.door.open) = Some(open);

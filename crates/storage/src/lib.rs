@@ -18,7 +18,7 @@ pub use checkpoint::{Checkpoint, Checkpointed, Failure};
 #[cfg(feature = "fjall")]
 pub use engine::fjall::{FjallEngine, FjallOptions};
 pub use engine::mem::MemEngine;
-pub use engine::{Batch, Engine, Given, Pieces, RawEntry, View};
+pub use engine::{Batch, Engine, EngineFiles, Given, Pieces, RawEntry, View};
 pub use scan::{Known, Limit, Piece, Row};
 pub use store::{Error, Mutant, Reader, RetiredLayers, Store, Txn};
 pub use view::PartitionView;

@@ -58,7 +58,7 @@ mod on_disk {
     use std::process::Command;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
-    use surefoot_env::{Disk, OsDisk};
+    use surefoot_env::{CopyContent, Disk, OsDisk};
     use surefoot_storage::{Batch, Engine, FjallEngine, FjallOptions};
 
     struct Fjall {
@@ -162,6 +162,73 @@ mod on_disk {
             let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
             assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.path().display());
         }
+    }
+
+    /// Copies the files of an engine that goes on as a backup does, slowly.
+    fn copy_files(engine: &FjallEngine, to: &Path, mut meanwhile: impl FnMut()) {
+        let files = engine.files().unwrap();
+        for file in &files.files {
+            let path = to.join(&file.name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match &file.content {
+                CopyContent::Bytes(bytes) => fs::write(&path, bytes).unwrap(),
+                CopyContent::Start { of, bytes } => {
+                    let mut content = fs::read(of).unwrap();
+                    content.truncate(*bytes as usize);
+                    fs::write(&path, content).unwrap();
+                }
+            }
+            meanwhile();
+        }
+    }
+
+    #[test]
+    fn a_copy_of_an_engine_that_goes_on_shows_what_was_committed_before_whole() {
+        const KEYS: u32 = 400;
+        let dir = tempfile::tempdir().unwrap();
+        let engine =
+            FjallEngine::open(&dir.path().join("tables"), FjallOptions { table_bytes: 64 << 10, ..FjallOptions::default() });
+        let engine = engine.unwrap();
+        let key = |n: u32| [b"k".as_slice(), &n.to_be_bytes()].concat();
+        let commit = |round: u32| {
+            let mut batch = Batch::default();
+            for n in 0..KEYS {
+                batch.put(|out| out.extend(key(n)), |out| out.extend([round.to_be_bytes().as_slice(), &[7; 100]].concat()));
+            }
+            engine.commit(&batch).unwrap();
+        };
+        let mut round = 0;
+        for backup in 0..3 {
+            for _ in 0..8 {
+                round += 1;
+                commit(round);
+            }
+            let (to, before) = (dir.path().join(format!("copy-{backup}")), round);
+            // Compactions replace what is being copied.
+            copy_files(&engine, &to, || {
+                round += 1;
+                commit(round);
+            });
+            let copy = FjallEngine::open(&to, FjallOptions::default()).unwrap();
+            let shown = copy.view().scan(&key(0), &key(KEYS), usize::MAX, usize::MAX).unwrap();
+            assert_eq!(shown.len(), KEYS as usize);
+            assert!(
+                shown.iter().all(|(_, value)| value[..4] == before.to_be_bytes()),
+                "all of round {before}, and nothing later"
+            );
+            // It is an engine like any other.
+            copy.commit(&{
+                let mut batch = Batch::default();
+                batch.put(|out| out.extend(key(0)), |out| out.extend(b"after"));
+                batch
+            })
+            .unwrap();
+            assert_eq!(copy.view().get(&key(0)).unwrap().unwrap(), b"after");
+        }
+        assert!(round > 40, "commits went on: {round}");
+        let tables = dir.path().join("tables");
+        let live = || engine.files().unwrap().files.iter().filter(|file| file.name.starts_with("keyspaces/1/tables")).count();
+        wait_until(|| table_files(&tables) == live(), || format!("{} files, {} of them in use", table_files(&tables), live()));
     }
 
     /// Deleted entries kept their room: their compaction would have needed as much again, and what it replaced stayed for views that

@@ -6,6 +6,7 @@ use super::{Mutant, Options};
 use crate::Room;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use surefoot_env::{CopyContent, FileCopy};
 use surefoot_model::{Lsn, PartitionId};
 
 /// First and last LSN of each partition in a segment; an entry that is only partly in it counts.
@@ -43,6 +44,8 @@ pub(super) struct Segments {
     /// Oldest first.
     pub(super) closed: VecDeque<Closed>,
     pub(super) current_end: u64,
+    /// Up to here it is durable.
+    pub(super) current_synced: u64,
     pub(super) current_capacity: u64,
     pub(super) spares: Vec<Spare>,
     /// What running work may fill once there is no room for another segment (rule L8).
@@ -60,6 +63,8 @@ pub(super) struct Segments {
     current: u64,
     pub(super) marked: Option<u64>,
     trims: BTreeMap<PartitionId, Lsn>,
+    /// So many want everything kept that is there (rule C6).
+    pub(super) holds: usize,
     /// Making a spare failed: not before the next segment again.
     pub(super) spare_refused: bool,
     /// The most that was retained while these segments were started: of the present window, and of the one before.
@@ -81,6 +86,7 @@ impl Segments {
             mutant: options.mutant,
             closed: VecDeque::new(),
             current_end: 0,
+            current_synced: 0,
             current_capacity: 0,
             spares: Vec::new(),
             reserve: None,
@@ -92,6 +98,7 @@ impl Segments {
             current: 0,
             marked: None,
             trims: BTreeMap::new(),
+            holds: 0,
             spare_refused: false,
             peaks: [0, 0],
             started: 0,
@@ -106,7 +113,8 @@ impl Segments {
     pub(super) fn turned(&mut self, closed: Option<Closed>, number: u64, end: u64, capacity: u64) {
         self.closed.extend(closed);
         self.current = number;
-        (self.current_end, self.current_capacity) = (end, capacity);
+        // Its header is durable.
+        (self.current_end, self.current_synced, self.current_capacity) = (end, end, capacity);
         self.started += 1;
         if self.started > WINDOW {
             (self.peaks, self.started) = ([0, self.peaks[0]], 1);
@@ -192,8 +200,11 @@ impl Segments {
         *point = up_to.max(*point);
     }
 
-    /// Takes the oldest segment out of the log if all of its entries are covered by the trim points.
+    /// Takes the oldest segment out of the log if all of its entries are covered by the trim points, and nobody holds it.
     pub(super) fn take_covered(&mut self) -> Option<Closed> {
+        if self.holds > 0 && self.mutant != Mutant::TrimHeld {
+            return None;
+        }
         let oldest = self.closed.front()?;
         let covered = oldest.ranges.iter().all(|(partition, (first, last))| {
             let needed = if self.mutant == Mutant::TrimEarly { first } else { last };
@@ -209,6 +220,18 @@ impl Segments {
         };
         let most = self.closed.front()?.ranges.iter().map(lag).max()?;
         (most.0 > 0).then_some(most.1)
+    }
+
+    /// All that is durable now: the bytes of each segment, and a mark (rule L2).
+    pub(super) fn durable_files(&self) -> Vec<FileCopy> {
+        let closed = self.closed.iter().map(|closed| (closed.path.clone(), closed.end));
+        let current = (segment_path(&self.dir, self.current), self.current_synced);
+        let segments = closed.chain([current]).map(|(of, bytes)| FileCopy {
+            name: of.file_name().expect("a segment has a name").into(),
+            content: CopyContent::Start { of, bytes },
+        });
+        let mark = FileCopy { name: mark_path(Path::new(""), self.current), content: CopyContent::Bytes(Vec::new()) };
+        segments.chain([mark]).collect()
     }
 
     pub(super) fn spare_path(&mut self) -> PathBuf {

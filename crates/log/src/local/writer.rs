@@ -118,6 +118,7 @@ impl Writer {
                     }
                 }
                 self.segment.synced = self.segment.end;
+                self.shared.note_synced(self.segment.synced);
                 if self.mutant != Mutant::PublishBeforeSync {
                     self.stage = Stage::Publish;
                 }

@@ -13,6 +13,10 @@
 //! that were ever named, and removes the others before anything is tried again, lest each try takes more of a disk that is full.
 //! Every file is held open, so that a read never lacks a descriptor.
 //!
+//! A backup copies files as they are ([`Engine::files`]). fjall never changes a table file, and removes one only once nobody has a version that
+//! names it any more: so whoever holds the newest version may copy its files for as long as that takes, and no link to them is needed, nor
+//! anything to clear away after a crash. Of what does change, the name of the version, its contents are taken at once.
+//!
 //! What was overwritten or deleted goes in two steps. A compaction leaves it out of the files that it writes; and those that it read go
 //! once nobody holds a view of a version that names them, which is looked for often. Where the disk is short, all that lies above the
 //! last level is brought down to it, so that everything deleted is left out, in steps that each need little room (`reclaim`).
@@ -22,19 +26,20 @@
     reason = "production half of the seam: fjall's files are the operating system's, and so is the thread that compacts"
 )]
 
-use super::{Batch, Engine, Given, RawEntry, View, take_within};
+use super::{Batch, Engine, EngineFiles, Given, RawEntry, View, take_within};
 use fjall::compaction::Leveled;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, SeqNo, Snapshot, UserValue};
 use lsm_tree::compaction::{CompactionStrategy, MoveDown};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use surefoot_env::{Disk, OsDisk, is_shortage};
+use surefoot_env::{CopyContent, Disk, FileCopy, OsDisk, is_shortage};
 
 /// What may be set; the rest follows.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +104,16 @@ const KEYSPACE: &str = "tables";
 const KEYSPACES_DIR: &str = "keyspaces";
 const TABLES_DIR: &str = "tables";
 const CURRENT_FILE: &str = "current";
+/// The keyspace with the names of the others. It was written when they were made.
+const NAMES_KEYSPACE: &str = "0";
+/// fjall opens only where this one is.
+const LOCK_FILE: &str = "lock";
+const VERSION_FILE: &str = "version";
+/// fjall's own log, in which nothing is: a table file takes its place.
+const JOURNAL_EXTENSION: &str = "jnl";
+
+/// A version that is named on the disk may be replaced before its file is read: tried so often, each with the newest one.
+const VERSION_READS_MAX: u32 = 100;
 
 /// A fjall database.
 pub struct FjallEngine {
@@ -310,8 +325,7 @@ impl Open {
             return Ok(());
         }
         let in_memory = self.keyspace.tree.current_version().id();
-        let on_disk = fs::read(self.keyspace.path().join(CURRENT_FILE))?;
-        let on_disk = on_disk.first_chunk().map(|number| u64::from_le_bytes(*number));
+        let on_disk = version_of(&fs::read(self.keyspace.path().join(CURRENT_FILE))?);
         if on_disk != Some(in_memory) {
             return Err(self.fail(format!("the tables' version on the disk is {on_disk:?}, and {in_memory} in memory")));
         }
@@ -475,6 +489,61 @@ impl Open {
         Ok(())
     }
 
+    /// Where fjall has the database.
+    fn root(&self) -> &Path {
+        let keyspaces = self.keyspace.path().parent();
+        keyspaces.and_then(Path::parent).expect("a keyspace lies two directories below its database")
+    }
+
+    fn files_now(&self) -> io::Result<EngineFiles> {
+        self.expect_sound()?;
+        let root = self.root();
+        let mut copies = Copies { root, files: Vec::new() };
+        copies.bytes(&root.join(VERSION_FILE))?;
+        copies.files.push(FileCopy { name: LOCK_FILE.into(), content: CopyContent::Bytes(Vec::new()) });
+        for entry in fs::read_dir(root)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == JOURNAL_EXTENSION) {
+                copies.start(&path, written_bytes(&path)?);
+            }
+        }
+        let names = root.join(KEYSPACES_DIR).join(NAMES_KEYSPACE);
+        let current = fs::read(names.join(CURRENT_FILE))?;
+        let version =
+            version_of(&current).ok_or_else(|| io::Error::other("the version of the keyspaces' names is unreadable"))?;
+        copies.bytes(&names.join(CURRENT_FILE))?;
+        copies.bytes(&names.join(version_file(version)))?;
+        for entry in fs::read_dir(names.join(TABLES_DIR))? {
+            let entry = entry?;
+            copies.start(&entry.path(), entry.metadata()?.len());
+        }
+        let keyspace = self.keyspace.path();
+        let mut tries = 0;
+        // A commit or a compaction may come in between: then the version that it made is taken.
+        let (version, current, file) = loop {
+            let version = self.keyspace.tree.current_version();
+            let current = fs::read(keyspace.join(CURRENT_FILE))?;
+            if version_of(&current) == Some(version.id()) {
+                match fs::read(keyspace.join(version_file(version.id()))) {
+                    Ok(file) => break (version, current, file),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            tries += 1;
+            if tries == VERSION_READS_MAX {
+                let why = "the tables' version on the disk is not the one in memory";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+            }
+        };
+        copies.put(&keyspace.join(CURRENT_FILE), current);
+        copies.put(&keyspace.join(version_file(version.id())), file);
+        for table in version.iter_tables() {
+            copies.start(&table.path, fs::metadata(&*table.path)?.len());
+        }
+        Ok(EngineFiles { files: copies.files, _held: Box::new(version) })
+    }
+
     fn leveled(&self) -> Leveled {
         Leveled::default().with_table_target_size(self.table_bytes)
     }
@@ -606,7 +675,63 @@ impl Open {
     }
 }
 
+/// Files below the database's directory, to be copied.
+struct Copies<'a> {
+    root: &'a Path,
+    files: Vec<FileCopy>,
+}
+
+impl Copies<'_> {
+    fn put(&mut self, path: &Path, bytes: Vec<u8>) {
+        self.push(path, CopyContent::Bytes(bytes));
+    }
+
+    /// One that is read now.
+    fn bytes(&mut self, path: &Path) -> io::Result<()> {
+        self.put(path, fs::read(path)?);
+        Ok(())
+    }
+
+    fn start(&mut self, path: &Path, bytes: u64) {
+        self.push(path, CopyContent::Start { of: path.to_owned(), bytes });
+    }
+
+    fn push(&mut self, path: &Path, content: CopyContent) {
+        let name = path.strip_prefix(self.root).expect("fjall keeps its files below its directory").to_owned();
+        self.files.push(FileCopy { name, content });
+    }
+}
+
+/// The version that the file of its name says.
+fn version_of(current: &[u8]) -> Option<u64> {
+    current.first_chunk().map(|number| u64::from_le_bytes(*number))
+}
+
+fn version_file(version: u64) -> String {
+    format!("v{version}")
+}
+
+/// Bytes of a file up to its last one that is not zero. fjall lays out a new journal with zeros.
+fn written_bytes(path: &Path) -> io::Result<u64> {
+    let (file, mut piece) = (File::open(path)?, vec![0; 1 << 20]);
+    let (mut at, mut written) = (0, 0);
+    loop {
+        let read = file.read_at(&mut piece, at)?;
+        if read == 0 {
+            return Ok(written);
+        }
+        if let Some(last) = piece[..read].iter().rposition(|byte| *byte != 0) {
+            written = at + last as u64 + 1;
+        }
+        at += read as u64;
+    }
+}
+
 impl Engine for FjallEngine {
+    fn files(&self) -> io::Result<EngineFiles> {
+        self.open.files_now()
+    }
+
     fn view(&self) -> Arc<dyn View> {
         let (keyspace, held) = (self.open.keyspace.clone(), self.open.views.clone());
         Arc::new(FjallView { snapshot: held.open(&self.open.database), keyspace, held })

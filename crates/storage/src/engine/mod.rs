@@ -9,6 +9,7 @@ pub(crate) mod mem;
 
 use std::io;
 use std::sync::Arc;
+use surefoot_env::FileCopy;
 
 /// An ordered key-value store, shared by all partitions of a node.
 pub trait Engine: Send + Sync {
@@ -27,10 +28,24 @@ pub trait Engine: Send + Sync {
     /// Whether room on the disk is short: then giving back what was deleted goes before sparing the disk work.
     fn set_short(&self, _is_short: bool) {}
 
+    /// The files that make up what is durable now: all commits up to some instant within this call, whole. They stay as they are, and take
+    /// their room, until the value is dropped; commits go on meanwhile (rule C6). **Errors**: an engine without files
+    /// (`Unsupported`), or one that has failed.
+    fn files(&self) -> io::Result<EngineFiles> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "these tables lie in memory: there are no files to copy"))
+    }
+
     /// What is wrong with the engine although it goes on for now: a person must look.
     fn trouble(&self) -> Option<String> {
         None
     }
+}
+
+/// One durable state of an engine as files, each to be copied to its name below another directory.
+pub struct EngineFiles {
+    pub files: Vec<FileCopy>,
+    /// What keeps them from being removed.
+    _held: Box<dyn Send>,
 }
 
 /// One state of an engine. Held views hold back the clearing away of what was overwritten since: renew or drop them.
