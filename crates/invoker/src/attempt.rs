@@ -6,7 +6,7 @@
 use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
-use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
+use crate::invoker::{Held, Invoker, MessagePart, ReplayBytes, StreamWanted, Unanswered};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
@@ -51,11 +51,13 @@ const DRAIN_BYTES: usize = 1 << 20;
 const ITEMS_MAX: usize = AttemptProgress::ITEMS_MAX;
 const READS_MAX: u32 = AttemptProgress::READS_MAX as u32;
 /// Payload bytes at which an event is reported before more is read: it exceeds them by less than one message.
-const EVENT_BYTES: usize = 1 << 20;
+const EVENT_BYTES: usize = 64 << 10;
 /// What an event, and each of its items, takes beside payloads.
 const FIXED_BYTES: usize = 128;
 /// What the server puts around a payload (ids, headers of a request) may exceed the limit on messages by this much.
 const ENVELOPE_BYTES: usize = 1 << 20;
+/// A message of a handler that is no larger counts as no part.
+const PART_BYTES: usize = 16 << 10;
 /// Room taken for a replay at once; large entries are passed on by reference and need none.
 const REPLAY_ALLOCATION_BYTES: usize = 64 << 10;
 /// Bytes kept of what a handler says about its failure: it stands in the invocation's row and in the log.
@@ -320,6 +322,8 @@ struct Attempt<'a> {
     sending: Option<FeedBytes>,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
+    /// Room of the large message among them.
+    reported_part: Option<Box<MessagePart>>,
     item_bytes: usize,
     /// Reads of state among them.
     reads: u32,
@@ -365,6 +369,7 @@ impl<'a> Attempt<'a> {
             value_bytes_max: start.read_bytes_max,
             sending: None,
             items: Vec::new(),
+            reported_part: None,
             item_bytes: 0,
             reads: 0,
             has_output: false,
@@ -648,6 +653,7 @@ impl<'a> Attempt<'a> {
                 decoder.push(chunk);
             }
             while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
+                self.reported_part = self.held.part.take().or(self.reported_part.take());
                 if let Some(end) = self.message(frame)? {
                     // Peers go on reading the request until it ends.
                     stream.half_close();
@@ -666,6 +672,13 @@ impl<'a> Attempt<'a> {
                     return Ok(Next::Aborted);
                 }
             }
+            if let Some(bytes) = decoder.begun_bytes().filter(|bytes| *bytes > PART_BYTES)
+                && self.held.part.is_none()
+                // Apart, so that the task of an attempt that only waits is small.
+                && let Next::Aborted = Box::pin(self.take_part(bytes)).await
+            {
+                return Ok(Next::Aborted);
+            }
             if self.items.len() < ITEMS_MAX {
                 let available = poll_fn(|cx| match stream.exchange.poll_event(cx) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
@@ -683,6 +696,17 @@ impl<'a> Attempt<'a> {
             }
             return Ok(if self.items.is_empty() { Next::More } else { self.report(None).await });
         }
+    }
+
+    /// Waits for room for a message that has begun. What came before it is reported first: nobody waits for room who has some.
+    async fn take_part(&mut self, bytes: usize) -> Next {
+        if !self.items.is_empty()
+            && let Next::Aborted = self.report(None).await
+        {
+            return Next::Aborted;
+        }
+        self.held.part = self.until_aborted(Box::pin(self.invoker.clone().message_part(bytes))).await;
+        if self.held.part.is_some() { Next::More } else { Next::Aborted }
     }
 
     /// Takes one message; gives the attempt's end back where it is one.
@@ -918,6 +942,8 @@ impl<'a> Attempt<'a> {
         let first_command = self.commands;
         self.commands += self.commands_taken();
         self.item_bytes = 0;
+        // From here on it counts as a report.
+        self.reported_part = None;
         let items = std::mem::take(&mut self.items);
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };

@@ -14,7 +14,7 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
 use surefoot_model::{CatalogCell, DeploymentId, Entry, Pin, Target};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// WARN lines about failing invocations per second of this node.
 const WARNINGS_PER_SECOND: u32 = 10;
@@ -35,6 +35,8 @@ pub struct Invoker {
     pub(crate) reports: Arc<Semaphore>,
     /// Bytes of state that handlers have asked for, and that have not come.
     pub(crate) reads: Arc<Semaphore>,
+    /// Counted in bytes of large messages that come in.
+    parts: Arc<Semaphore>,
     places: Arc<Places>,
     pub(crate) reach: Reach,
     feeds: Feeds,
@@ -68,6 +70,7 @@ impl Invoker {
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
             reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
+            parts: Arc::new(Semaphore::new(permits(settings.part_bytes_max, usize::MAX) as usize)),
             feeds: Feeds::new(settings.live_bytes_max),
             env,
             settings,
@@ -99,9 +102,12 @@ impl Invoker {
         self.can_take_in() && self.places.free() > 0
     }
 
-    /// Replays and reports on their way are below their bounds. While attempts wait to report, more of them would only wait longer.
+    /// Replays, messages and reports on their way are below their bounds. While attempts wait to report, or to read a message on, more of
+    /// them would only wait longer.
     fn can_take_in(&self) -> bool {
-        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.reports.available_permits() > 0
+        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max
+            && self.reports.available_permits() > 0
+            && self.parts.available_permits() > 0
     }
 
     /// Starts wait, and an attempt that only waits has not been asked for its place.
@@ -182,7 +188,7 @@ impl Invoker {
         self.metrics.started.increment(1);
         let Admission { chosen, unanswered } = admission;
         let place = AttemptPlace { invoker: self.clone(), idle: None };
-        let held = Held { replay: Some(replay), unanswered, place };
+        let held = Held { replay: Some(replay), unanswered, part: None, place };
         self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, held)));
     }
 
@@ -234,6 +240,13 @@ impl Invoker {
     /// Permits of `reports` for an event of so many bytes: all of them for one that is larger.
     pub(crate) fn report_permits(&self, bytes: usize) -> u32 {
         permits(self.settings.report_bytes_max, bytes)
+    }
+
+    /// Room for a message of so many bytes of which a part has come.
+    pub(crate) async fn message_part(self: Arc<Self>, bytes: usize) -> Box<MessagePart> {
+        let parts = self.parts.clone().acquire_many_owned(permits(self.settings.part_bytes_max, bytes));
+        let permit = parts.await.expect("the semaphore is never closed");
+        Box::new(MessagePart { invoker: self, permit: Some(permit) })
     }
 
     /// Permits of `reads` for a value of so many bytes: all of them for one that is larger.
@@ -315,6 +328,8 @@ pub(crate) struct Held {
     pub(crate) replay: Option<ReplayBytes>,
     /// Until the response has begun.
     pub(crate) unanswered: Option<Unanswered>,
+    /// Of a large message, from when its first bytes have come until it is reported.
+    pub(crate) part: Option<Box<MessagePart>>,
     /// Given back last: the next one finds everything free.
     pub(crate) place: AttemptPlace,
 }
@@ -433,6 +448,19 @@ impl ReplayBytes {
 impl Drop for ReplayBytes {
     fn drop(&mut self) {
         self.invoker.replay_has_left(self.bytes);
+    }
+}
+
+/// Room for a message of which a part has come; given back when dropped, and then more attempts may ask for places.
+pub(crate) struct MessagePart {
+    invoker: Arc<Invoker>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for MessagePart {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.invoker.output.has_room();
     }
 }
 

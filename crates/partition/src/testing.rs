@@ -408,6 +408,7 @@ impl TestNode {
                 replay_bytes_max: 1 << 20,
                 report_bytes_max: 1 << 20,
                 read_bytes_max: 1 << 20,
+                part_bytes_max: 1 << 20,
                 live_bytes_max: 1 << 20,
                 message_bytes_max: 1 << 20,
                 journal_entries_max: u32::MAX,

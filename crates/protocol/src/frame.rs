@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub const HEADER_BYTES: usize = 8;
 
 /// Room taken for a payload before any of its bytes have come; a header alone must not cost more.
-const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
+const FIRST_ALLOCATION_BYTES: usize = 16 * 1024;
 
 /// One message as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl FrameDecoder {
             }
         }
         let ty = u16::from_be_bytes([self.header[0], self.header[1]]);
-        let len = u32::from_be_bytes([self.header[4], self.header[5], self.header[6], self.header[7]]) as usize;
+        let len = self.length();
         if len > self.limit {
             return Err(TooLarge { ty, bytes: len, limit: self.limit });
         }
@@ -94,6 +94,16 @@ impl FrameDecoder {
             larger.extend_from_slice(&self.payload);
             self.payload = larger;
         }
+    }
+
+    /// Payload bytes of the frame that has come in part, once its header says so.
+    pub fn begun_bytes(&self) -> Option<usize> {
+        (self.header_len == HEADER_BYTES).then(|| self.length())
+    }
+
+    /// Of the payload, by a header that is whole.
+    fn length(&self) -> usize {
+        u32::from_be_bytes([self.header[4], self.header[5], self.header[6], self.header[7]]) as usize
     }
 
     /// Whether the stream stands between two frames.

@@ -23,6 +23,7 @@ pub enum Share {
     Replays,
     Loads,
     Live,
+    Parts,
     Messages,
     Kafka,
 }
@@ -34,7 +35,7 @@ pub struct MemoryShares {
 }
 
 impl Share {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Tables,
         Self::EngineCache,
         Self::LargeBodies,
@@ -45,16 +46,17 @@ impl Share {
         Self::Replays,
         Self::Loads,
         Self::Live,
+        Self::Parts,
         Self::Messages,
         Self::Kafka,
     ];
 
     fn parts(self) -> u64 {
         match self {
-            Self::Tables => 90,
+            Self::Tables => 86,
             Self::EngineCache => 8,
             Self::Kafka => 6,
-            Self::Reports | Self::LargeBodies | Self::Replays => 4,
+            Self::Reports | Self::Parts | Self::LargeBodies | Self::Replays => 4,
             Self::SmallBodies | Self::EdgeWaits | Self::Reads | Self::Loads => 2,
             Self::Live | Self::Messages => 2,
         }
@@ -80,6 +82,7 @@ impl Share {
             Self::Live => {
                 "Results and values of state that have not left for their running handlers, beyond the first 16 KiB of each attempt"
             }
+            Self::Parts => "Messages of handlers beyond 16 KiB, from when their first bytes have come until they are reported",
             Self::Messages => "Calls and results between partitions on their way to the disk; 4 MiB at most",
             Self::Kafka => {
                 "What subscriptions have read ahead: each takes half of what is free of it, 24 MiB at most and 256 KiB at least"

@@ -76,6 +76,7 @@ pub(crate) fn settings() -> Settings {
         replay_bytes_max: 1_000,
         report_bytes_max: 1 << 20,
         read_bytes_max: 1 << 20,
+        part_bytes_max: 1 << 20,
         live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,
         journal_entries_max: 1_000,

@@ -54,11 +54,11 @@ const MEMORY: &str = "\
 `memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
 body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log; in the tables, and while they are written), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler with
 several values of tens of MiB takes a number of the largest of them more, mostly where table files are merged. At a setting of 64 MiB the process took up to 241 MiB with six results of
-31 MiB (the tests let three values pass beside the 192 MiB) and 330 MiB when their journal was replayed, which is in memory whole (six values pass), 334 MiB with six values of state set one after the other (six values pass), and 613 MiB with six calls at once that have
-parameters and results of as much (no bound is tested). Some 700 attempts at once that bring results of 1 MB took 401 MiB. A connection of a client takes 16 KiB more.
+31 MiB (the tests let three values pass beside the 192 MiB) and 330 MiB when their journal was replayed, which is in memory whole (six values pass), 334 MiB with six values of state set one after the other (six values pass), and 547 MiB with six calls at once that have
+parameters and results of as much (no bound is tested). A connection of a client takes 16 KiB more.
 
-What is not in it: parts of messages that come from handlers, and what is gathered for one report (1 MiB and a message of each attempt that sends
-much). Tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
+What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
+what is gathered for one report (64 KiB of each attempt that sends much). Tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
 handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win over what its client has of
 `memory-size`.
 ";

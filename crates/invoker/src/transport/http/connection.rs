@@ -30,9 +30,10 @@ const REQUESTS_END: usize = 800;
 const SUCCESSOR_AHEAD: usize = 32;
 /// Streams that a peer refuses before the connection is retired.
 const REFUSALS_MAX: usize = 3;
-/// What a peer may send unasked, on each stream and on all of a connection.
-const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 5 << 20;
+/// What a handler may send before it is read: so much of each attempt is in memory when it waits for room.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// As much as all streams together, so that those that wait for room hold up no others.
+const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX as u32 * STREAM_WINDOW_BYTES;
 /// What frames that are small and have not been read may take beside their content, on all streams of a connection: 65,536 of them. A
 /// handler writes many at once, and they are not read while the log has no room.
 const SMALL_FRAMES_BYTES_MAX: usize = 16 << 20;
