@@ -4,7 +4,6 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to a terminal")]
 
-#[cfg(target_env = "gnu")]
 mod allocator;
 mod backup;
 mod logs;
@@ -13,6 +12,9 @@ mod settings;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: allocator::BySize = allocator::BySize;
 
 /// Durable executions: every event runs its handler to the end, once, in order per key, whatever crashes.
 #[derive(Debug, Parser)]
