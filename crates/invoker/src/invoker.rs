@@ -162,12 +162,16 @@ impl Invoker {
         let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
         let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
         let deployment = chosen.deployment.id;
-        let is_connecting = match self.reach.try_begin(deployment, places_left, self.env.clock.monotonic()) {
+        let began = self.env.clock.monotonic();
+        let is_connecting = match self.reach.try_begin(deployment, places_left, began) {
             Leave::Begins => false,
             Leave::Tries => true,
             Leave::Waits => return None,
         };
-        Some(Admission { unanswered: Some(Unanswered { invoker: self.clone(), deployment, is_connecting }), chosen: Ok(chosen) })
+        Some(Admission {
+            unanswered: Some(Unanswered { invoker: self.clone(), deployment, began, is_connecting }),
+            chosen: Ok(chosen),
+        })
     }
 
     /// A replay of so many bytes is in flight from here on, before it is read.
@@ -352,6 +356,7 @@ impl Admission {
 pub(crate) struct Unanswered {
     invoker: Arc<Invoker>,
     deployment: DeploymentId,
+    began: Duration,
     is_connecting: bool,
 }
 
@@ -367,18 +372,24 @@ impl Unanswered {
 
     pub(crate) fn connected(&mut self, result: Tried) {
         self.is_connecting = false;
-        match self.invoker.reach.connected(self.deployment, result, self.invoker.env.clock.monotonic()) {
-            News::Nothing => {}
-            News::AskAgain => self.invoker.output.has_room(),
-            News::SetAlarm => self.invoker.env.tasks.spawn(Box::pin(alarm(self.invoker.clone(), self.deployment))),
+        let News { is_awaited, wants_alarm } =
+            self.invoker.reach.connected(self.deployment, result, self.invoker.env.clock.monotonic());
+        if wants_alarm {
+            self.invoker.env.tasks.spawn(Box::pin(alarm(self.invoker.clone(), self.deployment)));
+        }
+        if is_awaited {
+            self.invoker.output.has_room();
         }
     }
 }
 
-/// Tells those who are held back once a deployment that is out of reach may be tried again.
+/// Tells those who are held back once a deployment that is out of reach may be tried again, and when more may begin there as time passes.
 async fn alarm(invoker: Arc<Invoker>, deployment: DeploymentId) {
-    while let Some(pause) = invoker.reach.until_next_try(deployment, invoker.env.clock.monotonic()) {
+    while let Some(pause) = invoker.reach.until_next_look(deployment, invoker.env.clock.monotonic()) {
         invoker.env.clock.sleep(pause).await;
+        if invoker.reach.take_awaited(deployment, invoker.env.clock.monotonic()) {
+            invoker.output.has_room();
+        }
     }
     let catalog = invoker.catalog.load();
     invoker.reach.forget(|deployment| !catalog.deployments.contains_key(&deployment));
@@ -390,7 +401,7 @@ impl Drop for Unanswered {
         if self.is_connecting {
             self.connected(Tried::GivenUp);
         }
-        if self.invoker.reach.answered(self.deployment) {
+        if self.invoker.reach.answered(self.deployment, self.began, self.invoker.env.clock.monotonic()) {
             self.invoker.output.has_room();
         }
     }

@@ -10,6 +10,7 @@ mod completions;
 mod feed;
 mod invoker;
 mod metrics;
+mod pace;
 mod places;
 mod reach;
 mod retry;
@@ -18,6 +19,7 @@ pub mod transport;
 pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::{Admission, Invoker, ReplayBytes};
+pub use pace::{AnswerPace, COUNTS as ANSWER_COUNTS, WINDOW_MIN as ANSWER_WINDOW_MIN};
 pub use retry::{Delay, Wish, verdict};
 pub use transport::{
     DiscoverRequest, DiscoverResponse, Exchange, ExchangeEvent, OpenRequest, Transport, TransportError, UNSENT_BYTES_MAX,

@@ -1,9 +1,11 @@
-//! Deployments that do not answer: what they may hold, and how soon they are tried again.
+//! Deployments that do not answer: what they may hold, how soon they are tried again, and how they go on once they answer.
 //!
-//! Owns: how many attempts of each deployment have no response yet, the share of the places that they may hold (rule O5), and that
-//! one attempt at a time tries a deployment that could not be connected to, while the others are held back. Does not own: connections
-//! (`transport`), retries, or in which order those go on that are held back (`partition`).
+//! Owns: how many attempts of each deployment have no response yet, the share of the places that they may hold (rule O5), that
+//! one attempt at a time tries a deployment that could not be connected to, while the others are held back, and that these do not go on
+//! all at once. Does not own: connections (`transport`), retries, how soon an answer is in time (`pace`), or in which order those go on
+//! that are held back (`partition`).
 
+use crate::pace::{AnswerPace, COUNTS, WINDOW_MIN};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +16,10 @@ const FAILURES_MIN: u32 = 3;
 /// The first pause between tries; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often a window is looked at for starts that count no more.
+const WINDOW_LOOK: Duration = Duration::from_millis(20);
+/// A window that has held back nothing for so long is needed no more.
+const WINDOW_UNUSED_MAX: Duration = Duration::from_secs(1);
 
 /// All deployments that attempts are under way to, or that were out of reach.
 #[derive(Debug, Default)]
@@ -39,8 +45,75 @@ struct Known {
     /// When it may be tried again, and whether somebody does so now.
     next_try: Duration,
     is_tried: bool,
-    /// Somebody tells when that is: see [`Reach::until_next_try`].
+    /// Somebody tells when that is, and looks at the window: see [`Reach::until_next_look`].
     has_alarm: bool,
+    /// Since it can be connected to again, until all that was held back has gone on. One that was always in reach has none.
+    window: Option<Window>,
+}
+
+/// How many starts of a deployment that was out of reach may have no answer. Those that were held back meanwhile, many thousands maybe,
+/// would else go all at once, and the calls of others stand behind them. It grows with each answer that did not queue, so that it
+/// doubles, until the first one has; from then on by one for each full window of them. Each late one shrinks it.
+#[derive(Debug)]
+struct Window {
+    size: usize,
+    /// No answer has queued yet.
+    doubles: bool,
+    /// Answers that did not queue since the window was last changed, once it doubles no more.
+    in_time: usize,
+    /// Starts without an answer that count, by when they began, and their sum.
+    begun: BTreeMap<Duration, usize>,
+    counted: usize,
+    pace: AnswerPace,
+    opened_at: Duration,
+    /// When it held back a start last.
+    held_at: Duration,
+}
+
+impl Window {
+    fn new(now: Duration) -> Self {
+        let (begun, pace) = (BTreeMap::new(), AnswerPace::new(now.as_millis() as u64));
+        Self { size: WINDOW_MIN, doubles: true, in_time: 0, begun, counted: 0, pace, opened_at: now, held_at: now }
+    }
+
+    fn room(&self) -> usize {
+        self.size.saturating_sub(self.counted)
+    }
+
+    fn begin(&mut self, now: Duration) {
+        *self.begun.entry(now).or_default() += 1;
+        self.counted += 1;
+    }
+
+    /// One that began then has its answer, or has ended without one.
+    fn answered(&mut self, began: Duration, now: Duration) {
+        if let Some(count) = self.begun.get_mut(&began) {
+            *count -= 1;
+            self.counted -= 1;
+            if *count == 0 {
+                self.begun.remove(&began);
+            }
+        }
+        if began < self.opened_at {
+            return;
+        }
+        let took = now.saturating_sub(began).as_millis() as u64;
+        if !self.pace.is_in_time(took, now.as_millis() as u64) {
+            (self.size, self.in_time, self.doubles) = ((self.size - 1).max(WINDOW_MIN), 0, false);
+            return;
+        }
+        self.in_time += 1;
+        if self.doubles || self.in_time >= self.size {
+            (self.size, self.in_time) = (self.size + 1, 0);
+        }
+    }
+
+    /// Those that are old count no more: so many begin in any case, however late the answers are.
+    fn age(&mut self, now: Duration) {
+        while let Some(oldest) = self.begun.first_entry().filter(|oldest| *oldest.key() + COUNTS <= now) {
+            self.counted -= oldest.remove();
+        }
+    }
 }
 
 impl Known {
@@ -54,11 +127,24 @@ impl Known {
 
     /// How many more may begin.
     fn share(&self, places_left: usize, now: Duration) -> usize {
-        match self.unanswered {
-            _ if self.is_out_of_reach() => usize::from(self.may_be_tried(now)),
-            0 => places_left.max(1),
-            unanswered => places_left.saturating_sub(unanswered),
+        if self.is_out_of_reach() {
+            return usize::from(self.may_be_tried(now));
         }
+        let share = if self.unanswered == 0 { places_left.max(1) } else { places_left.saturating_sub(self.unanswered) };
+        self.window.as_ref().map_or(share, |window| share.min(window.room()))
+    }
+
+    /// A start is held back.
+    fn on_wait(&mut self, now: Duration) {
+        self.is_awaited = true;
+        if let Some(window) = self.window.as_mut().filter(|window| window.room() == 0) {
+            window.held_at = now;
+        }
+    }
+
+    /// Nothing has to be remembered of it.
+    fn is_as_new(&self) -> bool {
+        self.unanswered == 0 && self.failures == 0 && self.window.is_none()
     }
 }
 
@@ -72,26 +158,27 @@ pub(crate) enum Leave {
     Waits,
 }
 
-/// What those who are held back hear of an attempt to connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
-    Nothing,
-    /// They may ask again now.
-    AskAgain,
-    /// The deployment is out of reach: they are to be told once it may be tried again, which nobody does so far.
-    SetAlarm,
+/// What follows from an attempt to connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Those who are held back may ask again now.
+    pub(crate) is_awaited: bool,
+    /// They are to be told later, see [`Reach::until_next_look`], which nobody does so far.
+    pub(crate) wants_alarm: bool,
 }
 
 impl Reach {
     /// How many more attempts of a deployment may begin while others find so many places: as many may be without an answer as places
     /// are left to others. One deployment that does not answer holds half of them, n hold n of n + 1 parts, and the first of each
-    /// always begins. Of one that is out of reach it is one try. Where it is 0, [`Self::answered`], [`Self::connected`] and
-    /// [`Self::until_next_try`] say when to ask again.
+    /// always begins. Of one that is out of reach it is one try, and a window once that one succeeds. Where it is 0, [`Self::answered`],
+    /// [`Self::connected`] and [`Self::until_next_look`] say when to ask again.
     pub(crate) fn share_left(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> usize {
         let mut deployments = self.lock();
         let Some(known) = deployments.get_mut(&deployment) else { return places_left.max(1) };
         let share = known.share(places_left, now);
-        known.is_awaited |= share == 0;
+        if share == 0 {
+            known.on_wait(now);
+        }
         share
     }
 
@@ -113,23 +200,31 @@ impl Reach {
         let leave = match (known.is_out_of_reach(), known.may_be_tried(now)) {
             (true, true) => Leave::Tries,
             (true, false) => Leave::Waits,
-            (false, _) if known.unanswered <= places_left => Leave::Begins,
-            (false, _) => Leave::Waits,
+            (false, _) if known.unanswered > places_left => Leave::Waits,
+            (false, _) if known.window.as_ref().is_some_and(|window| window.room() == 0) => Leave::Waits,
+            (false, _) => Leave::Begins,
         };
         known.is_tried |= leave == Leave::Tries;
         known.unanswered += usize::from(leave != Leave::Waits);
-        known.is_awaited |= leave == Leave::Waits;
+        match (leave, &mut known.window) {
+            (Leave::Waits, _) => known.on_wait(now),
+            (Leave::Begins, Some(window)) => window.begin(now),
+            _ => {}
+        }
         leave
     }
 
-    /// An attempt has its answer, or has ended without one. Whether somebody waits for that.
-    pub(crate) fn answered(&self, deployment: DeploymentId) -> bool {
+    /// An attempt that began then has its answer, or has ended without one. Whether somebody waits for that.
+    pub(crate) fn answered(&self, deployment: DeploymentId, began: Duration, now: Duration) -> bool {
         let mut deployments = self.lock();
         let Some(known) = deployments.get_mut(&deployment) else { return false };
         known.unanswered -= 1;
+        if let Some(window) = &mut known.window {
+            window.answered(began, now);
+        }
         // Of one that is out of reach something else tells when to ask again.
         let is_awaited = !known.is_out_of_reach() && std::mem::take(&mut known.is_awaited);
-        if known.unanswered == 0 && known.failures == 0 {
+        if known.is_as_new() {
             deployments.remove(&deployment);
         }
         is_awaited
@@ -150,13 +245,16 @@ impl Reach {
     /// What came of it.
     pub(crate) fn connected(&self, deployment: DeploymentId, result: Tried, now: Duration) -> News {
         let mut deployments = self.lock();
-        let Some(known) = deployments.get_mut(&deployment) else { return News::Nothing };
+        let Some(known) = deployments.get_mut(&deployment) else { return News::default() };
         known.is_tried = false;
+        let mut wants_alarm = false;
         match result {
             Tried::GivenUp => {}
             Tried::Connected => {
                 if known.is_out_of_reach() {
                     tracing::info!(%deployment, "the deployment can be connected to again, and its attempts go on");
+                    known.window = Some(Window::new(now));
+                    wants_alarm = !std::mem::replace(&mut known.has_alarm, true);
                 }
                 known.failures = 0;
             }
@@ -169,19 +267,45 @@ impl Reach {
                 }
                 known.error = error;
                 if known.is_out_of_reach() {
-                    return if std::mem::replace(&mut known.has_alarm, true) { News::Nothing } else { News::SetAlarm };
+                    known.window = None;
+                    return News { is_awaited: false, wants_alarm: !std::mem::replace(&mut known.has_alarm, true) };
                 }
             }
         }
-        if std::mem::take(&mut known.is_awaited) { News::AskAgain } else { News::Nothing }
+        News { is_awaited: std::mem::take(&mut known.is_awaited), wants_alarm }
     }
 
-    /// How long it is until a deployment may be tried again; nothing where it may be by now, or has been connected to.
-    pub(crate) fn until_next_try(&self, deployment: DeploymentId, now: Duration) -> Option<Duration> {
+    /// How long it is until somebody has to look again, with [`Self::take_awaited`]: whether a deployment may be tried again, or whether
+    /// its window lets more begin. Nothing where it may be tried by now, or is as one that was always in reach.
+    pub(crate) fn until_next_look(&self, deployment: DeploymentId, now: Duration) -> Option<Duration> {
         let mut deployments = self.lock();
         let known = deployments.get_mut(&deployment)?;
-        known.has_alarm = known.is_out_of_reach() && now < known.next_try;
-        known.has_alarm.then(|| known.next_try - now)
+        if known.window.as_ref().is_some_and(|window| window.held_at + WINDOW_UNUSED_MAX <= now) {
+            known.window = None;
+        }
+        let pause = match known.is_out_of_reach() {
+            true => known.next_try.checked_sub(now).filter(|pause| !pause.is_zero()),
+            false => known.window.as_ref().map(|_| WINDOW_LOOK),
+        };
+        known.has_alarm = pause.is_some();
+        if known.is_as_new() {
+            deployments.remove(&deployment);
+        }
+        pause
+    }
+
+    /// Looks at what has changed with time alone. Whether those who are held back may ask again.
+    pub(crate) fn take_awaited(&self, deployment: DeploymentId, now: Duration) -> bool {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return false };
+        let may_begin = match &mut known.window {
+            Some(window) => {
+                window.age(now);
+                window.room() > 0
+            }
+            None => !known.is_out_of_reach() || known.may_be_tried(now),
+        };
+        may_begin && std::mem::take(&mut known.is_awaited)
     }
 
     /// Why a deployment is out of reach, if it is.
@@ -229,10 +353,11 @@ mod tests {
         assert_eq!(share_left(8), 8);
         assert_eq!((flood(&reach, BAD, 8), share_left(4)), (4, 0));
         assert_eq!(share_left(6), 2, "others have left");
-        assert!(reach.answered(BAD), "somebody waits for it");
-        assert!(!reach.answered(BAD));
+        let answered = || reach.answered(BAD, NOW, NOW);
+        assert!(answered(), "somebody waits for it");
+        assert!(!answered());
         assert_eq!(share_left(4), 2);
-        assert!(!reach.answered(BAD) && !reach.answered(BAD));
+        assert!(!answered() && !answered());
         assert!(reach.lock().is_empty());
     }
 
@@ -246,21 +371,123 @@ mod tests {
         let first: Vec<_> = (0..5).map(|_| begin_at(0)).collect();
         assert_eq!(first, [Leave::Begins; 5]);
         assert!((0..4).all(|_| reach.try_connect(BAD, NOW).is_ok()));
+        let nothing = News::default();
+        let (ask_again, set_alarm) = (News { is_awaited: true, ..nothing }, News { wants_alarm: true, ..nothing });
         let news: Vec<_> = (0..4).map(|_| failed_at(0)).collect();
-        assert_eq!(news, [News::Nothing, News::Nothing, News::SetAlarm, News::Nothing], "one alarm");
+        assert_eq!(news, [nothing, nothing, set_alarm, nothing], "one alarm");
         assert_eq!(reach.try_connect(BAD, ms(199)), Err("refused".to_owned()), "one that is late");
         assert_eq!((begin_at(199), reach.share_left(BAD, 1_000, ms(199))), (Leave::Waits, 0));
-        assert_eq!((reach.until_next_try(BAD, ms(150)), reach.until_next_try(BAD, ms(200))), (Some(ms(50)), None));
+        assert!(!reach.take_awaited(BAD, ms(199)));
+        assert_eq!((reach.until_next_look(BAD, ms(150)), reach.until_next_look(BAD, ms(200))), (Some(ms(50)), None));
+        assert!(reach.take_awaited(BAD, ms(200)), "it was looked at in vain");
         assert_eq!(reach.share_left(BAD, 1_000, ms(200)), 1);
         assert_eq!((begin_at(200), begin_at(200)), (Leave::Tries, Leave::Waits), "one tries");
-        assert_eq!(reach.connected(BAD, Tried::GivenUp, ms(250)), News::AskAgain);
+        assert_eq!(reach.connected(BAD, Tried::GivenUp, ms(250)), ask_again);
         assert_eq!(begin_at(250), Leave::Tries);
-        assert_eq!((failed_at(250), failed_at(250)), (News::SetAlarm, News::Nothing));
+        assert_eq!((failed_at(250), failed_at(250)), (set_alarm, nothing));
         assert_eq!(reach.error(BAD).as_deref(), Some("refused"));
         assert_eq!((begin_at(1_049), begin_at(1_050)), (Leave::Waits, Leave::Tries), "the pauses grow");
-        assert_eq!(reach.connected(BAD, Tried::Connected, ms(1_100)), News::AskAgain);
+        assert_eq!(reach.connected(BAD, Tried::Connected, ms(1_100)), ask_again, "the alarm is set");
         assert_eq!((begin_at(1_100), reach.error(BAD)), (Leave::Begins, None));
-        assert!((0..9).all(|_| !reach.answered(BAD)));
+        assert!((0..9).all(|_| !reach.answered(BAD, ms(1_100), ms(1_100))));
+        assert_eq!(reach.until_next_look(BAD, ms(1_100) + WINDOW_UNUSED_MAX), None);
         assert!(reach.lock().is_empty(), "nothing is kept of a deployment that answers");
+    }
+
+    /// A deployment that was out of reach and has just been connected to, with one that tries, in virtual time.
+    struct Reached {
+        reach: Reach,
+        now: Duration,
+    }
+
+    const PLACES: usize = 10_000;
+
+    impl Reached {
+        fn new() -> Self {
+            let reach = Reach::default();
+            let attempts = 0..FAILURES_MIN;
+            assert!(attempts.clone().all(|_| reach.try_begin(BAD, PLACES, NOW) == Leave::Begins));
+            for _ in attempts {
+                reach.connected(BAD, Tried::Failed(String::new()), NOW);
+                reach.answered(BAD, NOW, NOW);
+            }
+            let now = PAUSE_MAX;
+            assert_eq!(reach.until_next_look(BAD, now), None);
+            assert_eq!((reach.try_begin(BAD, PLACES, now), reach.try_begin(BAD, PLACES, now)), (Leave::Tries, Leave::Waits));
+            let news = reach.connected(BAD, Tried::Connected, now);
+            assert_eq!(news, News { is_awaited: true, wants_alarm: true });
+            Self { reach, now }
+        }
+
+        /// Has as many begin as may; how many.
+        fn fill(&self) -> usize {
+            let begun = (0..PLACES).take_while(|_| self.reach.try_begin(BAD, PLACES, self.now) == Leave::Begins).count();
+            assert_eq!(self.reach.share_left(BAD, PLACES, self.now), 0);
+            begun
+        }
+
+        /// A full window, which is answered after so long; its size.
+        fn answers_in(&mut self, took: Duration) -> usize {
+            let (began, begun) = (self.now, self.fill());
+            self.now += took;
+            let told = (0..begun).filter(|_| self.reach.answered(BAD, began, self.now)).count();
+            assert_eq!(told, 1, "once, until somebody asks in vain again");
+            begun
+        }
+
+        /// As the alarm does; whether the others were told.
+        fn look(&mut self) -> bool {
+            let pause = self.reach.until_next_look(BAD, self.now).expect("a window is looked at");
+            self.now += pause;
+            self.reach.take_awaited(BAD, self.now)
+        }
+    }
+
+    /// Thousands began at once, and the calls of others came behind all of them.
+    #[test]
+    fn what_was_held_back_goes_on_in_a_window_that_doubles_until_answers_queue() {
+        let (fast, late) = (Duration::from_millis(50), Duration::from_millis(61));
+        let mut reached = Reached::new();
+        let sizes = [(); 4].map(|()| reached.answers_in(fast));
+        assert_eq!(sizes, [WINDOW_MIN, 2 * WINDOW_MIN, 4 * WINDOW_MIN, 8 * WINDOW_MIN]);
+        let size = reached.answers_in(late);
+        assert_eq!(size, 16 * WINDOW_MIN);
+        let sizes = [(); 3].map(|()| reached.answers_in(fast));
+        assert_eq!(sizes, [WINDOW_MIN, WINDOW_MIN + 1, WINDOW_MIN + 2], "never less than the first one, and slowly from then on");
+    }
+
+    #[test]
+    fn a_window_goes_on_with_time_though_nothing_is_answered() {
+        let mut reached = Reached::new();
+        let since = reached.now;
+        assert_eq!(reached.fill(), WINDOW_MIN);
+        while !reached.look() {
+            assert!(reached.now < since + COUNTS);
+        }
+        assert_eq!(reached.now, since + COUNTS);
+        assert_eq!(reached.fill(), WINDOW_MIN);
+        // Their share of the places bounds them all the same.
+        let share_left = |places| reached.reach.share_left(BAD, places, reached.now + COUNTS);
+        reached.reach.take_awaited(BAD, reached.now + COUNTS);
+        let unanswered = 1 + 2 * WINDOW_MIN;
+        assert_eq!((share_left(unanswered), share_left(unanswered + 1), share_left(PLACES)), (0, 1, WINDOW_MIN));
+    }
+
+    #[test]
+    fn a_window_that_holds_back_nothing_is_over_and_so_is_one_that_is_out_of_reach_again() {
+        let mut reached = Reached::new();
+        reached.fill();
+        let (held_at, failed) = (reached.now, || Tried::Failed(String::new()));
+        while reached.reach.until_next_look(BAD, reached.now).is_some() {
+            reached.look();
+        }
+        assert_eq!(reached.now, held_at + WINDOW_UNUSED_MAX);
+        assert!(reached.reach.share_left(BAD, PLACES, reached.now) > PLACES / 2, "as of one that was always in reach");
+
+        let reached = Reached::new();
+        (0..FAILURES_MIN)
+            .for_each(|_| assert_eq!(reached.reach.connected(BAD, failed(), reached.now), News::default(), "it has its alarm"));
+        assert_eq!(reached.reach.until_next_look(BAD, reached.now), Some(PAUSE_MIN));
+        assert!(!reached.reach.take_awaited(BAD, reached.now));
     }
 }

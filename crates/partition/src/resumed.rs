@@ -1,25 +1,19 @@
 //! Attempts of one partition that timers have resumed and that have no answer yet: how many there may be at a time (rule O5).
 //!
-//! Owns: which attempts count, how soon each deployment answers at best, and the size of the window. It grows while answers come about
-//! as soon as they ever did, however long that is, and shrinks once they queue, here or at the deployment: a call queues behind them.
-//! Does not own: which timers are due (`wheel`), or in which order attempts start (`starting`).
+//! Owns: which attempts count, and the size of the window. It grows while answers come about as soon as they ever did, however long
+//! that is, and shrinks once they queue, here or at the deployment: a call queues behind them. Does not own: which answers have queued
+//! (`invoker`), which timers are due (`wheel`), or in which order attempts start (`starting`).
 
 use std::collections::{BTreeMap, VecDeque};
+use surefoot_invoker::{ANSWER_COUNTS, ANSWER_WINDOW_MIN, AnswerPace};
 use surefoot_model::{Attempt, AttemptProgress, DeploymentId, InvocationId};
 
-/// Attempts of a node that timers may have under way without an answer, however slow the answers are. It takes so many to keep a few
-/// cores busy.
-const WINDOW_MIN: usize = 64;
-/// The same where answers do not queue.
+/// Attempts of a node that timers may have under way without an answer where answers do not queue; else [`ANSWER_WINDOW_MIN`].
 const WINDOW_MAX: usize = 1_024;
 /// Each partition's share of either is at least this.
 const SHARE_MIN: usize = 2;
-/// An answer that comes so much later than the fastest one of its deployment has queued, in milliseconds.
-const QUEUED_MS: u64 = 10;
-/// The fastest answer is the fastest of one or two periods of so many milliseconds.
-const FASTEST_PERIOD_MS: u64 = 10_000;
-/// One without an answer counts for so many milliseconds: so many resumed ones go on in any case.
-const COUNTS_MS: u64 = 100;
+/// One without an answer counts for so many milliseconds.
+const COUNTS_MS: u64 = ANSWER_COUNTS.as_millis() as u64;
 /// A deployment that owes answers and has given none for so many milliseconds holds up no sleepers of others: what is resumed there does
 /// not count. How many of its attempts run is bounded elsewhere.
 const SILENT_MS: u64 = 1_000;
@@ -41,9 +35,7 @@ pub(crate) struct ResumedAttempts {
 
 /// How soon a deployment answers.
 struct Answers {
-    /// The fastest of this period, and of the one before.
-    fastest_ms: [u64; 2],
-    period_since_ms: u64,
+    pace: AnswerPace,
     /// When the first attempt began after the last that has said anything.
     awaited_since_ms: Option<u64>,
 }
@@ -61,7 +53,7 @@ impl ResumedAttempts {
     /// Those of one of so many partitions of a node.
     pub(crate) fn new(partitions: u16) -> Self {
         let share = |size: usize| (size / usize::from(partitions.max(1))).max(SHARE_MIN);
-        let (size_min, size_max) = (share(WINDOW_MIN), share(WINDOW_MAX));
+        let (size_min, size_max) = (share(ANSWER_WINDOW_MIN), share(WINDOW_MAX));
         let (counted, by_age, deployments) = Default::default();
         Self { size: size_min, size_min, size_max, in_time: 0, counted, by_age, deployments }
     }
@@ -86,7 +78,7 @@ impl ResumedAttempts {
         let since_ms = self.counted.remove(&(id, attempt));
         let answers = self.answers_of(deployment, now_ms);
         answers.awaited_since_ms = None;
-        let is_in_time = since_ms.is_some_and(|since_ms| answers.queued_ms(now_ms - since_ms, now_ms) <= QUEUED_MS);
+        let is_in_time = since_ms.is_some_and(|since_ms| answers.pace.is_in_time(now_ms - since_ms, now_ms));
         if is_in_time {
             self.in_time += 1;
             if self.in_time >= self.size {
@@ -132,24 +124,9 @@ impl ResumedAttempts {
     fn answers_of(&mut self, deployment: DeploymentId, now_ms: u64) -> &mut Answers {
         if !self.deployments.contains_key(&deployment) {
             // Nobody needs what is known of those that nothing was resumed on for long.
-            self.deployments.retain(|_, answers| answers.period_since_ms + 2 * FASTEST_PERIOD_MS > now_ms);
+            self.deployments.retain(|_, answers| !answers.pace.is_forgotten(now_ms));
         }
-        self.deployments.entry(deployment).or_insert_with(|| Answers::new(now_ms))
-    }
-}
-
-impl Answers {
-    fn new(now_ms: u64) -> Self {
-        Self { fastest_ms: [u64::MAX; 2], period_since_ms: now_ms, awaited_since_ms: None }
-    }
-
-    /// An answer took so long: for how much of that it has queued.
-    fn queued_ms(&mut self, took_ms: u64, now_ms: u64) -> u64 {
-        if self.period_since_ms + FASTEST_PERIOD_MS <= now_ms {
-            (self.fastest_ms, self.period_since_ms) = ([u64::MAX, self.fastest_ms[0]], now_ms);
-        }
-        self.fastest_ms[0] = self.fastest_ms[0].min(took_ms);
-        took_ms - self.fastest_ms[0].min(self.fastest_ms[1])
+        self.deployments.entry(deployment).or_insert_with(|| Answers { pace: AnswerPace::new(now_ms), awaited_since_ms: None })
     }
 }
 
@@ -158,6 +135,10 @@ mod tests {
     use super::*;
     use crate::testing::id;
 
+    const WINDOW_MIN: usize = ANSWER_WINDOW_MIN;
+    /// As `AnswerPace` has them.
+    const QUEUED_MS: u64 = 10;
+    const FASTEST_PERIOD_MS: u64 = 10_000;
     const HERE: DeploymentId = DeploymentId(1);
     const SILENT: DeploymentId = DeploymentId(2);
 
