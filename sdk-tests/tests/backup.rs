@@ -6,11 +6,11 @@ use restate_sdk::prelude::{
     ContextReadState, ContextWriteState, Endpoint, HandlerResult, HttpServer, Json, ObjectContext, object,
 };
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use surefoot_client::Ingress;
 use surefoot_client::admin::NewDeployment;
 use surefoot_client::ingress::{Call, Target};
@@ -146,6 +146,41 @@ async fn refused(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// The doctor finds nothing, and changes nothing.
+async fn healthy(data: &Path) -> Result<()> {
+    let before = files(data)?;
+    let told = succeed(&["doctor", "--data-dir", text(data)]).await?;
+    ensure!(told.contains("nothing is wrong"), "{told}");
+    ensure!(files(data)? == before, "the doctor has changed something");
+    Ok(())
+}
+
+/// Every file below a directory, with its size and the time of its last change.
+fn files(dir: &Path) -> Result<Vec<(PathBuf, u64, SystemTime)>> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+            let entry = entry.context("list")?;
+            let metadata = entry.metadata().context("look at a file")?;
+            if metadata.is_dir() {
+                open.push(entry.path());
+            } else {
+                found.push((entry.path(), metadata.len(), metadata.modified().context("read its time")?));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What the doctor says of a directory with a fault.
+async fn sick(data: &Path) -> Result<String> {
+    let output = surefoot(&["doctor", "--data-dir", text(data)]).await?;
+    ensure!(output.status.code() == Some(1), "{:?}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("the tests' own directories are UTF-8")
 }
@@ -210,14 +245,21 @@ async fn what_was_acknowledged_before_a_backup_is_there_once_and_in_order_after_
     }
     println!("the longest a client waited, until the kill: {:?}", longest(&latencies));
 
+    // The kill may have left a torn tail, and that is no fault.
+    healthy(&server.data()).await?;
     let mut restored = Server::prepare(SETTINGS)?;
     let told = succeed(&["restore", text(&backup), "--data-dir", text(&restored.data())]).await?;
     ensure!(told.contains("are restored to"), "{told}");
     let why = refused(&["restore", text(&backup), "--data-dir", text(&restored.data())]).await?;
     ensure!(why.contains("not empty"), "{why}");
+    let why = refused(&["doctor", "--data-dir", text(&backup)]).await?;
+    ensure!(why.contains("no data directory"), "{why}");
     let why = refused(&["serve", "--data-dir", text(&backup)]).await?;
     ensure!(why.contains("no FORMAT"), "{why}");
+    healthy(&restored.data()).await?;
     restored.restart().await?;
+    let why = refused(&["doctor", "--data-dir", text(&restored.data())]).await?;
+    ensure!(why.contains("in use by another process"), "{why}");
     let ingress = restored.ingress().with_timeout(LIMIT);
     for ((key, before), asked) in keys.iter().zip(&before).zip(&asked) {
         let numbers: Vec<u64> = ingress.call(Call::new(Target::keyed("Steps", key, "numbers"))).await?.json()?;
@@ -234,4 +276,51 @@ async fn what_was_acknowledged_before_a_backup_is_there_once_and_in_order_after_
         }
     }
     restored.expect_quiet(&[])
+}
+
+/// One byte of a closed log segment, one of a table file, and a segment.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_what_has_gone_bad_and_nothing_else() -> Result<()> {
+    const CALLS: u64 = 100;
+    const LARGE_BYTES: usize = 40_000;
+    let uri = serve_steps().await?;
+    let mut server = Server::start(&[("CHECKPOINT_INTERVAL", "1h")]).await?;
+    server.admin().register(&NewDeployment::at(uri.as_str())).await.context("register")?;
+    for number in 1..=CALLS {
+        let call = Call::new(Target::keyed("Steps", "large", "add")).json(&json!([number, "x".repeat(LARGE_BYTES)]));
+        let count: u64 = server.ingress().with_timeout(LIMIT).call(call).await?.json()?;
+        ensure!(count == number, "{count} to {number}");
+    }
+    server.kill()?;
+    let data = server.data();
+    healthy(&data).await?;
+    let all = files(&data)?;
+    let is_segment = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "seg");
+    let segments: Vec<&PathBuf> = all.iter().map(|(path, ..)| path).filter(is_segment).collect();
+    ensure!(segments.len() > 3, "{} segments", segments.len());
+    let (closed, middle) = (segments[0], segments[segments.len() / 2]);
+    let tables = data.join("tables/keyspaces/1/tables");
+    let table = all.iter().filter(|(path, ..)| path.starts_with(&tables)).max_by_key(|(_, bytes, _)| *bytes);
+    let (table, table_bytes, _) = table.context("there is no table file")?;
+    for (path, at) in [(closed, 600), (table, table_bytes / 2)] {
+        let sound = std::fs::read(path).context("read")?;
+        let mut bad = sound.clone();
+        bad[usize::try_from(at).context("count")?] ^= 4;
+        std::fs::write(path, &bad).context("write")?;
+        let told = sick(&data).await?;
+        ensure!(told.contains(text(path)) && told.contains("at byte") && told.contains("1 fault "), "{told}");
+        std::fs::write(path, &sound).context("write")?;
+    }
+    let aside = data.join("aside");
+    for path in [middle, table] {
+        std::fs::rename(path, &aside).context("remove it")?;
+        let told = sick(&data).await?;
+        ensure!(told.contains(text(path)) && told.contains("missing") && told.contains("1 fault "), "{told}");
+        std::fs::rename(&aside, path).context("put it back")?;
+    }
+    healthy(&data).await?;
+    server.restart().await?;
+    let numbers: Vec<u64> = server.ingress().call(Call::new(Target::keyed("Steps", "large", "numbers"))).await?.json()?;
+    ensure!(numbers == (1..=CALLS).collect::<Vec<_>>(), "{numbers:?}");
+    server.expect_quiet(&[])
 }

@@ -6,6 +6,7 @@
 
 mod allocator;
 mod backup;
+mod doctor;
 mod logs;
 mod serve;
 mod settings;
@@ -32,6 +33,8 @@ enum Command {
     Backup(backup::BackupArguments),
     /// Make a data directory of a backup
     Restore(backup::RestoreArguments),
+    /// Look for what is wrong with the data directory of a node that does not run
+    Doctor(doctor::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Backup(arguments) => backup::run_backup(&arguments),
         Command::Restore(arguments) => backup::run_restore(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
     };
     match outcome {
         Ok(code) => code,

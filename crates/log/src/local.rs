@@ -7,11 +7,13 @@
 mod filler;
 mod format;
 mod hold;
+mod inspect;
 mod recovery;
 mod segments;
 mod writer;
 
 pub use hold::LogHold;
+pub use inspect::{Inspection, inspect};
 pub use recovery::{Bounds, Recovery};
 
 use crate::{Durable, Entry, Log, Retained, Sink};

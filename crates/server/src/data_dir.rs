@@ -9,6 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use surefoot_model::PartitionId;
 
 /// The layout that this build reads and writes.
 const FORMAT_VERSION: u32 = 1;
@@ -54,6 +55,8 @@ pub enum Error {
         path = .0.display()
     )]
     Foreign(PathBuf),
+    #[error("{path} is no data directory: it has no FORMAT (of a backup, `surefoot restore` checks every byte)", path = .0.display())]
+    NoDataDir(PathBuf),
     #[error("{path} is not empty: choose another --data-dir, or move away what is there", path = .0.display())]
     NotEmpty(PathBuf),
     #[error("cannot open data directory {path}: {source}", path = .path.display())]
@@ -104,6 +107,50 @@ impl DataDir {
 
     pub fn tables(&self) -> PathBuf {
         self.path.join("tables")
+    }
+}
+
+/// A data directory that is looked at, and left as it is. While there is this value, nobody opens it.
+pub(crate) struct StillDataDir {
+    path: PathBuf,
+    partitions: u16,
+    /// None where there is none to take.
+    _lock: Option<File>,
+}
+
+impl StillDataDir {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let at = |source| Error::Io { path: path.to_owned(), source };
+        let lock = match File::open(path.join("LOCK")) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(at(error)),
+        };
+        lock.iter().try_for_each(|lock| take(lock, path))?;
+        let format = path.join("FORMAT");
+        let text = fs::read_to_string(&format).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoDataDir(path.to_owned()),
+            _ => at(error),
+        })?;
+        let (_, partitions) = parse(&format, &text)?;
+        Ok(Self { path: path.to_owned(), partitions, _lock: lock })
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub(crate) fn tables(&self) -> PathBuf {
+        self.path.join("tables")
+    }
+
+    /// All that it was made with, the catalog's last.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = PartitionId> {
+        (0..self.partitions).map(PartitionId).chain([PartitionId::CATALOG])
+    }
+
+    pub(crate) fn has(&self, partition: PartitionId) -> bool {
+        partition == PartitionId::CATALOG || partition.0 < self.partitions
     }
 }
 
@@ -247,6 +294,20 @@ mod tests {
         let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
         let pid = format!("in use by another process (pid {} where that one runs); stop that one", std::process::id());
         assert!(error.to_string().contains(&pid), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_is_looked_at_is_left_as_it_is_and_kept_from_others() {
+        let dir = dir();
+        assert!(matches!(StillDataDir::open(dir.path()), Err(Error::NoDataDir(_))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(DataDir::open(dir.path(), 16, 7).unwrap());
+        let still = StillDataDir::open(dir.path()).unwrap();
+        assert_eq!(still.partitions().count(), 17);
+        assert!(matches!(DataDir::open(dir.path(), 16, 7), Err(Error::InUse { .. })));
+        drop(still);
+        let _node = DataDir::open(dir.path(), 16, 7).unwrap();
+        assert!(matches!(StillDataDir::open(dir.path()), Err(Error::InUse { .. })));
     }
 
     #[test]

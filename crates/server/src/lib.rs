@@ -7,6 +7,7 @@ pub mod config;
 pub mod data_dir;
 mod descriptors;
 pub mod disk;
+pub mod doctor;
 pub mod memory;
 pub mod node;
 pub mod restore;

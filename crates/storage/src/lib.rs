@@ -4,6 +4,7 @@
 //! applied LSN at rest. Does not own: when a checkpoint is taken, on which thread it runs, or when the log is trimmed
 //! (`partition`); the tables and their meaning (`machine`); the bytes of values (`model::encoding`).
 
+mod check;
 mod checkpoint;
 mod codec;
 mod engine;
@@ -14,9 +15,12 @@ mod store;
 mod view;
 mod weight;
 
+pub use check::{CheckedRows, check_rows};
 pub use checkpoint::{Checkpoint, Checkpointed, Failure};
 #[cfg(feature = "fjall")]
 pub use engine::fjall::{FjallEngine, FjallOptions};
+#[cfg(feature = "fjall")]
+pub use engine::inspect::{CheckedFiles, FileFault, check_files, view_of_files};
 pub use engine::mem::MemEngine;
 pub use engine::{Batch, Engine, EngineFiles, Given, Pieces, RawEntry, View};
 pub use scan::{Known, Limit, Piece, Row};

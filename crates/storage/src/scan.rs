@@ -364,7 +364,7 @@ impl<'a, T: Table> Stored<'a, T> {
 }
 
 /// Takes the bytes: what is large in them is not copied.
-fn decode<T: Table>(key: &T::Key, bytes: Vec<u8>) -> Result<T::Value, StateError> {
+pub(crate) fn decode<T: Table>(key: &T::Key, bytes: Vec<u8>) -> Result<T::Value, StateError> {
     encoding::decode_shared(&bytes.into(), "the entry")
         .map_err(|e| StateError { table: T::NAME, message: format!("at {key:?}: {e}") })
 }

@@ -57,6 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("fjall", &["storage"]),
     ("lsm-tree", &["storage"]),
+    ("sfa", &["storage"]),
     ("rdkafka", &["kafka", "demo", "bench", "sdk-tests"]),
     ("datafusion", &["query"]),
     ("arrow", &["query"]),

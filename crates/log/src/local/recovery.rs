@@ -100,43 +100,105 @@ pub(super) fn recover(
     if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
         disk.sync_dir(above).map_err(|e| io(e, "sync", above))?;
     }
-    let (mut numbers, mut spares, mut marks) = (Vec::new(), Vec::new(), Vec::new());
+    read(disk, dir, options.mutant, covered, replay, Keeps::Durably)
+}
+
+/// The files of a log, by their names.
+pub(super) struct Listed {
+    /// Of segments, ascending.
+    pub(super) numbers: Vec<u64>,
+    spares: Vec<(u64, PathBuf)>,
+    marks: Vec<(u64, PathBuf)>,
+}
+
+pub(super) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listed, Error> {
+    let mut listed = Listed { numbers: Vec::new(), spares: Vec::new(), marks: Vec::new() };
     for path in disk.list(dir).map_err(|e| io(e, "list", dir))? {
         match named(&path) {
-            Named::Segment(number) => numbers.push(number),
-            Named::Spare(name) => spares.push((name, path)),
-            Named::Mark(number) => marks.push((number, path)),
+            Named::Segment(number) => listed.numbers.push(number),
+            Named::Spare(name) => listed.spares.push((name, path)),
+            Named::Mark(number) => listed.marks.push((number, path)),
             Named::Other => {}
         }
     }
-    numbers.sort_unstable();
-    let number_max = numbers.last().copied().unwrap_or(0);
-    let marked = marks.iter().map(|(number, _)| *number).max().unwrap_or(0);
-    if let Some((number, mark)) = marks.iter().find(|(number, _)| *number > number_max) {
-        return Err(Error::LastMissing { path: segment_path(dir, *number), mark: mark.clone() });
+    listed.numbers.sort_unstable();
+    Ok(listed)
+}
+
+impl Listed {
+    /// The highest number any segment has.
+    pub(super) fn number_max(&self) -> u64 {
+        self.numbers.last().copied().unwrap_or(0)
     }
+
+    /// How far the log had gone.
+    pub(super) fn marked(&self) -> u64 {
+        self.marks.iter().map(|(number, _)| *number).max().unwrap_or(0)
+    }
+
+    pub(super) fn check_mark(&self, dir: &Path) -> Result<(), Error> {
+        match self.marks.iter().find(|(number, _)| *number > self.number_max()) {
+            Some((number, mark)) => Err(Error::LastMissing { path: segment_path(dir, *number), mark: mark.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A segment without a sound header: only the last can have been started and not finished; `Source::open` made sure that nothing was ever in it.
+/// Its mark comes after its header.
+pub(super) fn check_stillborn(dir: &Path, number: u64, number_max: u64, marked: u64) -> Result<PathBuf, Error> {
+    let path = segment_path(dir, number);
+    if number == number_max && number > marked {
+        Ok(path)
+    } else {
+        Err(Error::Damaged { path, offset: 0, what: "its header is damaged" })
+    }
+}
+
+/// Whether nothing is missing between a segment and the one that is there next.
+pub(super) fn check_follows(dir: &Path, source: &Source, follower: &Source) -> Result<(), Error> {
+    let previous = follower.header.previous.map(|(number, _)| number);
+    if previous == Some(source.header.number) {
+        return Ok(());
+    }
+    Err(Error::Missing { path: segment_path(dir, previous.unwrap_or(source.header.number + 1)) })
+}
+
+/// What becomes of the segments that are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// The last one is made durable as far as it is kept (rule L3).
+    Durably,
+    /// Nothing is written.
+    AsItIs,
+}
+
+pub(super) fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    mutant: Mutant,
+    covered: &BTreeMap<PartitionId, Lsn>,
+    replay: &mut Replay<'_>,
+    keeps: Keeps,
+) -> Result<Found, Error> {
+    let listed = list(disk, dir)?;
+    let (number_max, marked) = (listed.number_max(), listed.marked());
+    listed.check_mark(dir)?;
+    let Listed { numbers, spares, marks } = listed;
     let mut stillborn = None;
     let mut sources = Vec::new();
     for number in numbers {
         match Source::open(disk, dir, number)? {
             Some(source) => sources.push(source),
-            // Only the last can have been started and not finished; `Source::open` made sure that nothing was ever in it. Its mark
-            // comes after its header.
-            None if number == number_max && number > marked => stillborn = Some(segment_path(dir, number)),
-            None => return Err(Error::Damaged { path: segment_path(dir, number), offset: 0, what: "its header is damaged" }),
+            None => stillborn = Some(check_stillborn(dir, number, number_max, marked)?),
         }
     }
-    let mut reader = Reader::new(disk, options.mutant, covered, replay);
+    let mut reader = Reader::new(disk, mutant, covered, replay, keeps);
     let mut closed = Vec::new();
     let mut previous = None;
     for (at, source) in sources.iter().enumerate() {
         let follower = sources.get(at + 1);
-        if let Some(follower) = follower
-            && follower.header.previous.map(|(number, _)| number) != Some(source.header.number)
-        {
-            let missing = follower.header.previous.map_or(source.header.number + 1, |(number, _)| number);
-            return Err(Error::Missing { path: segment_path(dir, missing) });
-        }
+        follower.map_or(Ok(()), |follower| check_follows(dir, source, follower))?;
         let segment = match follower {
             Some(follower) if reader.covers(&follower.header) => reader.skip(source, &follower.header)?,
             _ => reader.read(source, follower.and_then(|f| f.header.previous).map(|(_, end)| end))?,
@@ -151,17 +213,17 @@ pub(super) fn recover(
 }
 
 /// A segment with a sound header. Its file is opened to be read, and closed again: there may be more of them than descriptors.
-struct Source {
+pub(super) struct Source {
     path: PathBuf,
     bytes: u64,
-    header: SegmentHeader,
+    pub(super) header: SegmentHeader,
     /// The header as it lies in the file.
     raw: Vec<u8>,
 }
 
 impl Source {
     /// None if the file has no sound header and never held a batch. Errors if it has none, but held batches.
-    fn open(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Option<Self>, Error> {
+    pub(super) fn open(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Option<Self>, Error> {
         let path = segment_path(dir, number);
         let file = disk.open(&path).map_err(|e| io(e, "open", &path))?;
         let bytes = file.len().map_err(|e| io(e, "open", &path))?;
@@ -204,9 +266,10 @@ fn batches_behind(bytes: &[u8], from: usize, segment: u64) -> impl Iterator<Item
 }
 
 /// Goes through segments in order.
-struct Reader<'a, 'r> {
+pub(super) struct Reader<'a, 'r> {
     disk: &'a dyn Disk,
     mutant: Mutant,
+    keeps: Keeps,
     covered: &'a BTreeMap<PartitionId, Lsn>,
     replay: &'a mut Replay<'r>,
     /// First retained LSN of each partition; set by the oldest segment's header, 1 for partitions that came later.
@@ -215,6 +278,15 @@ struct Reader<'a, 'r> {
     unfinished: BTreeMap<PartitionId, Unfinished>,
     summary: Recovery,
     oldest: bool,
+}
+
+/// The unbroken run of batches from a segment's start.
+struct Sound {
+    batches: Vec<Range<usize>>,
+    /// Where it ends.
+    kept: usize,
+    /// What lies behind it, and was never durable.
+    torn_bytes: u64,
 }
 
 /// A large entry of which the last part was not seen yet.
@@ -227,10 +299,17 @@ struct Unfinished {
 }
 
 impl<'a, 'r> Reader<'a, 'r> {
-    fn new(disk: &'a dyn Disk, mutant: Mutant, covered: &'a BTreeMap<PartitionId, Lsn>, replay: &'a mut Replay<'r>) -> Self {
+    pub(super) fn new(
+        disk: &'a dyn Disk,
+        mutant: Mutant,
+        covered: &'a BTreeMap<PartitionId, Lsn>,
+        replay: &'a mut Replay<'r>,
+        keeps: Keeps,
+    ) -> Self {
         Self {
             disk,
             mutant,
+            keeps,
             covered,
             replay,
             first: BTreeMap::new(),
@@ -275,25 +354,11 @@ impl<'a, 'r> Reader<'a, 'r> {
     /// Reads one segment, up to `end` if a later one says where it ends, else as far as it is sound, and replays it.
     fn read(&mut self, source: &Source, end: Option<u64>) -> Result<Closed, Error> {
         self.continue_at(source)?;
-        let file = self.disk.open(&source.path).map_err(|e| io(e, "open", &source.path))?;
-        let mut bytes = vec![0; source.bytes as usize];
-        file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
-        let (batches, kept) = self.sound_batches(source, &bytes, end);
-        let damaged = |what| Error::Damaged { path: source.path.clone(), offset: kept as u64, what };
-        match end {
-            Some(end) if kept as u64 != end => return Err(damaged("a batch does not verify, and a later segment follows")),
-            Some(_) => {}
-            None => {
-                let mut torn_end = kept;
-                for later in batches_behind(&bytes, kept, source.header.number) {
-                    if later.synced > kept as u64 {
-                        return Err(damaged("a batch does not verify, and a later one proves that it was durable"));
-                    }
-                    torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
-                }
-                self.summary.cut_bytes += (torn_end - kept) as u64;
-                self.make_durable(source, &*file, &bytes[..kept], &batches)?;
-            }
+        let (file, bytes) = self.load(source)?;
+        let Sound { batches, kept, torn_bytes } = self.sound(source, &bytes, end)?;
+        if end.is_none() {
+            self.summary.cut_bytes += torn_bytes;
+            self.make_durable(source, &*file, &bytes[..kept], &batches)?;
         }
         self.summary.bytes += kept as u64;
         let mut ranges = Ranges::new();
@@ -304,10 +369,44 @@ impl<'a, 'r> Reader<'a, 'r> {
         Ok(Closed { path: source.path.clone(), end: kept as u64, file_bytes: source.bytes, ranges })
     }
 
+    /// Looks at every batch of one segment, and at nothing in them: the bytes of those that are sound, and of a torn tail.
+    pub(super) fn check(&self, source: &Source, end: Option<u64>) -> Result<(u64, u64), Error> {
+        let (_, bytes) = self.load(source)?;
+        let Sound { kept, torn_bytes, .. } = self.sound(source, &bytes, end)?;
+        Ok((kept as u64, torn_bytes))
+    }
+
+    fn load(&self, source: &Source) -> Result<(Box<dyn File>, Vec<u8>), Error> {
+        let file = self.disk.open(&source.path).map_err(|e| io(e, "open", &source.path))?;
+        let mut bytes = vec![0; source.bytes as usize];
+        file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
+        Ok((file, bytes))
+    }
+
+    /// The batches of a segment that nothing is wrong with, or that end in a torn tail.
+    fn sound(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> Result<Sound, Error> {
+        let (batches, kept) = self.sound_batches(source, bytes, end);
+        let damaged = |what| Error::Damaged { path: source.path.clone(), offset: kept as u64, what };
+        let mut torn_end = kept;
+        match end {
+            Some(end) if kept as u64 != end => return Err(damaged("a batch does not verify, and a later segment follows")),
+            Some(_) => {}
+            None => {
+                for later in batches_behind(bytes, kept, source.header.number) {
+                    if later.synced > kept as u64 {
+                        return Err(damaged("a batch does not verify, and a later one proves that it was durable"));
+                    }
+                    torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
+                }
+            }
+        }
+        Ok(Sound { batches, kept, torn_bytes: (torn_end - kept) as u64 })
+    }
+
     /// Syncs what is kept of the last segment. Where the sync that should have made it durable failed, the system may take it for
     /// clean although it is in memory only, so that a sync alone does nothing: what no later header vouches for is written again.
     fn make_durable(&self, source: &Source, file: &dyn File, kept: &[u8], batches: &[Range<usize>]) -> Result<(), Error> {
-        if self.mutant == Mutant::RecoverWithoutSync {
+        if self.mutant == Mutant::RecoverWithoutSync || self.keeps == Keeps::AsItIs {
             return Ok(());
         }
         let synced = |batch: &Range<usize>| BatchHeader::decode(&kept[batch.clone()]).map_or(0, |header| header.synced);

@@ -7,6 +7,7 @@ mod harness;
 mod backup;
 mod conformance;
 mod crash;
+mod inspect;
 mod room;
 mod segments;
 mod threads;

@@ -101,9 +101,9 @@ const LAST_KEY: &[u8] = &[0xFF; 4];
 
 const KEYSPACE: &str = "tables";
 /// Where fjall keeps keyspaces, and each of them its table files and the name of its version.
-const KEYSPACES_DIR: &str = "keyspaces";
-const TABLES_DIR: &str = "tables";
-const CURRENT_FILE: &str = "current";
+pub(super) const KEYSPACES_DIR: &str = "keyspaces";
+pub(super) const TABLES_DIR: &str = "tables";
+pub(super) const CURRENT_FILE: &str = "current";
 /// The keyspace with the names of the others. It was written when they were made.
 const NAMES_KEYSPACE: &str = "0";
 /// fjall opens only where this one is.
@@ -207,14 +207,7 @@ impl FjallEngine {
     /// Opens the database in a directory of its own, creating it where there is none; what it shows is durable. **Errors**: another
     /// process has it open (`ResourceBusy`), or it cannot be read.
     pub fn open(dir: &Path, options: FjallOptions) -> io::Result<Self> {
-        let database = Database::builder(dir)
-            .cache_size(options.cache_bytes)
-            // No cache of descriptors: each table holds its own.
-            .max_cached_files(None)
-            .worker_threads_unchecked(0)
-            .open()
-            .map_err(io_error)?;
-        let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(io_error)?;
+        let (database, keyspace) = open_database(dir, options.cache_bytes)?;
         sync_names(dir)?;
         let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
         files.note(&keyspace);
@@ -240,6 +233,25 @@ impl FjallEngine {
         };
         Ok(Self { open, compactor: Some(compactor) })
     }
+}
+
+fn open_database(dir: &Path, cache_bytes: u64) -> io::Result<(Database, Keyspace)> {
+    let database = Database::builder(dir)
+        .cache_size(cache_bytes)
+        // No cache of descriptors: each table holds its own.
+        .max_cached_files(None)
+        .worker_threads_unchecked(0)
+        .open()
+        .map_err(io_error)?;
+    let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(io_error)?;
+    Ok((database, keyspace))
+}
+
+/// The rows of a database that nothing is written to: nobody compacts it. fjall writes files of its own there all the same.
+pub(super) fn open_to_read(dir: &Path) -> io::Result<Arc<dyn View>> {
+    let (database, keyspace) = open_database(dir, FjallOptions::default().cache_bytes)?;
+    let held = Arc::<HeldViews>::default();
+    Ok(Arc::new(FjallView { snapshot: held.open(&database), keyspace, held }))
 }
 
 impl Drop for FjallEngine {
@@ -703,16 +715,16 @@ impl Copies<'_> {
 }
 
 /// The version that the file of its name says.
-fn version_of(current: &[u8]) -> Option<u64> {
+pub(super) fn version_of(current: &[u8]) -> Option<u64> {
     current.first_chunk().map(|number| u64::from_le_bytes(*number))
 }
 
-fn version_file(version: u64) -> String {
+pub(super) fn version_file(version: u64) -> String {
     format!("v{version}")
 }
 
 /// Bytes of a file up to its last one that is not zero. fjall lays out a new journal with zeros.
-fn written_bytes(path: &Path) -> io::Result<u64> {
+pub(super) fn written_bytes(path: &Path) -> io::Result<u64> {
     let (file, mut piece) = (File::open(path)?, vec![0; 1 << 20]);
     let (mut at, mut written) = (0, 0);
     loop {

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "fjall")]
 pub(crate) mod fjall;
+#[cfg(feature = "fjall")]
+pub(crate) mod inspect;
 pub(crate) mod mem;
 
 use std::io;
