@@ -626,7 +626,8 @@ impl State {
             for (service, key) in keys {
                 let done = loop {
                     match open.ingress.call(request(service, "get", &key, "", None)).await {
-                        // What finds no room is to come again (rule R2).
+                        // Memory had no room for ten seconds: where it is small and checkpoints are slow, so long may pass until tables
+                        // are written. A full disk is another error, and none here: a calm world has room, and its edges open (rule R2).
                         Err(surefoot_ingress::Error::NoRoom) => {}
                         done => break done,
                     }
