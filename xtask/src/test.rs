@@ -36,6 +36,9 @@ impl Options {
     pub(crate) fn parse<'a>(mut arguments: impl Iterator<Item = &'a str>) -> Result<Self> {
         let mut options = Self::default();
         while let Some(argument) = arguments.next() {
+            if matches!(argument, "help" | "--help" | "-h") {
+                bail!("`cargo xtask help` lists what can be asked for");
+            }
             let (flag, value) = match argument.split_once('=') {
                 Some((flag, value)) => (flag, value),
                 None => (argument, arguments.next().with_context(|| format!("`{argument}` needs a value"))?),

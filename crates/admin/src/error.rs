@@ -18,6 +18,10 @@ pub enum Error {
     NotSupported(&'static str),
     #[error("'{0}' is not supported by this version of surefoot yet")]
     NotSupportedYet(&'static str),
+    #[error(
+        "a deployment is deleted with what runs on it, or not at all: add ?force=true if what is pinned to it may fail from now on"
+    )]
+    DeletesByForceOnly,
 
     #[error("cannot discover '{uri}': {reason}")]
     Unreachable { uri: String, reason: String },
@@ -155,7 +159,7 @@ impl Error {
             Self::Visitor(_) => StatusCode::FORBIDDEN,
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotSupportedYet(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::NotSupportedYet(_) | Self::DeletesByForceOnly => StatusCode::NOT_IMPLEMENTED,
             Self::BodyGaveWay(_)
             | Self::NotReady
             | Self::PartitionStopped { .. }
@@ -182,7 +186,7 @@ impl Error {
                 discovery::Error::Invalid(_) => "SF2001",
             },
             Self::Field { .. } => "SF2002",
-            Self::NotSupported(_) | Self::NotSupportedYet(_) => "SF2003",
+            Self::NotSupported(_) | Self::NotSupportedYet(_) | Self::DeletesByForceOnly => "SF2003",
             Self::DeploymentNotFound(_) | Self::ServiceNotFound(_) | Self::HandlerNotFound { .. } => "SF2004",
             Self::InvocationId => "SF2005",
             Self::InvocationNotFound(_) => "SF2006",

@@ -178,7 +178,7 @@ async fn delete_deployment(
 ) -> Result<Response, BadPath> {
     let id = path_id("deployment", id)?;
     if force != Some(true) {
-        return Ok(StatusCode::NOT_IMPLEMENTED.into_response());
+        return Ok(Error::DeletesByForceOnly.into_response());
     }
     Ok(admin.delete_deployment(id).await.map(|()| StatusCode::ACCEPTED).into_response())
 }

@@ -16,7 +16,7 @@ pub enum Error {
     PathLength,
     #[error("service '{0}' not found: register a deployment that serves it")]
     ServiceNotFound(String),
-    #[error("service '{service}' has no handler '{handler}'")]
+    #[error("service '{service}' has no handler '{handler}': if it is new, register its deployment again with \"force\": true")]
     HandlerNotFound { service: String, handler: String },
     #[error("no such route; /restate/call/… and /restate/send/… reach handlers")]
     RouteNotFound,

@@ -1153,6 +1153,10 @@ fn check_head(status: StatusCode, headers: &HeaderMap, version: u8, now: Timesta
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
             failure(format!("the deployment cannot be reached: {status} (RT0010)"))
         }
+        StatusCode::NOT_FOUND => failure(format!(
+            "the deployment answers {status}: it does not serve this handler any more; bring the handler back, or register the deployment \
+             again with \"force\": true (SF3005)"
+        )),
         _ => failure(format!("unexpected status {status} from the deployment (RT0012)")),
     })
 }

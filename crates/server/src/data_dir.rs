@@ -59,7 +59,10 @@ pub enum Error {
     NoDataDir(PathBuf),
     #[error("{path} is not empty: choose another --data-dir, or move away what is there", path = .0.display())]
     NotEmpty(PathBuf),
-    #[error("cannot open data directory {path}: {source}", path = .path.display())]
+    #[error(
+        "cannot open data directory {path}: {source}; it and what is in it has to be this user's to read and write: mend that, or choose \
+         another --data-dir", path = .path.display()
+    )]
     Io { path: PathBuf, source: io::Error },
 }
 

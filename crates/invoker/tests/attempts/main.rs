@@ -414,7 +414,7 @@ fn responses_that_are_none_fail_the_attempt_and_say_why() {
     expect![[r#"
         = failed: the response has content type text/html instead of application/vnd.restate.invocation.v6 (RT0012); again in 500 ms
         = failed: the response has content type none instead of application/vnd.restate.invocation.v6 (RT0012); again in 500 ms
-        = failed: unexpected status 404 Not Found from the deployment (RT0012); again in 500 ms
+        = failed: the deployment answers 404 Not Found: it does not serve this handler any more; bring the handler back, or register the deployment again with "force": true (SF3005); again in 500 ms
         = failed: a proxy refused the size of the request: 413 Payload Too Large (RT0019); again in 500 ms
         = failed (ours): the deployment does not speak protocol version 6 any more: register it again (RT0015); again in 500 ms
         = failed: the deployment cannot be reached: 502 Bad Gateway (RT0010); again in 500 ms

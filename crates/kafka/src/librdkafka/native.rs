@@ -424,7 +424,7 @@ unsafe fn text(words: *const c_char) -> String {
 fn missing(topic: &str) -> SourceError {
     SourceError::new(
         ErrorKind::TopicMissing,
-        format!("the topic {topic:?} does not exist: it is read from its start once it does"),
+        format!("the topic {topic:?} does not exist: once it does, all that comes into it is read"),
     )
 }
 

@@ -47,7 +47,8 @@ async fn an_endpoint_is_registered_once() {
     let one = world.ask(&format!("GET /deployments/{id}")).await.json();
     assert!(one["services"][0]["handlers"].is_array());
 
-    assert_eq!(world.ask(&format!("DELETE /deployments/{id}")).await.status, 501);
+    let refused = world.ask(&format!("DELETE /deployments/{id}")).await;
+    assert_eq!((refused.status, refused.body.contains("add ?force=true")), (501, true), "{}", refused.body);
     assert_eq!(world.ask(&format!("DELETE /deployments/{id}?force=true")).await.status, 202);
     assert_eq!(world.ask(&format!("DELETE /deployments/{id}?force=true")).await.status, 404);
     assert_eq!(world.ask(&format!("GET /deployments/{id}")).await.status, 404);
