@@ -25,7 +25,7 @@ pub struct Settings {
     pub read_bytes_max: usize,
     /// Bytes of notifications that have not left for their handlers, beyond a little of each attempt. One notification may pass it.
     pub live_bytes_max: usize,
-    /// Bytes of handlers' messages that have come in part, beyond a little of each attempt. One message may pass it.
+    /// Bytes of handlers' messages that have come in part, beyond a little of each attempt. One message at a time may pass it.
     pub part_bytes_max: usize,
     /// The largest message in either direction. What the server puts around a payload does not count.
     pub message_bytes_max: usize,

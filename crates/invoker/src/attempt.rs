@@ -6,7 +6,7 @@
 use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
-use crate::invoker::{Held, Invoker, MessagePart, ReplayBytes, StreamWanted, Unanswered};
+use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
@@ -56,7 +56,7 @@ const EVENT_BYTES: usize = 64 << 10;
 const FIXED_BYTES: usize = 128;
 /// What the server puts around a payload (ids, headers of a request) may exceed the limit on messages by this much.
 const ENVELOPE_BYTES: usize = 1 << 20;
-/// A message of a handler that is no larger counts as no part.
+/// What has come of a handler's message counts from this size on.
 const PART_BYTES: usize = 16 << 10;
 /// Room taken for a replay at once; large entries are passed on by reference and need none.
 const REPLAY_ALLOCATION_BYTES: usize = 64 << 10;
@@ -322,8 +322,8 @@ struct Attempt<'a> {
     sending: Option<FeedBytes>,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
-    /// Room of the large message among them.
-    reported_part: Option<Box<MessagePart>>,
+    /// The large message among them has room.
+    part_is_whole: bool,
     item_bytes: usize,
     /// Reads of state among them.
     reads: u32,
@@ -369,7 +369,7 @@ impl<'a> Attempt<'a> {
             value_bytes_max: start.read_bytes_max,
             sending: None,
             items: Vec::new(),
-            reported_part: None,
+            part_is_whole: false,
             item_bytes: 0,
             reads: 0,
             has_output: false,
@@ -653,7 +653,7 @@ impl<'a> Attempt<'a> {
                 decoder.push(chunk);
             }
             while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
-                self.reported_part = self.held.part.take().or(self.reported_part.take());
+                self.part_is_whole = self.held.part.is_some();
                 if let Some(end) = self.message(frame)? {
                     // Peers go on reading the request until it ends.
                     stream.half_close();
@@ -672,10 +672,10 @@ impl<'a> Attempt<'a> {
                     return Ok(Next::Aborted);
                 }
             }
-            if let Some(bytes) = decoder.begun_bytes().filter(|bytes| *bytes > PART_BYTES)
-                && self.held.part.is_none()
+            let part_bytes = decoder.part_bytes();
+            if part_bytes > PART_BYTES
                 // Apart, so that the task of an attempt that only waits is small.
-                && let Next::Aborted = Box::pin(self.take_part(bytes)).await
+                && let Next::Aborted = Box::pin(self.grow_part(part_bytes)).await
             {
                 return Ok(Next::Aborted);
             }
@@ -698,15 +698,26 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Waits for room for a message that has begun. What came before it is reported first: nobody waits for room who has some.
-    async fn take_part(&mut self, bytes: usize) -> Next {
-        if !self.items.is_empty()
+    /// Waits until what has come of a message has room. What came before it is reported first: nobody waits for room who has some.
+    async fn grow_part(&mut self, bytes: usize) -> Next {
+        if self.part_is_whole
             && let Next::Aborted = self.report(None).await
         {
             return Next::Aborted;
         }
-        self.held.part = self.until_aborted(Box::pin(self.invoker.clone().message_part(bytes))).await;
-        if self.held.part.is_some() { Next::More } else { Next::Aborted }
+        let mut part = self.held.part.take().unwrap_or_else(|| self.invoker.message_part());
+        if !part.try_grow(&self.invoker.parts, bytes) {
+            if !self.items.is_empty()
+                && let Next::Aborted = self.report(None).await
+            {
+                return Next::Aborted;
+            }
+            let grown = self.until_aborted(Box::pin(self.invoker.clone().grow(part, bytes))).await;
+            let Some(grown) = grown else { return Next::Aborted };
+            part = grown;
+        }
+        self.held.part = Some(part);
+        Next::More
     }
 
     /// Takes one message; gives the attempt's end back where it is one.
@@ -942,8 +953,10 @@ impl<'a> Attempt<'a> {
         let first_command = self.commands;
         self.commands += self.commands_taken();
         self.item_bytes = 0;
-        // From here on it counts as a report.
-        self.reported_part = None;
+        if std::mem::take(&mut self.part_is_whole) {
+            // From here on it counts as a report.
+            self.held.part = None;
+        }
         let items = std::mem::take(&mut self.items);
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };

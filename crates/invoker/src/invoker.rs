@@ -36,7 +36,11 @@ pub struct Invoker {
     /// Bytes of state that handlers have asked for, and that have not come.
     pub(crate) reads: Arc<Semaphore>,
     /// Counted in bytes of large messages that come in.
-    parts: Arc<Semaphore>,
+    pub(crate) parts: Arc<Semaphore>,
+    /// Leave for one message to grow beyond that.
+    parts_beyond: Arc<Semaphore>,
+    /// Messages that wait for room to grow.
+    parts_waiting: AtomicUsize,
     places: Arc<Places>,
     pub(crate) reach: Reach,
     feeds: Feeds,
@@ -71,6 +75,8 @@ impl Invoker {
             reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
             reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
             parts: Arc::new(Semaphore::new(permits(settings.part_bytes_max, usize::MAX) as usize)),
+            parts_beyond: Arc::new(Semaphore::new(1)),
+            parts_waiting: AtomicUsize::new(0),
             feeds: Feeds::new(settings.live_bytes_max),
             env,
             settings,
@@ -102,12 +108,12 @@ impl Invoker {
         self.can_take_in() && self.places.free() > 0
     }
 
-    /// Replays, messages and reports on their way are below their bounds. While attempts wait to report, or to read a message on, more of
-    /// them would only wait longer.
+    /// Replays and reports on their way are below their bounds, and few messages wait for room. While attempts wait to report, or to be read
+    /// on, more of them would only wait longer.
     fn can_take_in(&self) -> bool {
         self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max
             && self.reports.available_permits() > 0
-            && self.parts.available_permits() > 0
+            && self.parts_waiting.load(Ordering::Relaxed) <= self.settings.part_bytes_max / PART_WAIT_BYTES
     }
 
     /// Starts wait, and an attempt that only waits has not been asked for its place.
@@ -246,11 +252,24 @@ impl Invoker {
         permits(self.settings.report_bytes_max, bytes)
     }
 
-    /// Room for a message of so many bytes of which a part has come.
-    pub(crate) async fn message_part(self: Arc<Self>, bytes: usize) -> Box<MessagePart> {
-        let parts = self.parts.clone().acquire_many_owned(permits(self.settings.part_bytes_max, bytes));
-        let permit = parts.await.expect("the semaphore is never closed");
-        Box::new(MessagePart { invoker: self, permit: Some(permit) })
+    /// Room for nothing yet of a message that comes.
+    pub(crate) fn message_part(&self) -> Box<MessagePart> {
+        let none = self.parts.clone().try_acquire_many_owned(0).expect("none is always there");
+        Box::new(MessagePart { bytes_max: self.settings.part_bytes_max, room: none, beyond: None })
+    }
+
+    /// Waits until a message may grow to so many bytes. One at a time may grow beyond the bound: those that hold a part cannot all wait for
+    /// each other.
+    pub(crate) async fn grow(self: Arc<Self>, mut part: Box<MessagePart>, bytes: usize) -> Box<MessagePart> {
+        let missing = part.missing(bytes);
+        let _waiting = PartWaiting::new(self.clone());
+        tokio::select! {
+            biased;
+            // Over when the other arm wins, either of them.
+            room = self.parts.clone().acquire_many_owned(missing) => part.room.merge(room.expect("the semaphore is never closed")),
+            leave = self.parts_beyond.clone().acquire_owned() => part.beyond = leave.ok(),
+        }
+        part
     }
 
     /// Permits of `reads` for a value of so many bytes: all of them for one that is larger.
@@ -332,7 +351,7 @@ pub(crate) struct Held {
     pub(crate) replay: Option<ReplayBytes>,
     /// Until the response has begun.
     pub(crate) unanswered: Option<Unanswered>,
-    /// Of a large message, from when its first bytes have come until it is reported.
+    /// Of a large message, from when a part of it has come until it is reported.
     pub(crate) part: Option<Box<MessagePart>>,
     /// Given back last: the next one finds everything free.
     pub(crate) place: AttemptPlace,
@@ -462,16 +481,53 @@ impl Drop for ReplayBytes {
     }
 }
 
-/// Room for a message of which a part has come; given back when dropped, and then more attempts may ask for places.
-pub(crate) struct MessagePart {
-    invoker: Arc<Invoker>,
-    permit: Option<OwnedSemaphorePermit>,
+/// What an attempt whose message waits for room takes: what has come of it, and what the handler may send before that is read. So many of
+/// them may wait as would fill the room, and then no more attempts start.
+const PART_WAIT_BYTES: usize = 128 << 10;
+
+/// A message that waits for room, until dropped.
+struct PartWaiting(Arc<Invoker>);
+
+impl PartWaiting {
+    fn new(invoker: Arc<Invoker>) -> Self {
+        invoker.parts_waiting.fetch_add(1, Ordering::Relaxed);
+        Self(invoker)
+    }
 }
 
-impl Drop for MessagePart {
+impl Drop for PartWaiting {
     fn drop(&mut self) {
-        drop(self.permit.take());
-        self.invoker.output.has_room();
+        self.0.parts_waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.output.has_room();
+    }
+}
+
+/// Room for the bytes of a message that have come; given back when dropped.
+pub(crate) struct MessagePart {
+    bytes_max: usize,
+    room: OwnedSemaphorePermit,
+    /// Leave to grow beyond the bound.
+    beyond: Option<OwnedSemaphorePermit>,
+}
+
+impl MessagePart {
+    /// Permits for so many bytes that it has not: all there are for a message that is larger.
+    fn missing(&self, bytes: usize) -> u32 {
+        permits(self.bytes_max, bytes).saturating_sub(self.room.num_permits() as u32)
+    }
+
+    /// Whether so many bytes have room, which is taken where there is some.
+    pub(crate) fn try_grow(&mut self, parts: &Arc<Semaphore>, bytes: usize) -> bool {
+        match self.missing(bytes) {
+            0 => true,
+            missing => match parts.clone().try_acquire_many_owned(missing) {
+                Ok(room) => {
+                    self.room.merge(room);
+                    true
+                }
+                Err(_) => self.beyond.is_some(),
+            },
+        }
     }
 }
 

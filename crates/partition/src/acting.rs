@@ -231,7 +231,7 @@ impl ActingPartition {
         let settings = &self.shared.settings;
         let count = u64::from(self.shared.count());
         let share = settings.retained_bytes_max / count;
-        let missing_bytes = self.shared.gate.disk().missing_bytes.div_ceil(count);
+        let missing_bytes = self.shared.gate.disk().evict_bytes.div_ceil(count);
         let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, share, missing_bytes };
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, time)?;

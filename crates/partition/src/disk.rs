@@ -99,8 +99,9 @@ fn next(
         DiskRoom::Enough
     };
     let is_starved = log != Room::Enough || checkpoint_waits;
-    let missing_bytes = if room == DiskRoom::Enough { 0 } else { opens_at(edges_bytes).saturating_sub(free_bytes) };
-    DiskStatus { room, found_bytes: space.free, free_bytes, missing_bytes, edges_bytes, work_bytes, is_starved }
+    let missing = |free: u64| if room == DiskRoom::Enough { 0 } else { opens_at(edges_bytes).saturating_sub(free) };
+    let (missing_bytes, evict_bytes) = (missing(free_bytes), missing(space.free));
+    DiskStatus { room, found_bytes: space.free, free_bytes, missing_bytes, evict_bytes, edges_bytes, work_bytes, is_starved }
 }
 
 fn tell(now: &DiskStatus) {
@@ -171,11 +172,13 @@ mod tests {
     fn what_is_yet_to_be_written_is_not_free() {
         let space = Space { free: 1_000, total: TOTAL };
         let status = |unwritten| next(&DiskStatus::default(), space, RESERVE, unwritten, Room::Enough, false);
-        let found = |status: DiskStatus| (status.room, status.free_bytes, status.missing_bytes);
-        assert_eq!(found(status(0)), (DiskRoom::Enough, 1_000, 0));
-        assert_eq!(found(status(200)), (DiskRoom::Enough, 800, 0));
-        assert_eq!(found(status(201)), (DiskRoom::Work, 799, 101), "the edges open at an eighth above");
-        assert_eq!(found(status(5_000)), (DiskRoom::Reserve, 0, 900));
+        let found = |status: DiskStatus| (status.room, status.free_bytes, status.missing_bytes, status.evict_bytes);
+        assert_eq!(found(status(0)), (DiskRoom::Enough, 1_000, 0, 0));
+        assert_eq!(found(status(200)), (DiskRoom::Enough, 800, 0, 0));
+        assert_eq!(found(status(201)), (DiskRoom::Work, 799, 101, 0), "the edges open at an eighth above, and no journal goes");
+        assert_eq!(found(status(5_000)), (DiskRoom::Reserve, 0, 900, 0));
+        let full = next(&DiskStatus::default(), Space { free: 700, total: TOTAL }, RESERVE, 100, Room::Enough, false);
+        assert_eq!(found(full), (DiskRoom::Work, 600, 300, 200));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct DiskStatus {
     pub free_bytes: u64,
     /// What is to become free before the edges open.
     pub missing_bytes: u64,
+    /// What of that lies on the disk, and not only in memory: most of the rest goes with the next checkpoint.
+    pub evict_bytes: u64,
     /// With less than this the edges refuse.
     pub edges_bytes: u64,
     /// With less than this running work waits.

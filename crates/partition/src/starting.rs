@@ -436,18 +436,24 @@ impl AttemptStarter {
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
         let PreparedAttempt { mut start, unread, notifications } = prepared;
-        start.tells_answer = admission.deployment().is_some_and(|deployment| {
-            partition.timers.resumed.begun(waiting.id, attempt, deployment, self.shared.env.clock.monotonic().as_millis() as u64)
-        });
-        match unread {
-            None => self.invoker.start(start, admission),
+        let source = match &unread {
+            None => None,
             Some(replay) => {
                 let bytes = replay.bytes(start.journal_bytes);
                 let turn = may_load.then(|| self.loads.try_take(bytes)).flatten();
                 let Some(turn) = turn else { return Ok(Started::Later) };
                 let Some(view) = partition.store.publish() else { return Ok(Started::Later) };
                 let view = Lent::new(view, self.shared.workers[self.worker].wake());
-                let (bytes, source) = (self.invoker.expect_replay(bytes), LoadSource { turn, view });
+                Some((self.invoker.expect_replay(bytes), LoadSource { turn, view }))
+            }
+        };
+        // From here on its deployment is waited for.
+        start.tells_answer = admission.deployment().is_some_and(|deployment| {
+            partition.timers.resumed.begun(waiting.id, attempt, deployment, self.shared.env.clock.monotonic().as_millis() as u64)
+        });
+        match unread.zip(source) {
+            None => self.invoker.start(start, admission),
+            Some((replay, (bytes, source))) => {
                 let load = Load { replay, start, admission, bytes, source };
                 self.shared.env.tasks.spawn(Box::pin(load.run(self.shared.clone(), self.invoker.clone())));
             }

@@ -96,9 +96,9 @@ impl FrameDecoder {
         }
     }
 
-    /// Payload bytes of the frame that has come in part, once its header says so.
-    pub fn begun_bytes(&self) -> Option<usize> {
-        (self.header_len == HEADER_BYTES).then(|| self.length())
+    /// Bytes of the buffer of the frame that has come in part: at most twice what has come, and no more than all of it.
+    pub fn part_bytes(&self) -> usize {
+        self.payload.capacity()
     }
 
     /// Of the payload, by a header that is whole.

@@ -82,7 +82,7 @@ impl Share {
             Self::Live => {
                 "Results and values of state that have not left for their running handlers, beyond the first 16 KiB of each attempt"
             }
-            Self::Parts => "Messages of handlers beyond 16 KiB, from when their first bytes have come until they are reported",
+            Self::Parts => "Messages of handlers, from when more than 16 KiB of them have come until they are reported",
             Self::Messages => "Calls and results between partitions on their way to the disk; 4 MiB at most",
             Self::Kafka => {
                 "What subscriptions have read ahead: each takes half of what is free of it, 24 MiB at most and 256 KiB at least"
