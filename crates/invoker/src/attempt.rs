@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
-/// Longer than anything waits, for [`Mutant::NeverGiveUp`].
+/// Longer than anything waits.
 const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A handler that only waits is idle once nothing was said for this long: then it may be asked to suspend.
 const IDLE: Duration = Duration::from_millis(50);
@@ -43,6 +43,8 @@ const VALUES_AWAITED_MAX: u32 = 16;
 const VALUE_BYTES_AWAITED_MAX: u64 = 1 << 20;
 /// What a piece of a failure's metadata takes beside its texts.
 const PAIR_BYTES: usize = size_of::<(String, String)>();
+/// A peer of HTTP/1.1 that has not closed a new connection for so long has taken it. Its response may begin much later.
+const TAKEN_AFTER: Duration = Duration::from_secs(1);
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
 /// And so much of it.
@@ -252,6 +254,8 @@ fn once(mut value: HeaderValue) -> HeaderValue {
 struct Stream {
     exchange: Box<dyn Exchange>,
     version: u8,
+    /// A connection says nothing of whether its peer stands behind it, before that answers or has kept it for a while.
+    may_be_refused: bool,
     is_bidirectional: bool,
     /// More may be sent.
     is_open: bool,
@@ -403,6 +407,7 @@ impl<'a> Attempt<'a> {
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
             && deployment.http == HttpVersion::Http2
             && self.options.inactivity_timeout_ms > 0;
+        let may_be_refused = deployment.http == HttpVersion::Http11;
         let (id, no_room) = (deployment.id, Arc::new(Notify::new()));
         let mut opening = self.invoker.transport.open(open_request(self, deployment, version, no_room.clone()));
         let mut wanted = None;
@@ -418,9 +423,11 @@ impl<'a> Attempt<'a> {
             }
         };
         drop(wanted);
-        self.has_tried(opened.as_ref().err());
+        if opened.is_err() || !may_be_refused {
+            self.has_tried(opened.as_ref().err());
+        }
         Some(match opened {
-            Ok(exchange) => Ok(Stream { exchange, version, is_bidirectional, is_open: true }),
+            Ok(exchange) => Ok(Stream { exchange, version, may_be_refused, is_bidirectional, is_open: true }),
             Err(error) => Err(Failure::of_transport(&error)),
         })
     }
@@ -475,7 +482,7 @@ impl<'a> Attempt<'a> {
             stream.half_close();
             patience.closed(patience.abort);
         }
-        let mut alarm = patience.alarm(self.only_waits(stream));
+        let mut alarm = patience.alarm(self.silence_max(stream));
         let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
         let mut has_head = false;
         loop {
@@ -494,8 +501,8 @@ impl<'a> Attempt<'a> {
                 self.sending = None;
             }
             // What a handler does not take waits in its feed, which is bounded; what it will not be sent is taken off at once.
-            if patience.due(self.only_waits(stream)) < alarm.due {
-                alarm = patience.alarm(self.only_waits(stream));
+            if patience.due(self.silence_max(stream)) < alarm.due {
+                alarm = patience.alarm(self.silence_max(stream));
             }
             let looks = Looks {
                 for_messages: !self.is_paused,
@@ -532,6 +539,9 @@ impl<'a> Attempt<'a> {
                     match event {
                         ExchangeEvent::Head(status, headers) => {
                             has_head = true;
+                            if std::mem::take(&mut stream.may_be_refused) {
+                                self.has_tried(None);
+                            }
                             self.held.unanswered = None;
                             if self.start.tells_answer {
                                 let AttemptStart { partition, id, attempt, .. } = self.start;
@@ -561,6 +571,10 @@ impl<'a> Attempt<'a> {
                 }
                 // Polled by reference: it keeps its due time.
                 () = &mut alarm.sleep => {
+                    if stream.may_be_refused && patience.silence() >= TAKEN_AFTER {
+                        stream.may_be_refused = false;
+                        self.has_tried(None);
+                    }
                     if patience.is_over() {
                         if !stream.is_open {
                             let waited = patience.closed.unwrap_or_default().as_millis();
@@ -575,7 +589,7 @@ impl<'a> Attempt<'a> {
                         let bytes = usize::try_from(self.journal.bytes).unwrap_or(usize::MAX);
                         self.held.place.idle(self.pin.deployment, self.start.live.line(), patience.last_activity, bytes);
                     }
-                    alarm = patience.alarm(self.only_waits(stream));
+                    alarm = patience.alarm(self.silence_max(stream));
                 }
             }
         }
@@ -593,6 +607,14 @@ impl<'a> Attempt<'a> {
         if answers > 0 {
             self.value_bytes_max = self.value_bytes_max.max(bytes);
         }
+    }
+
+    /// Silence after which there is something to do, however long the handler may be silent.
+    fn silence_max(&self, stream: &Stream) -> Duration {
+        if self.only_waits(stream) {
+            return IDLE;
+        }
+        if stream.may_be_refused { TAKEN_AFTER } else { NEVER }
     }
 
     /// Whether the handler does nothing but wait, and its place does not know yet.
@@ -1086,13 +1108,12 @@ impl Patience {
     }
 
     /// When something is to be done about its silence, if it lasts.
-    fn due(&self, only_waits: bool) -> Duration {
-        let limit = self.closed.unwrap_or(self.inactivity);
-        self.last_activity.saturating_add(if only_waits { limit.min(IDLE) } else { limit })
+    fn due(&self, silence_max: Duration) -> Duration {
+        self.last_activity.saturating_add(self.closed.unwrap_or(self.inactivity).min(silence_max))
     }
 
-    fn alarm(&self, only_waits: bool) -> Alarm {
-        let due = self.due(only_waits);
+    fn alarm(&self, silence_max: Duration) -> Alarm {
+        let due = self.due(silence_max);
         Alarm { due, sleep: self.clock.sleep(due.saturating_sub(self.clock.monotonic())) }
     }
 

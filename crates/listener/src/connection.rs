@@ -34,7 +34,7 @@ const SEND_BUFFER_BYTES: usize = 128 << 10;
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// A connection on which nothing moves is closed after this long, or twice as long: longer than clients keep theirs for another use.
 const IDLE: Duration = Duration::from_secs(120);
-/// How long a connection may take to close, and one that gives way to others.
+/// How long a connection may take to close once nothing is answered on it, and one that gives way to others.
 const CLOSE: Duration = Duration::from_secs(10);
 const YIELD: Duration = Duration::from_secs(1);
 /// Silence after which a client is asked whether it is still there, and how long it has for its answer.
@@ -94,16 +94,20 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
             }
             // Polled by reference: it keeps its due time.
             () = &mut patience => {
-                // An answer that its client does not take is no reason to stay for others that give way.
-                let gives_way = order == Order::GiveWay || (order == Order::Yield && member.activity.is_unused());
-                if member.activity.was_idle() || gives_way {
+                let is_unused = order == Order::Yield && member.activity.is_unused();
+                // An answer that its client does not take is no reason to stay; one that is still being made is.
+                if member.activity.was_idle() || is_unused {
                     if is_closing {
                         return; // half a request, or a client that does not read its goodbye
                     }
                     is_closing = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                patience = env.clock.sleep(if is_closing { CLOSE } else { IDLE });
+                patience = env.clock.sleep(match order {
+                    Order::GiveWay => YIELD,
+                    _ if is_closing => CLOSE,
+                    _ => IDLE,
+                });
             }
         }
     }
@@ -130,5 +134,89 @@ where
 {
     fn execute(&self, future: F) {
         self.0.spawn(Box::pin(future));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+    use crate::testing::ToldClock;
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+
+    /// More than the sockets on the way keep.
+    const LARGE_BYTES: usize = 32 << 20;
+
+    /// Says so when it has a request, and answers when it is told.
+    #[derive(Default)]
+    struct Answers {
+        asked: Notify,
+        told: Notify,
+    }
+
+    impl HttpAnswers for Answers {
+        type Body = Full<Bytes>;
+
+        async fn answer(
+            &self,
+            request: http::Request<IncomingBody<hyper::body::Incoming>>,
+        ) -> Result<http::Response<Full<Bytes>>, crate::NoAnswer> {
+            self.asked.notify_one();
+            self.told.notified().await;
+            let bytes = if request.uri().path() == "/large" { LARGE_BYTES } else { 4 };
+            Ok(http::Response::new(Full::new(Bytes::from(vec![b'x'; bytes]))))
+        }
+    }
+
+    /// A connection whose request is being answered, and that was told to give way: its client, and its own end.
+    async fn giving_way(path: &str) -> (TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("the connection");
+        let clock = ToldClock::default();
+        let env = Env { clock: Arc::new(clock.clone()), ..Env::production(tokio::runtime::Handle::current()) };
+        let (answers, registry) = (Arc::new(Answers::default()), Registry::new(1));
+        let membership = registry.enter(&clock).await.expect("a place");
+        let serving = tokio::spawn(serve(stream, env, answers.clone(), membership));
+        client.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.expect("room for a request");
+        answers.asked.notified().await;
+        registry.tell_all(Order::GiveWay);
+        (client, serving, answers, clock)
+    }
+
+    /// The connection's task runs, and looks at the clock, so many times.
+    async fn looks(clock: &ToldClock, times: usize) {
+        for _ in 0..times {
+            clock.due();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The last bytes of a slow body came just as its connection was told to give way: its client saw no answer to a call that ran.
+    #[tokio::test]
+    async fn one_that_gives_way_is_not_cut_while_its_request_is_answered() {
+        let (mut client, serving, answers, clock) = giving_way("/").await;
+        looks(&clock, 100).await;
+        assert!(!serving.is_finished(), "what was taken is answered, however long that takes");
+        answers.told.notify_one();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("xxxx"), "{answer}");
+        serving.await.expect("it closed behind its answer");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_its_client_does_not_take_does_not_hold_one_that_gives_way() {
+        let (client, serving, answers, clock) = giving_way("/large").await;
+        answers.told.notify_one();
+        while !serving.is_finished() {
+            looks(&clock, 1).await;
+        }
+        drop(client);
     }
 }

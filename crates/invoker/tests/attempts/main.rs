@@ -532,6 +532,49 @@ fn nobody_behind_a_port_counts_as_a_closed_port_also_once_the_request_was_refuse
     }
 }
 
+/// Each opening counted as a connection, so that failures in a row never became many: a port that takes connections of HTTP/1.1 and
+/// closes them was never out of reach, and each invocation there was tried again and again at its first interval.
+#[test]
+fn a_connection_of_http11_counts_once_its_peer_answers_or_has_not_closed_it_for_a_while() {
+    let refused = || ExchangeEvent::Error(TransportError::Connect { address: "http://handlers/".into(), message: "left".into() });
+    let destination = Destination::Newest("Object".into());
+    let mut world = World::over_http1();
+    for _ in 0..3 {
+        assert!(world.invoker.has_share(&destination));
+        world.start(|_| ());
+        world.event(refused());
+        assert!(world.story().contains("ms, not counted"));
+    }
+    let why = world.invoker.why_unreachable(&destination);
+    assert_eq!((world.invoker.share_left(&destination), why.is_some()), (0, true), "three in a row were closed at once");
+    world.pass(100 * MS);
+    assert_eq!(world.invoker.share_left(&destination), 1);
+    // The peer keeps the connection: its handler may think for hours before its response begins, and the others do not wait for that.
+    world.start(|_| ());
+    world.pass(900 * MS);
+    assert_eq!(
+        (world.invoker.share_left(&destination), world.invoker.why_unreachable(&destination)),
+        (0, why),
+        "it may still be closed"
+    );
+    world.pass(100 * MS);
+    assert_eq!(world.invoker.why_unreachable(&destination), None);
+    world.abort();
+    // An answer tells at once, and is no failure of those that come after.
+    for _ in 0..2 {
+        world.start(|_| ());
+        world.event(refused());
+    }
+    world.start(|_| ());
+    world.head();
+    world.abort();
+    for _ in 0..2 {
+        world.start(|_| ());
+        world.event(refused());
+    }
+    assert_eq!(world.invoker.why_unreachable(&destination), None);
+}
+
 #[test]
 fn the_handlers_word_on_its_failure_is_kept() {
     let told = |says: Says<'_>| {

@@ -17,7 +17,7 @@ use surefoot_invoker::{
     AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
     OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
-use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, Service, ServiceKind, StreamMode};
+use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, HttpVersion, Service, ServiceKind, StreamMode};
 use surefoot_model::{
     Attempt, AttemptEnd, AttemptProgress, CatalogCell, DeploymentId, Entry, InvocationId, Item, Notification, NotificationId,
     PartitionId, Resolution, Target, TargetKind, Timestamp, Verdict, entry_type,
@@ -61,6 +61,7 @@ pub(crate) struct World {
     queue: Arc<Queue>,
     tasks: Vec<(Arc<Flag>, BoxFuture)>,
     seen: Shared,
+    catalog: CatalogCell,
     pub(crate) invoker: Arc<Invoker>,
     /// The partition's end of the newest attempt; dropped to abort it.
     live: Option<Notifier>,
@@ -93,15 +94,22 @@ impl World {
         Self::with(settings(), StreamMode::Bidirectional)
     }
 
+    /// The deployment speaks HTTP/1.1.
+    pub(crate) fn over_http1() -> Self {
+        let world = Self::new();
+        world.catalog.publish(Arc::new(registered(StreamMode::RequestResponse, HttpVersion::Http11)));
+        world
+    }
+
     pub(crate) fn with(settings: Settings, mode: StreamMode) -> Self {
         let (time, queue, seen) = (Arc::new(Time::default()), Arc::new(Queue::default()), Shared::default());
         let env =
             Env { clock: time.clone(), tasks: queue.clone(), ids: Arc::new(Numbers::default()), disk: Arc::new(SimDisk::new()) };
         let catalog = CatalogCell::default();
-        catalog.publish(Arc::new(registered(mode)));
+        catalog.publish(Arc::new(registered(mode, HttpVersion::Http2)));
         let output = Arc::new(Partition(seen.clone()));
-        let invoker = Invoker::new(env, settings, catalog, Arc::new(Network(seen.clone())), output);
-        Self { time, queue, tasks: Vec::new(), seen, invoker, live: None, attempts: 0, task_bytes: 0 }
+        let invoker = Invoker::new(env, settings, catalog.clone(), Arc::new(Network(seen.clone())), output);
+        Self { time, queue, tasks: Vec::new(), seen, catalog, invoker, live: None, attempts: 0, task_bytes: 0 }
     }
 
     /// Starts an attempt on `Object/k/run` with nothing but its input, as `change` has it.
@@ -297,10 +305,10 @@ pub(crate) fn completion(ty: u16, id: u32, result: Resolution) -> Notification {
     Notification { ty, id: NotificationId::Completion(id), result }
 }
 
-fn registered(mode: StreamMode) -> Catalog {
+fn registered(mode: StreamMode, http: HttpVersion) -> Catalog {
     let handlers = [("run", TargetKind::ObjectExclusive), ("see", TargetKind::ObjectShared)];
     let service = Service::new("Object", ServiceKind::VirtualObject, handlers.map(|(name, target)| Handler::new(name, target)));
-    let deployment = Deployment { mode, ..Deployment::at(DEPLOYMENT, "http://handlers/") }.serving([service]);
+    let deployment = Deployment { mode, http, ..Deployment::at(DEPLOYMENT, "http://handlers/") }.serving([service]);
     let service = deployment.services[0].clone();
     Catalog {
         deployments: [(DEPLOYMENT, Arc::new(deployment))].into(),

@@ -26,7 +26,8 @@ pub(super) type Sender = SendRequest<Full<Bytes>>;
 pub(super) async fn begin(io: Io, pool: &Arc<Pool>) -> Result<Sender, TransportError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     tokio::spawn(drive(connection, pool.clone()));
-    sender.ready().await.map_err(broken)?;
+    // Nothing was sent yet.
+    sender.ready().await.map_err(|_| pool.left_at_once())?;
     Ok(sender)
 }
 

@@ -136,7 +136,7 @@ impl Pool {
         self.connect_error(format!("{CONNECTIONS_MAX} connections are open, and the peer takes no stream on any of them"))
     }
 
-    /// It spoke HTTP/2, and would hear no request.
+    /// It took the connection, and would hear no request.
     pub(super) fn left_at_once(&self) -> TransportError {
         self.connect_error("the peer ended the connection as soon as it was open".to_owned())
     }

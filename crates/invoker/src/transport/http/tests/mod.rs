@@ -12,7 +12,7 @@ use peer::{EchoingHttp2, HEADERS, Http1Peer, Http2Peer, PeerEvent, RawHttp2, Rec
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 /// Long enough that a test never meets it by chance.
@@ -532,9 +532,25 @@ async fn a_port_that_takes_connections_and_closes_them_is_out_of_reach() {
     let error = try_open(&transport, &at(address, HttpVersion::Http2)).await.err().unwrap();
     assert!(matches!(error, TransportError::NoHttp2 { .. }) && error.is_out_of_reach(), "{error}");
     // One of HTTP/1.1 says nothing before it is asked: a handler may have what was sent before the end was seen.
-    let mut exchange = open(&transport, &at(address, HttpVersion::Http11)).await;
-    let error = call(&mut exchange, "x").await.unwrap_err();
+    let error = match try_open(&transport, &at(address, HttpVersion::Http11)).await {
+        Err(error) => error,
+        Ok(mut exchange) => call(&mut exchange, "x").await.unwrap_err(),
+    };
     assert!(matches!(error, TransportError::Connect { .. } | TransportError::Broken(_)), "{error}");
+}
+
+/// It counted as a request that a handler may have.
+#[tokio::test]
+async fn a_connection_of_http11_that_ended_before_it_was_used_is_out_of_reach() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let socket = TcpStream::connect(address).await.unwrap();
+    drop(listener.accept().await.unwrap());
+    assert_eq!(socket.peek(&mut [0]).await.unwrap(), 0, "its end has come");
+    let base = Base::parse(&format!("http://{address}/")).unwrap();
+    let dialing = Dialing { timing: TIMING, tls: Tls::trusting_the_web() };
+    let error = http1::begin(Box::pin(socket), &Arc::new(Pool::new(base.address, Arc::new(dialing)))).await.err().unwrap();
+    assert!(matches!(error, TransportError::Connect { .. }) && error.is_out_of_reach(), "{error}");
 }
 
 #[tokio::test]
