@@ -270,6 +270,87 @@ mod on_disk {
         }
     }
 
+    fn spread_key(n: u32) -> Vec<u8> {
+        [b"k".as_slice(), &n.to_be_bytes()].concat()
+    }
+
+    /// An engine of small table files whose last level holds so many values that do not compress, and nothing lies above it.
+    fn settled_engine(dir: &Path, values: u32, value_bytes: usize) -> FjallEngine {
+        let engine = FjallEngine::open(dir, FjallOptions { table_bytes: 16 << 10, ..FjallOptions::default() }).unwrap();
+        // So that no commit waits for others.
+        engine.set_short(true);
+        let mut noise = 1u64;
+        for batch_number in 0..40 {
+            let mut batch = Batch::default();
+            for n in (0..values).filter(|n| n % 40 == batch_number) {
+                let value = std::iter::repeat_with(|| {
+                    noise ^= noise << 13;
+                    noise ^= noise >> 7;
+                    noise ^= noise << 17;
+                    noise as u8
+                });
+                batch.put(|out| out.extend(spread_key(n)), |out| out.extend(value.take(value_bytes)));
+            }
+            engine.commit(&batch).unwrap();
+        }
+        let (bytes, first) = (|| table_bytes(dir), u64::from(values) * value_bytes as u64);
+        // What the steps have replaced is gone.
+        wait_until(|| bytes() < first / 100 * 125, || format!("{} bytes for {first}", bytes()));
+        engine.set_short(false);
+        engine
+    }
+
+    fn table_bytes(dir: &Path) -> u64 {
+        let files = fs::read_dir(dir.join("keyspaces/1/tables")).unwrap();
+        files.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).sum()
+    }
+
+    fn delete(engine: &FjallEngine, keys: impl Iterator<Item = u32>) {
+        let mut batch = Batch::default();
+        keys.for_each(|n| batch.delete(|out| out.extend(spread_key(n))));
+        engine.commit(&batch).unwrap();
+    }
+
+    /// Deletes that are few and far apart lie in one piece over all tables. All of these were compacted at once, without the room for it.
+    #[test]
+    fn few_deletes_far_apart_do_not_fill_a_disk_that_is_short() {
+        let Some(volume) = Volume::mount() else { return };
+        let dir = volume.path().join("tables");
+        let engine = settled_engine(&dir, 800, 4_000);
+        volume.fill_but(1 << 20);
+        delete(&engine, [1, 201, 401, 799].into_iter());
+        engine.set_short(true);
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until {
+            let free = OsDisk.space(volume.path()).unwrap().free;
+            assert!(free > 100_000, "{free} bytes are free");
+            std::thread::park_timeout(Duration::from_micros(300));
+        }
+        // Room for all of them: now it is done.
+        volume.free();
+        let before = table_bytes(&dir);
+        wait_until(|| table_bytes(&dir) < before - 3 * 4_000, || format!("{} bytes", table_bytes(&dir)));
+    }
+
+    /// Few deletes far apart were brought down in no step, and what was deleted later waited behind them until commits failed.
+    #[test]
+    fn deletes_that_are_many_are_brought_down_past_few_that_reach_over_all_tables() {
+        const VALUES: u32 = 30_000;
+        const SHARE: u32 = 60;
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let engine = settled_engine(dir.path(), VALUES, 400);
+        engine.set_short(true);
+        delete(&engine, [1, 10_001, 20_001, 29_999].into_iter());
+        let before = table_bytes(dir.path());
+        const PARTS: u32 = 45;
+        for part in 0..PARTS / 15 {
+            delete(&engine, (0..VALUES).filter(|n| n % SHARE / 15 == part));
+        }
+        let left = before / u64::from(SHARE) * u64::from(SHARE - PARTS) / 10 * 13;
+        wait_until(|| table_bytes(dir.path()) < left, || format!("{} bytes of {before}, {left} wanted", table_bytes(dir.path())));
+        assert!(engine.view().get(&spread_key(SHARE - 1)).unwrap().is_some());
+    }
+
     /// Files that a compaction has replaced stayed until another one had followed.
     #[test]
     fn files_that_no_view_needs_go_without_another_commit() {
