@@ -138,6 +138,7 @@ where
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests of the production half")]
 mod tests {
     use super::*;
     use crate::registry::Registry;
