@@ -84,15 +84,11 @@ const RELEASE_LOOKS_MAX: u32 = 10;
 
 /// Where the disk is short, this long passes at least between two rounds that bring everything down, and as long as the one before took.
 const RECLAIM_REST: Duration = Duration::from_secs(1);
-/// A round begins without a rest once this share of all tables is deleted, unless the one before changed nothing.
+/// A round begins without a rest once this share of all tables is deleted.
 const GARBAGE_SHARE: u64 = 8;
 /// Tables no larger than so many files are compacted all at once where no step can be found: deletes that are few reach over more files
 /// than fjall takes in one.
 const AT_ONCE_SHARE: u64 = 256;
-/// With this share of their bytes free they are tried even if more seems to be needed: nobody knows how large what was deleted is.
-const AT_ONCE_FREE_SHARE: u64 = 3;
-/// After a try that found no room, which took all that there was, this long passes before the next of these.
-const AT_ONCE_REST: Duration = Duration::from_secs(600);
 /// A table file that covers a part of all keys is no smaller than this.
 const PIECE_BYTES_MIN: u64 = 4 << 10;
 /// What comes from the first level is cut into no more than so many of them.
@@ -193,15 +189,9 @@ struct Reclaiming {
 
 #[derive(Clone, Copy)]
 enum Round {
-    /// The next one not before then, unless much is deleted and this one `has_changed` anything.
-    Rests {
-        until: Instant,
-        has_changed: bool,
-    },
-    Runs {
-        since: Instant,
-        has_changed: bool,
-    },
+    /// The next one not before then.
+    Rests(Instant),
+    Since(Instant),
 }
 
 /// The table files of the tree.
@@ -443,8 +433,7 @@ impl Open {
 
     /// The compactor's thread.
     fn compact_until_closed(&self) {
-        let mut reclaiming =
-            Reclaiming { round: Round::Rests { until: Instant::now(), has_changed: true }, failed_at_once: None };
+        let mut reclaiming = Reclaiming { round: Round::Rests(Instant::now()), failed_at_once: None };
         loop {
             let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
             let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, is_idle);
@@ -457,7 +446,9 @@ impl Open {
             let work = || {
                 self.release_for_step()?;
                 // One that has begun is brought to its end: what gives most room may come last.
-                if (is_short || matches!(reclaiming.round, Round::Runs { .. })) && self.reclaim(&mut reclaiming)? {
+                if (is_short || matches!(reclaiming.round, Round::Since(_)))
+                    && let Some(true) = self.reclaim(&mut reclaiming)?
+                {
                     return Ok(true);
                 }
                 if is_due { Ok(self.close_gap()? || self.compact(self.leveled())?) } else { Ok(false) }
@@ -570,59 +561,44 @@ impl Open {
     }
 
     /// One step of bringing everything down to the last level, where what was deleted and overwritten is left out; whether it changed
-    /// anything.
+    /// anything, or none if there is nothing to be done now.
     ///
     /// **Shape** of a round: first the levels between, each table with those below that it overlaps. Then the first level, all of it,
     /// into the empty one above the last: cut into as many pieces as the last level has tables, so that each piece overlaps few of them. Then
-    /// these. No step reads more than what the first level has, or some tables. A piece with few keys may reach over more than fjall takes
-    /// in a step, and stays between. Then the first level is brought to it, and what it has cuts such a piece into smaller ones.
-    fn reclaim(&self, reclaiming: &mut Reclaiming) -> io::Result<bool> {
+    /// these. No step reads more than what the first level has, or some tables.
+    fn reclaim(&self, reclaiming: &mut Reclaiming) -> io::Result<Option<bool>> {
         let version = self.keyspace.tree.current_version();
         let last = version.level_count() - 1;
-        let between = version.iter_levels().take(last).skip(1).find(|level| !level.is_empty());
+        let between = version.iter_levels().take(last).skip(1).any(|level| !level.is_empty());
         let first = version.l0();
-        let (since, has_changed_before) = match reclaiming.round {
-            Round::Rests { .. } if first.is_empty() && between.is_none() => return Ok(false),
-            Round::Rests { until, has_changed } if Instant::now() < until && !(has_changed && self.holds_much_garbage()) => {
-                return Ok(false);
-            }
-            Round::Rests { .. } => (Instant::now(), false),
-            Round::Runs { since, has_changed } => (since, has_changed),
+        let began = match reclaiming.round {
+            Round::Rests(_) if first.is_empty() && !between => return Ok(None),
+            Round::Rests(until) if Instant::now() < until && !self.holds_much_garbage() => return Ok(None),
+            Round::Rests(_) => Instant::now(),
+            Round::Since(began) => began,
         };
-        reclaiming.round = Round::Runs { since, has_changed: has_changed_before };
-        // What lies deeper is brought down first, without a size that a level may have.
-        let all_down = || self.leveled().with_l0_threshold(0).with_level_ratio_policy(vec![0.0]);
-        let has_changed = self.close_gap()?
-            || (between.is_some() && self.compact(all_down())?)
-            || (between.is_some() && self.compact_all(&mut reclaiming.failed_at_once)?)
-            || (!first.is_empty() && self.cut_first(between.map_or(0, |level| level.size()))?);
-        reclaiming.round = if has_changed {
-            Round::Runs { since, has_changed: true }
+        reclaiming.round = Round::Since(began);
+        let has_changed = if self.close_gap()? {
+            true
+        } else if between {
+            // Without a size that a level may have. The first one is left alone meanwhile: what lies deeper is brought down first.
+            self.compact(self.leveled().with_l0_threshold(0).with_level_ratio_policy(vec![0.0]))?
+                || self.compact_all(&mut reclaiming.failed_at_once)?
+        } else if first.is_empty() {
+            false
         } else {
-            Round::Rests { until: Instant::now() + since.elapsed().max(RECLAIM_REST), has_changed: has_changed_before }
+            if first.run_count() == 1 {
+                // It would be moved as it is, and not cut.
+                self.put_ends()?;
+            }
+            let below = version.level(last).map_or(0, |level| level.size()) / self.table_bytes;
+            let piece_bytes = (first.size() / below.clamp(1, PIECES_MAX)).clamp(PIECE_BYTES_MIN, self.table_bytes);
+            self.compact(Leveled::default().with_l0_threshold(1).with_table_target_size(piece_bytes))?
         };
-        Ok(has_changed)
-    }
-
-    /// Brings the first level down to the next one, in pieces: to the one between it and the last that is in use and has
-    /// `between_bytes`, or to the one above the last where there is none.
-    fn cut_first(&self, between_bytes: u64) -> io::Result<bool> {
-        let version = self.keyspace.tree.current_version();
-        let first = version.l0();
-        if first.run_count() == 1 {
-            // It would be moved as it is, and not cut.
-            self.put_ends()?;
+        if !has_changed {
+            reclaiming.round = Round::Rests(Instant::now() + began.elapsed().max(RECLAIM_REST));
         }
-        let below = version.level(version.level_count() - 1).map_or(0, |level| level.size()) / self.table_bytes;
-        let piece_bytes = (first.size() / below.clamp(1, PIECES_MAX)).clamp(PIECE_BYTES_MIN, self.table_bytes);
-        let cut = Leveled::default().with_l0_threshold(1);
-        if between_bytes == 0 {
-            return self.compact(cut.with_table_target_size(piece_bytes));
-        }
-        // fjall takes the level that exceeds its size most: the first one by its tables, the next by its pieces. And it would begin another
-        // level if all were too large.
-        let first_wins_bytes = between_bytes / first.table_count() as u64 + 1;
-        self.compact(cut.with_table_target_size(piece_bytes.max(first_wins_bytes)).with_level_ratio_policy(vec![f32::MAX]))
+        Ok(Some(has_changed))
     }
 
     /// Moves a level down where the one below it is empty: fjall takes it that levels in use follow one another.
@@ -639,15 +615,11 @@ impl Open {
         self.compact_by(|oldest_read| self.keyspace.tree.compact(Arc::new(strategy), oldest_read))
     }
 
-    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, and takes all that there is if that is too
-    /// little. So it is tried only where there seems to be enough, or much.
+    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, which nobody knows before: where it found
+    /// too little it is tried again once it seems to be enough, or after a while.
     fn compact_all(&self, failed: &mut Option<Instant>) -> io::Result<bool> {
-        let (bytes, free) = (self.keyspace.disk_space(), self.free());
-        let needed = self.undeleted_bytes() + STEP_TABLES * self.table_bytes;
-        let has_failed_within = |rest| failed.is_some_and(|at| at.elapsed() < rest);
-        let seems_enough = free >= if has_failed_within(ROOM_WAIT_MAX) { 2 * needed } else { needed };
-        let is_much = free >= bytes / AT_ONCE_FREE_SHARE && !has_failed_within(AT_ONCE_REST);
-        if !(seems_enough || is_much) || bytes > AT_ONCE_SHARE * self.table_bytes {
+        let rests = failed.is_some_and(|at| at.elapsed() < ROOM_WAIT_MAX) && self.undeleted_bytes() > self.free();
+        if rests || self.keyspace.disk_space() > AT_ONCE_SHARE * self.table_bytes {
             return Ok(false);
         }
         let compacted = self.compact_by(|oldest_read| self.keyspace.tree.major_compact(self.table_bytes, oldest_read));
