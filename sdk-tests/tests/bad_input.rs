@@ -178,13 +178,13 @@ async fn a_deployment_that_is_down_loses_nothing() -> Result<()> {
     let filter = InvocationFilter { service: Some("UserFeed".into()), ..Default::default() };
     eventually("invocations that say what is wrong", LIMIT, || async {
         let listed = admin.invocations(&filter).await?.invocations;
-        // From the third attempt on the log says so, too.
         let told = listed.iter().filter(|one| one.last_error.is_some() && one.attempt.is_some_and(|attempt| attempt >= 3));
         ensure!(told.count() == USERS, "{listed:?}");
         Ok(())
     })
     .await?;
-    ensure!(server.log_text().contains("invocation keeps failing"), "the log names what is stuck\n{}", server.log_text());
+    let says_why = server.log_text().contains("the deployment cannot be connected to");
+    ensure!(says_why, "the log names what is stuck\n{}", server.log_text());
 
     handlers.restart().await?;
     for n in 0..USERS {
