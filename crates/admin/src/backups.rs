@@ -1,7 +1,7 @@
 //! `POST /backup`: what admin asks of the node, and how it answers (rule C6).
 //!
-//! Owns: the question, the shape of its answer, and what each outcome means to an operator. Implemented by `server`. Does not own: what is in a backup,
-//! or how it is made.
+//! Owns: the trait `Backups` that `server` implements, the JSON of the answer, and the error that an operator sees for each outcome. Does not
+//! own: the contents of a backup, or how it is made.
 
 use crate::{Admin, Error};
 use serde::{Deserialize, Serialize};

@@ -22,7 +22,7 @@ const KEPT_BYTES: libc::c_int = 1 << 20;
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 4;
 
-/// Has the C library give back what is freed. To be called before there are threads.
+/// Sets the C library's allocator so that freed memory goes back to the system. Must be called before the process has threads.
 #[cfg(target_env = "gnu")]
 pub(crate) fn give_back() {
     for (setting, value) in

@@ -1,4 +1,4 @@
-//! `surefoot doctor`: what is wrong with a data directory.
+//! `surefoot doctor`: lists the faults of a data directory.
 //!
 //! Owns: its arguments, and what a person reads of it. Does not own: looking (`server`).
 
@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
     data_dir: DataDirArguments,
 }
 
-/// Succeeds where nothing is wrong; what is wrong is told on standard output, a line each.
+/// Prints one line per fault to standard output. The exit code is 0 without a fault, and 1 with one or more.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let path = arguments.data_dir.path()?;
     let found = doctor::examine(&path)?;

@@ -33,7 +33,7 @@ enum Command {
     Backup(backup::BackupArguments),
     /// Make a data directory of a backup
     Restore(backup::RestoreArguments),
-    /// Look for what is wrong with the data directory of a node that does not run
+    /// List the faults of the data directory of a node that does not run
     Doctor(doctor::Arguments),
 }
 

@@ -56,6 +56,15 @@ impl World {
         world
     }
 
+    /// As [`Self::reading`], of one Kafka partition, with four Kafka records appended that are not durable.
+    async fn with_four_on_their_way() -> Self {
+        let world = Self::reading(&[(0, 9)]).await;
+        world.node.set_durable_at_once(false);
+        world.records(1, 0, 0..4);
+        world.node.until(|node| node.sources().len() == 4).await;
+        world
+    }
+
     async fn assign(&self, generation: u64, partitions: &[i32]) -> Vec<(i32, i64)> {
         self.broker.heard(|told| *told == Told::Subscribed).await;
         self.assign_more(generation, partitions).await
@@ -529,10 +538,7 @@ async fn what_a_failed_last_commit_said_is_said_again_to_who_takes_the_kafka_par
 #[tokio::test(start_paused = true)]
 async fn a_deletion_waits_for_the_subscriptions_own_earlier_task() {
     for is_cluster_gone in [false, true] {
-        let world = World::reading(&[(0, 9)]).await;
-        world.node.set_durable_at_once(false);
-        world.records(1, 0, 0..4);
-        world.node.until(|node| node.sources().len() == 4).await;
+        let world = World::with_four_on_their_way().await;
         world.node.edit(|catalog| {
             let mut cluster = testing::cluster();
             cluster.properties.insert("fetch.min.bytes".to_owned(), "2".to_owned());
@@ -558,10 +564,7 @@ async fn a_deletion_waits_for_the_subscriptions_own_earlier_task() {
 #[tokio::test(start_paused = true)]
 async fn a_subscription_whose_cluster_comes_back_with_another_group_waits_for_its_own_earlier_task() {
     for is_deleted in [false, true] {
-        let world = World::reading(&[(0, 9)]).await;
-        world.node.set_durable_at_once(false);
-        world.records(1, 0, 0..4);
-        world.node.until(|node| node.sources().len() == 4).await;
+        let world = World::with_four_on_their_way().await;
         world.node.edit(|catalog| catalog.kafka_clusters.clear());
         world.status_is(Stage::Failing).await;
         world.node.edit(|catalog| {
