@@ -139,6 +139,15 @@ impl Broker {
         self.process.take().context("the broker is down")?.kill()
     }
 
+    /// It answers nothing until [`Self::resume`].
+    pub fn suspend(&self) -> Result<()> {
+        self.process.as_ref().context("the broker is down")?.suspend()
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.process.as_ref().context("the broker is down")?.resume()
+    }
+
     /// For `bootstrap.servers`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)

@@ -41,11 +41,26 @@ impl Process {
 
     /// SIGTERM, and what the process made of it.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let status = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().context("send SIGTERM")?;
-        if !status.success() {
-            bail!("send SIGTERM to {}: it is gone", self.name);
-        }
+        self.signal("TERM")?;
         self.exit(limit)
+    }
+
+    /// SIGSTOP: it answers nothing until [`Self::resume`]. Its connections stay.
+    pub fn suspend(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let status = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
+        if !status.with_context(|| format!("send SIG{name}"))?.success() {
+            bail!("send SIG{name} to {}: it is gone", self.name);
+        }
+        Ok(())
     }
 
     /// Waits until the process ends by itself.

@@ -410,6 +410,8 @@ impl Follower {
         }
         running.is_closing = true;
         running.leave.set(Leave::Close);
+        // A broker that does not answer keeps the source for a while.
+        self.status(id).closing(Some("its source stops, and tells its group how far it has read".to_owned()));
         if self.settings.mutant == Mutant::CloseEarly {
             let closing = self.shared.admission.close_source(id);
             self.shared.env.tasks.spawn(Box::pin(async move {

@@ -492,6 +492,15 @@ async fn telling() -> (World, oneshot::Sender<SourceError>) {
 }
 
 /// A last commit that failed in a rebalance was repeated over what the next member had committed.
+/// It was listed as running for as long as its broker did not answer.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_subscription_is_listed_as_closing_while_its_source_stops() {
+    let (world, _answer) = telling().await;
+    let status = world.sources.status(earliest().id);
+    assert_eq!(status.stage, Stage::Closing);
+    assert!(status.last_error.is_some_and(|words| words.contains("tells its group")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_last_commit_that_fails_is_not_repeated_over_a_member_that_has_gone_on() {
     let (world, failure) = telling().await;
