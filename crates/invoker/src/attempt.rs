@@ -6,7 +6,8 @@
 use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
-use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted, Unanswered};
+use crate::invoker::{Begun, Held, Invoker, ReplayBytes, StreamWanted};
+use crate::parts::{LEAST_TIME, PartPace, PartWaiting};
 use crate::reach::Tried;
 use crate::retry::{self, Delay, Wish};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
@@ -45,6 +46,8 @@ const VALUE_BYTES_AWAITED_MAX: u64 = 1 << 20;
 const PAIR_BYTES: usize = size_of::<(String, String)>();
 /// A peer of HTTP/1.1 that has not closed a new connection for so long has taken it. Its response may begin much later.
 const TAKEN_AFTER: Duration = Duration::from_secs(1);
+/// A handler that has brought nothing for so long brings nothing soon: others begin past it.
+const HEARD_AFTER: Duration = Duration::from_millis(100);
 /// The response is read to its end for this long after its last message: peers refuse new streams if many are cut.
 const DRAIN: Duration = Duration::from_secs(5);
 /// And so much of it.
@@ -224,6 +227,11 @@ fn cut(text: &mut String, bytes_max: usize) {
     }
 }
 
+/// A sleep that costs nothing before it is waited for.
+async fn sleep(clock: &Arc<dyn surefoot_env::Clock>, duration: Duration) {
+    clock.sleep(duration).await;
+}
+
 fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8, no_room: Arc<Notify>) -> OpenRequest {
     let target = &attempt.start.target;
     let content_type = HeaderValue::from_static(protocol::content_type(version));
@@ -401,7 +409,7 @@ impl<'a> Attempt<'a> {
     /// A stream to the deployment. None: aborted meanwhile.
     async fn open(&mut self, chosen: Chosen) -> Option<Result<Stream, Failure>> {
         let Chosen { deployment, version } = chosen;
-        if let Some(Err(error)) = self.held.unanswered.as_mut().map(Unanswered::connect) {
+        if let Some(Err(error)) = self.held.begun.as_mut().map(Begun::connect) {
             return Some(Err(Failure::out_of_reach(&format!("{error}, a moment ago"))));
         }
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
@@ -420,6 +428,8 @@ impl<'a> Attempt<'a> {
                 opened = &mut opening => break opened,
                 // Being told is whole or has not happened.
                 () = no_room.notified() => self.wants_stream(id, &mut wanted),
+                // Nothing is lost with a sleep.
+                () = sleep(&self.invoker.env.clock, HEARD_AFTER), if self.is_unheard() => self.heard(),
             }
         };
         drop(wanted);
@@ -432,10 +442,19 @@ impl<'a> Attempt<'a> {
         })
     }
 
+    /// It has brought something, or nothing for a while: others of the deployment may begin.
+    fn heard(&mut self) {
+        self.held.begun.iter_mut().for_each(Begun::heard);
+    }
+
+    fn is_unheard(&self) -> bool {
+        self.held.begun.as_ref().is_some_and(|begun| !begun.is_heard())
+    }
+
     /// Tells the others whether the deployment could be connected to.
     fn has_tried(&mut self, error: Option<&TransportError>) {
-        if let Some(unanswered) = &mut self.held.unanswered {
-            unanswered.connected(match error {
+        if let Some(begun) = &mut self.held.begun {
+            begun.connected(match error {
                 Some(error) if error.is_out_of_reach() => Tried::Failed(error.to_string()),
                 Some(_) | None => Tried::Connected,
             });
@@ -482,7 +501,7 @@ impl<'a> Attempt<'a> {
             stream.half_close();
             patience.closed(patience.abort);
         }
-        let mut alarm = patience.alarm(self.silence_max(stream));
+        let mut alarm = patience.alarm(self.due(&patience, stream));
         let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
         let mut has_head = false;
         loop {
@@ -501,8 +520,9 @@ impl<'a> Attempt<'a> {
                 self.sending = None;
             }
             // What a handler does not take waits in its feed, which is bounded; what it will not be sent is taken off at once.
-            if patience.due(self.silence_max(stream)) < alarm.due {
-                alarm = patience.alarm(self.silence_max(stream));
+            let due = self.due(&patience, stream);
+            if due < alarm.due {
+                alarm = patience.alarm(due);
             }
             let looks = Looks {
                 for_messages: !self.is_paused,
@@ -542,7 +562,7 @@ impl<'a> Attempt<'a> {
                             if std::mem::take(&mut stream.may_be_refused) {
                                 self.has_tried(None);
                             }
-                            self.held.unanswered = None;
+                            self.held.begun.iter_mut().for_each(Begun::answered);
                             if self.start.tells_answer {
                                 let AttemptStart { partition, id, attempt, .. } = self.start;
                                 self.invoker.output.answered(partition, id, attempt, self.pin.deployment);
@@ -551,6 +571,7 @@ impl<'a> Attempt<'a> {
                             check_head(status, &headers, stream.version, self.now())?;
                         }
                         ExchangeEvent::Chunk(chunk) if has_head => {
+                            self.heard();
                             match self.chunks(stream, &mut decoder, Some(chunk)).await? {
                                 Next::More => {}
                                 next @ (Next::Over | Next::Aborted) => return Ok(next),
@@ -575,6 +596,10 @@ impl<'a> Attempt<'a> {
                         stream.may_be_refused = false;
                         self.has_tried(None);
                     }
+                    if patience.silence() >= HEARD_AFTER {
+                        self.heard();
+                    }
+                    self.check_part()?;
                     if patience.is_over() {
                         if !stream.is_open {
                             let waited = patience.closed.unwrap_or_default().as_millis();
@@ -589,10 +614,16 @@ impl<'a> Attempt<'a> {
                         let bytes = usize::try_from(self.journal.bytes).unwrap_or(usize::MAX);
                         self.held.place.idle(self.pin.deployment, self.start.live.line(), patience.last_activity, bytes);
                     }
-                    alarm = patience.alarm(self.silence_max(stream));
+                    alarm = patience.alarm(self.due(&patience, stream));
                 }
             }
         }
+    }
+
+    /// When something is to be looked at.
+    fn due(&self, patience: &Patience, stream: &Stream) -> Duration {
+        let due = patience.due(self.silence_max(stream));
+        self.held.part.as_ref().map_or(due, |part| due.min(part.pace.due()))
     }
 
     /// Values of state that may be awaited.
@@ -614,7 +645,25 @@ impl<'a> Attempt<'a> {
         if self.only_waits(stream) {
             return IDLE;
         }
-        if stream.may_be_refused { TAKEN_AFTER } else { NEVER }
+        let max = if stream.may_be_refused { TAKEN_AFTER } else { NEVER };
+        if self.is_unheard() { max.min(HEARD_AFTER) } else { max }
+    }
+
+    /// While others wait for room, a large message comes at a least rate.
+    fn check_part(&mut self) -> Result<(), Failure> {
+        let now = self.invoker.env.clock.monotonic();
+        if let Some(part) = &mut self.held.part
+            && let Some(bytes) = part.pace.take_over(now)
+            && PartPace::is_too_slow(bytes)
+            && self.invoker.parts.are_wanted()
+        {
+            let message = format!(
+                "the handler stopped in the middle of a large message while others wait for memory: {bytes} bytes of it came in {} s (SF3006)",
+                LEAST_TIME.as_secs()
+            );
+            return Err(Failure { is_read_on: false, ..Failure::of_peer(500, message) });
+        }
+        Ok(())
     }
 
     /// Whether the handler does nothing but wait, and its place does not know yet.
@@ -672,6 +721,9 @@ impl<'a> Attempt<'a> {
         loop {
             if let Some(chunk) = chunk.take() {
                 self.invoker.metrics.received_bytes.increment(chunk.len() as u64);
+                if let Some(part) = &mut self.held.part {
+                    part.pace.came(chunk.len());
+                }
                 decoder.push(chunk);
             }
             while let Some(frame) = decoder.next_frame().map_err(|e| Failure::of_peer(500, format!("{e} (RT0003)")))? {
@@ -727,16 +779,24 @@ impl<'a> Attempt<'a> {
         {
             return Next::Aborted;
         }
-        let mut part = self.held.part.take().unwrap_or_else(|| self.invoker.message_part());
-        if !part.try_grow(&self.invoker.parts, bytes) {
+        let clock = self.invoker.env.clock.clone();
+        let mut part = self.held.part.take().unwrap_or_else(|| self.invoker.parts.part(clock.monotonic()));
+        if !self.invoker.parts.try_grow(&mut part, bytes) {
             if !self.items.is_empty()
                 && let Next::Aborted = self.report(None).await
             {
                 return Next::Aborted;
             }
-            let grown = self.until_aborted(Box::pin(self.invoker.clone().grow(part, bytes))).await;
-            let Some(grown) = grown else { return Next::Aborted };
+            let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
+            let grow = async move {
+                let _waiting = PartWaiting::new(invoker.clone(), deployment);
+                invoker.parts.grow(&mut part, bytes).await;
+                part
+            };
+            let Some(grown) = self.until_aborted(Box::pin(grow)).await else { return Next::Aborted };
             part = grown;
+            // The handler could not go on meanwhile.
+            part.pace = PartPace::from(clock.monotonic());
         }
         self.held.part = Some(part);
         Next::More
@@ -1112,8 +1172,7 @@ impl Patience {
         self.last_activity.saturating_add(self.closed.unwrap_or(self.inactivity).min(silence_max))
     }
 
-    fn alarm(&self, silence_max: Duration) -> Alarm {
-        let due = self.due(silence_max);
+    fn alarm(&self, due: Duration) -> Alarm {
         Alarm { due, sleep: self.clock.sleep(due.saturating_sub(self.clock.monotonic())) }
     }
 

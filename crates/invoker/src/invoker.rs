@@ -4,6 +4,7 @@ use crate::api::{AttemptStart, Destination, Mutant, Output, Settings};
 use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
 use crate::metrics::Metrics;
+use crate::parts::{MessagePart, Parts, permits};
 use crate::places::{Idle, Places};
 use crate::reach::{Leave, News, Reach, Tried};
 use crate::transport::Transport;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
 use surefoot_model::{CatalogCell, DeploymentId, Entry, Pin, Target};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// WARN lines about failing invocations per second of this node.
 const WARNINGS_PER_SECOND: u32 = 10;
@@ -35,12 +36,7 @@ pub struct Invoker {
     pub(crate) reports: Arc<Semaphore>,
     /// Bytes of state that handlers have asked for, and that have not come.
     pub(crate) reads: Arc<Semaphore>,
-    /// Counted in bytes of large messages that come in.
-    pub(crate) parts: Arc<Semaphore>,
-    /// Leave for one message to grow beyond that.
-    parts_beyond: Arc<Semaphore>,
-    /// Messages that wait for room to grow.
-    parts_waiting: AtomicUsize,
+    pub(crate) parts: Parts,
     places: Arc<Places>,
     pub(crate) reach: Reach,
     feeds: Feeds,
@@ -74,9 +70,7 @@ impl Invoker {
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
             reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
-            parts: Arc::new(Semaphore::new(permits(settings.part_bytes_max, usize::MAX) as usize)),
-            parts_beyond: Arc::new(Semaphore::new(1)),
-            parts_waiting: AtomicUsize::new(0),
+            parts: Parts::new(settings.part_bytes_max),
             feeds: Feeds::new(settings.live_bytes_max),
             env,
             settings,
@@ -108,12 +102,9 @@ impl Invoker {
         self.can_take_in() && self.places.free() > 0
     }
 
-    /// Replays and reports on their way are below their bounds, and few messages wait for room. While attempts wait to report, or to be read
-    /// on, more of them would only wait longer.
+    /// Replays and reports on their way are below their bounds. While attempts wait to report more of them would only wait longer.
     fn can_take_in(&self) -> bool {
-        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max
-            && self.reports.available_permits() > 0
-            && self.parts_waiting.load(Ordering::Relaxed) <= self.settings.part_bytes_max / PART_WAIT_BYTES
+        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.reports.available_permits() > 0
     }
 
     /// Starts wait, and an attempt that only waits has not been asked for its place.
@@ -163,21 +154,19 @@ impl Invoker {
     pub fn admit(self: &Arc<Self>, target: &Target, pin: Option<Pin>) -> Option<Admission> {
         let chosen = match attempt::choose(&self.catalog.load(), &target.service, pin) {
             Ok(chosen) => chosen,
-            Err(failure) => return Some(Admission { chosen: Err(failure), unanswered: None }),
+            Err(failure) => return Some(Admission { chosen: Err(failure), begun: None }),
         };
         let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
         let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
         let deployment = chosen.deployment.id;
         let began = self.env.clock.monotonic();
-        let is_connecting = match self.reach.try_begin(deployment, places_left, began) {
-            Leave::Begins => false,
-            Leave::Tries => true,
-            Leave::Waits => return None,
-        };
-        Some(Admission {
-            unanswered: Some(Unanswered { invoker: self.clone(), deployment, began, is_connecting }),
-            chosen: Ok(chosen),
-        })
+        let leave = self.reach.try_begin(deployment, places_left, began);
+        if leave == Leave::Waits {
+            return None;
+        }
+        let is_connecting = leave == Leave::Tries;
+        let begun = Begun { invoker: self.clone(), deployment, began, is_connecting, is_answered: false, is_heard: false };
+        Some(Admission { chosen: Ok(chosen), begun: Some(begun) })
     }
 
     /// A replay of so many bytes is in flight from here on, before it is read.
@@ -196,9 +185,9 @@ impl Invoker {
     /// Starts an attempt in the slot reserved before. Its replay counts until it has left.
     pub fn start_read(self: &Arc<Self>, start: AttemptStart, admission: Admission, replay: ReplayBytes) {
         self.metrics.started.increment(1);
-        let Admission { chosen, unanswered } = admission;
+        let Admission { chosen, begun } = admission;
         let place = AttemptPlace { invoker: self.clone(), idle: None };
-        let held = Held { replay: Some(replay), unanswered, part: None, place };
+        let held = Held { replay: Some(replay), begun, part: None, place };
         self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, held)));
     }
 
@@ -252,26 +241,6 @@ impl Invoker {
         permits(self.settings.report_bytes_max, bytes)
     }
 
-    /// Room for nothing yet of a message that comes.
-    pub(crate) fn message_part(&self) -> Box<MessagePart> {
-        let none = self.parts.clone().try_acquire_many_owned(0).expect("none is always there");
-        Box::new(MessagePart { bytes_max: self.settings.part_bytes_max, room: none, beyond: None })
-    }
-
-    /// Waits until a message may grow to so many bytes. One at a time may grow beyond the bound: those that hold a part cannot all wait for
-    /// each other.
-    pub(crate) async fn grow(self: Arc<Self>, mut part: Box<MessagePart>, bytes: usize) -> Box<MessagePart> {
-        let missing = part.missing(bytes);
-        let _waiting = PartWaiting::new(self.clone());
-        tokio::select! {
-            biased;
-            // Over when the other arm wins, either of them.
-            room = self.parts.clone().acquire_many_owned(missing) => part.room.merge(room.expect("the semaphore is never closed")),
-            leave = self.parts_beyond.clone().acquire_owned() => part.beyond = leave.ok(),
-        }
-        part
-    }
-
     /// Permits of `reads` for a value of so many bytes: all of them for one that is larger.
     pub(crate) fn read_permits(&self, bytes: u64) -> u32 {
         permits(self.settings.read_bytes_max, usize::try_from(bytes).unwrap_or(usize::MAX))
@@ -296,11 +265,6 @@ impl Invoker {
         warnings.lines += 1;
         Some(std::mem::take(&mut warnings.left_out))
     }
-}
-
-/// Permits of a semaphore for bytes: all of them where these are more.
-fn permits(bytes_max: usize, bytes: usize) -> u32 {
-    u32::try_from(bytes.min(bytes_max).min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
 }
 
 /// Adds one if that does not exceed the bound.
@@ -349,8 +313,8 @@ impl Drop for AttemptPlace {
 pub(crate) struct Held {
     /// Until the replay has left for the handler.
     pub(crate) replay: Option<ReplayBytes>,
-    /// Until the response has begun.
-    pub(crate) unanswered: Option<Unanswered>,
+    /// None: it has no deployment.
+    pub(crate) begun: Option<Begun>,
     /// Of a large message, from when a part of it has come until it is reported.
     pub(crate) part: Option<Box<MessagePart>>,
     /// Given back last: the next one finds everything free.
@@ -361,7 +325,7 @@ pub(crate) struct Held {
 /// dropped unused.
 pub struct Admission {
     chosen: Result<Chosen, Failure>,
-    unanswered: Option<Unanswered>,
+    begun: Option<Begun>,
 }
 
 impl Admission {
@@ -371,15 +335,18 @@ impl Admission {
     }
 }
 
-/// An attempt in its deployment's count of those that have no answer; dropped with the answer, or without one.
-pub(crate) struct Unanswered {
+/// An attempt in its deployment's counts: of those that have no answer, and of those that have brought nothing yet. It is in neither once
+/// this is dropped.
+pub(crate) struct Begun {
     invoker: Arc<Invoker>,
     deployment: DeploymentId,
     began: Duration,
     is_connecting: bool,
+    is_answered: bool,
+    is_heard: bool,
 }
 
-impl Unanswered {
+impl Begun {
     /// Leave to connect; what came of it is told by [`Self::connected`], or by dropping this. **Errors**: it could not be connected to a moment ago.
     pub(crate) fn connect(&mut self) -> Result<(), String> {
         if !self.is_connecting {
@@ -400,6 +367,26 @@ impl Unanswered {
             self.invoker.output.has_room();
         }
     }
+
+    /// Its response has begun.
+    pub(crate) fn answered(&mut self) {
+        if !std::mem::replace(&mut self.is_answered, true)
+            && self.invoker.reach.answered(self.deployment, self.began, self.invoker.env.clock.monotonic())
+        {
+            self.invoker.output.has_room();
+        }
+    }
+
+    /// It has brought something, or nothing for a while.
+    pub(crate) fn heard(&mut self) {
+        if !std::mem::replace(&mut self.is_heard, true) && self.invoker.reach.heard(self.deployment) {
+            self.invoker.output.has_room();
+        }
+    }
+
+    pub(crate) fn is_heard(&self) -> bool {
+        self.is_heard
+    }
 }
 
 /// Tells those who are held back once a deployment that is out of reach may be tried again, and when more may begin there as time passes.
@@ -415,14 +402,13 @@ async fn alarm(invoker: Arc<Invoker>, deployment: DeploymentId) {
     invoker.output.has_room();
 }
 
-impl Drop for Unanswered {
+impl Drop for Begun {
     fn drop(&mut self) {
         if self.is_connecting {
             self.connected(Tried::GivenUp);
         }
-        if self.invoker.reach.answered(self.deployment, self.began, self.invoker.env.clock.monotonic()) {
-            self.invoker.output.has_room();
-        }
+        self.answered();
+        self.heard();
     }
 }
 
@@ -478,56 +464,6 @@ impl ReplayBytes {
 impl Drop for ReplayBytes {
     fn drop(&mut self) {
         self.invoker.replay_has_left(self.bytes);
-    }
-}
-
-/// What an attempt whose message waits for room takes: what has come of it, and what the handler may send before that is read. So many of
-/// them may wait as would fill the room, and then no more attempts start.
-const PART_WAIT_BYTES: usize = 128 << 10;
-
-/// A message that waits for room, until dropped.
-struct PartWaiting(Arc<Invoker>);
-
-impl PartWaiting {
-    fn new(invoker: Arc<Invoker>) -> Self {
-        invoker.parts_waiting.fetch_add(1, Ordering::Relaxed);
-        Self(invoker)
-    }
-}
-
-impl Drop for PartWaiting {
-    fn drop(&mut self) {
-        self.0.parts_waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.output.has_room();
-    }
-}
-
-/// Room for the bytes of a message that have come; given back when dropped.
-pub(crate) struct MessagePart {
-    bytes_max: usize,
-    room: OwnedSemaphorePermit,
-    /// Leave to grow beyond the bound.
-    beyond: Option<OwnedSemaphorePermit>,
-}
-
-impl MessagePart {
-    /// Permits for so many bytes that it has not: all there are for a message that is larger.
-    fn missing(&self, bytes: usize) -> u32 {
-        permits(self.bytes_max, bytes).saturating_sub(self.room.num_permits() as u32)
-    }
-
-    /// Whether so many bytes have room, which is taken where there is some.
-    pub(crate) fn try_grow(&mut self, parts: &Arc<Semaphore>, bytes: usize) -> bool {
-        match self.missing(bytes) {
-            0 => true,
-            missing => match parts.clone().try_acquire_many_owned(missing) {
-                Ok(room) => {
-                    self.room.merge(room);
-                    true
-                }
-                Err(_) => self.beyond.is_some(),
-            },
-        }
     }
 }
 

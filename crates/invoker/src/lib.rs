@@ -11,6 +11,7 @@ mod feed;
 mod invoker;
 mod metrics;
 mod pace;
+mod parts;
 mod places;
 mod reach;
 mod retry;

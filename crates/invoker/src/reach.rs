@@ -1,9 +1,9 @@
 //! Deployments that do not answer: what they may hold, how soon they are tried again, and how they go on once they answer.
 //!
 //! Owns: how many attempts of each deployment have no response yet, the share of the places that they may hold (rule O5), that
-//! one attempt at a time tries a deployment that could not be connected to, while the others are held back, and that these do not go on
-//! all at once. Does not own: connections (`transport`), retries, how soon an answer is in time (`pace`), or in which order those go on
-//! that are held back (`partition`).
+//! one attempt at a time tries a deployment that could not be connected to, while the others are held back, that these do not go on
+//! all at once, and how many begin before others have brought something. Does not own: connections (`transport`), retries,
+//! how soon an answer is in time (`pace`), that room (`parts`), or in which order those go on that are held back (`partition`).
 
 use crate::pace::{AnswerPace, COUNTS, WINDOW_MIN};
 use std::collections::BTreeMap;
@@ -18,6 +18,12 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often a window is looked at for starts that count no more.
 const WINDOW_LOOK: Duration = Duration::from_millis(20);
+/// Attempts of a deployment that may begin before others are heard of, at first, and once so many were enough for a while.
+const UNHEARD_MIN: usize = 64;
+/// The same once a message of theirs has waited for room.
+const UNHEARD_IN_CROWD: usize = 16;
+/// That while.
+const NOT_FULL_MAX: Duration = Duration::from_secs(1);
 /// A window that has held back nothing for so long is needed no more.
 const WINDOW_UNUSED_MAX: Duration = Duration::from_secs(1);
 
@@ -49,6 +55,61 @@ struct Known {
     has_alarm: bool,
     /// Since it can be connected to again, until all that was held back has gone on. One that was always in reach has none.
     window: Option<Window>,
+    intake: Intake,
+}
+
+/// How many attempts may have begun and not been heard of: each may bring a large message, and takes memory while that waits for room.
+/// Once it is full it doubles, with those that are heard of.
+#[derive(Debug)]
+struct Intake {
+    size: usize,
+    /// Attempts that have begun and brought nothing yet.
+    unheard: usize,
+    /// So many of them make it grow by one each.
+    growing: usize,
+    /// Messages that wait for room. Nothing begins meanwhile.
+    waiting: usize,
+    /// When it was full last.
+    full_at: Duration,
+}
+
+impl Default for Intake {
+    fn default() -> Self {
+        Self { size: UNHEARD_MIN, unheard: 0, growing: 0, waiting: 0, full_at: Duration::ZERO }
+    }
+}
+
+impl Intake {
+    fn room(&self) -> usize {
+        if self.waiting > 0 { 0 } else { self.size.saturating_sub(self.unheard) }
+    }
+
+    fn begin(&mut self, now: Duration) {
+        if self.full_at + NOT_FULL_MAX <= now {
+            (self.size, self.growing) = (self.size.min(UNHEARD_MIN), 0);
+        }
+        self.unheard += 1;
+        if self.unheard >= self.size {
+            (self.growing, self.full_at) = (self.size, now);
+        }
+    }
+
+    fn heard(&mut self) {
+        self.unheard -= 1;
+        if self.growing > 0 {
+            (self.size, self.growing) = (self.size + 1, self.growing - 1);
+        }
+    }
+
+    /// A message waits for room.
+    fn on_wait(&mut self) {
+        (self.size, self.growing) = (UNHEARD_IN_CROWD, 0);
+        self.waiting += 1;
+    }
+
+    fn is_as_new(&self) -> bool {
+        self.unheard == 0 && self.waiting == 0
+    }
 }
 
 /// How many starts of a deployment that was out of reach may have no answer. Those that were held back meanwhile, many thousands maybe,
@@ -131,7 +192,8 @@ impl Known {
             return usize::from(self.may_be_tried(now));
         }
         let share = if self.unanswered == 0 { places_left.max(1) } else { places_left.saturating_sub(self.unanswered) };
-        self.window.as_ref().map_or(share, |window| share.min(window.room()))
+        let share = self.window.as_ref().map_or(share, |window| share.min(window.room()));
+        share.min(self.intake.room())
     }
 
     /// A start is held back.
@@ -142,9 +204,14 @@ impl Known {
         }
     }
 
+    /// Whether somebody is held back who may ask again by what the intake says.
+    fn take_awaited_intake(&mut self) -> bool {
+        self.intake.room() > 0 && !self.is_out_of_reach() && std::mem::take(&mut self.is_awaited)
+    }
+
     /// Nothing has to be remembered of it.
     fn is_as_new(&self) -> bool {
-        self.unanswered == 0 && self.failures == 0 && self.window.is_none()
+        self.unanswered == 0 && self.failures == 0 && self.window.is_none() && self.intake.is_as_new()
     }
 }
 
@@ -189,7 +256,8 @@ impl Reach {
 
     /// Forgets those that are no more, and that nothing is under way to.
     pub(crate) fn forget(&self, is_gone: impl Fn(DeploymentId) -> bool) {
-        self.lock().retain(|deployment, known| known.unanswered > 0 || !is_gone(*deployment));
+        let is_under_way = |known: &Known| known.unanswered > 0 || !known.intake.is_as_new();
+        self.lock().retain(|deployment, known| is_under_way(known) || !is_gone(*deployment));
     }
 
     /// An attempt begins, and has no answer yet. `places_left` are those that others find once it has its own. Where it has to wait,
@@ -202,6 +270,7 @@ impl Reach {
             (true, false) => Leave::Waits,
             (false, _) if known.unanswered > places_left => Leave::Waits,
             (false, _) if known.window.as_ref().is_some_and(|window| window.room() == 0) => Leave::Waits,
+            (false, _) if known.intake.room() == 0 => Leave::Waits,
             (false, _) => Leave::Begins,
         };
         known.is_tried |= leave == Leave::Tries;
@@ -210,6 +279,9 @@ impl Reach {
             (Leave::Waits, _) => known.on_wait(now),
             (Leave::Begins, Some(window)) => window.begin(now),
             _ => {}
+        }
+        if leave != Leave::Waits {
+            known.intake.begin(now);
         }
         leave
     }
@@ -224,6 +296,32 @@ impl Reach {
         }
         // Of one that is out of reach something else tells when to ask again.
         let is_awaited = !known.is_out_of_reach() && std::mem::take(&mut known.is_awaited);
+        if known.is_as_new() {
+            deployments.remove(&deployment);
+        }
+        is_awaited
+    }
+
+    /// A message of the deployment waits for room.
+    pub(crate) fn on_part_waits(&self, deployment: DeploymentId) {
+        let mut deployments = self.lock();
+        deployments.entry(deployment).or_default().intake.on_wait();
+    }
+
+    /// One waits no more. Whether somebody who is held back may ask again.
+    pub(crate) fn on_part_waited(&self, deployment: DeploymentId) -> bool {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return false };
+        known.intake.waiting -= 1;
+        known.take_awaited_intake()
+    }
+
+    /// An attempt has brought something, or nothing for a while, or has ended. Whether somebody who is held back may ask again.
+    pub(crate) fn heard(&self, deployment: DeploymentId) -> bool {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return false };
+        known.intake.heard();
+        let is_awaited = known.take_awaited_intake();
         if known.is_as_new() {
             deployments.remove(&deployment);
         }
@@ -353,7 +451,7 @@ mod tests {
         assert_eq!(share_left(8), 8);
         assert_eq!((flood(&reach, BAD, 8), share_left(4)), (4, 0));
         assert_eq!(share_left(6), 2, "others have left");
-        let answered = || reach.answered(BAD, NOW, NOW);
+        let answered = || reach.answered(BAD, NOW, NOW) | reach.heard(BAD);
         assert!(answered(), "somebody waits for it");
         assert!(!answered());
         assert_eq!(share_left(4), 2);
@@ -389,7 +487,7 @@ mod tests {
         assert_eq!((begin_at(1_049), begin_at(1_050)), (Leave::Waits, Leave::Tries), "the pauses grow");
         assert_eq!(reach.connected(BAD, Tried::Connected, ms(1_100)), ask_again, "the alarm is set");
         assert_eq!((begin_at(1_100), reach.error(BAD)), (Leave::Begins, None));
-        assert!((0..9).all(|_| !reach.answered(BAD, ms(1_100), ms(1_100))));
+        assert!((0..9).all(|_| !reach.answered(BAD, ms(1_100), ms(1_100)) && !reach.heard(BAD)));
         assert_eq!(reach.until_next_look(BAD, ms(1_100) + WINDOW_UNUSED_MAX), None);
         assert!(reach.lock().is_empty(), "nothing is kept of a deployment that answers");
     }
@@ -410,18 +508,21 @@ mod tests {
             for _ in attempts {
                 reach.connected(BAD, Tried::Failed(String::new()), NOW);
                 reach.answered(BAD, NOW, NOW);
+                reach.heard(BAD);
             }
             let now = PAUSE_MAX;
             assert_eq!(reach.until_next_look(BAD, now), None);
             assert_eq!((reach.try_begin(BAD, PLACES, now), reach.try_begin(BAD, PLACES, now)), (Leave::Tries, Leave::Waits));
             let news = reach.connected(BAD, Tried::Connected, now);
             assert_eq!(news, News { is_awaited: true, wants_alarm: true });
+            reach.heard(BAD);
             Self { reach, now }
         }
 
-        /// Has as many begin as may; how many.
+        /// Has as many begin as may; how many. All of them bring something at once.
         fn fill(&self) -> usize {
-            let begun = (0..PLACES).take_while(|_| self.reach.try_begin(BAD, PLACES, self.now) == Leave::Begins).count();
+            let begins = || self.reach.try_begin(BAD, PLACES, self.now) == Leave::Begins;
+            let begun = (0..PLACES).take_while(|_| begins()).inspect(|_| drop(self.reach.heard(BAD))).count();
             assert_eq!(self.reach.share_left(BAD, PLACES, self.now), 0);
             begun
         }
@@ -482,7 +583,7 @@ mod tests {
             reached.look();
         }
         assert_eq!(reached.now, held_at + WINDOW_UNUSED_MAX);
-        assert!(reached.reach.share_left(BAD, PLACES, reached.now) > PLACES / 2, "as of one that was always in reach");
+        assert_eq!(reached.reach.share_left(BAD, PLACES, reached.now), UNHEARD_MIN, "as of one that was always in reach");
 
         let reached = Reached::new();
         (0..FAILURES_MIN)

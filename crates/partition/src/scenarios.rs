@@ -396,7 +396,7 @@ fn overdue_sleepers_wake_as_fast_as_they_are_answered_and_calls_go_on_between_th
 #[test]
 fn sleepers_that_wake_all_at_once_are_caught() {
     let node = restarted_late(Mutant::FloodResumed);
-    assert_eq!(node.handlers.asked(SILENT).len(), SLEEPERS as usize);
+    assert!(node.handlers.asked(SILENT).len() > 16, "more than a partition's share");
 }
 
 /// The check of rule O5 that simulation cannot make while all handlers of a world share a deployment.

@@ -8,7 +8,9 @@ mod world;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use std::time::Duration;
-use surefoot_invoker::{Destination, EagerState, ExchangeEvent, Live, Mutant, Settings, TransportError, UNSENT_BYTES_MAX};
+use surefoot_invoker::{
+    Destination, EagerState, ExchangeEvent, Live, Mutant, Notifier, Settings, TransportError, UNSENT_BYTES_MAX,
+};
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
 use surefoot_protocol::KEY_BYTES_MAX;
@@ -757,25 +759,38 @@ fn reads_of_all_attempts_have_one_bound() {
     assert_eq!(world.reports(), 3);
 }
 
+/// Bytes that the room for parts takes.
+const HALF: usize = 130 << 10;
+
+/// A message of many times as many bytes.
+fn large() -> Bytes {
+    wire::set_state(b"a", &[0; 700 << 10])
+}
+
+/// An attempt that brings twice as many bytes of it, in two pieces; how many of these are not read.
+fn brings_a_part(world: &mut World) -> usize {
+    let frame = large();
+    world.start(|_| ());
+    world.head();
+    world.writes(&[frame.slice(..HALF)]);
+    world.writes(&[frame.slice(HALF..2 * HALF)]);
+    world.unread()
+}
+
+fn with_room_for_a_part(attempts_max: usize) -> World {
+    World::with(Settings { part_bytes_max: HALF, attempts_max, ..settings() }, StreamMode::Bidirectional)
+}
+
 /// Each of hundreds of attempts held the first bytes of a large message, or a whole one that waited to be reported.
 #[test]
 fn messages_that_have_come_in_part_have_one_bound() {
-    const HALF: usize = 130 << 10;
-    let frame = wire::set_state(b"a", &[0; 2 * HALF]);
-    let mut world = World::with(Settings { part_bytes_max: HALF, attempts_max: 4, ..settings() }, StreamMode::Bidirectional);
-    let start = |world: &mut World| {
-        world.start(|_| ());
-        world.head();
-        world.writes(&[frame.slice(..HALF)]);
-        world.writes(&[frame.slice(HALF..2 * HALF)]);
-        world.unread()
-    };
-    assert_eq!(start(&mut world), 0, "the first one has all the room");
+    let frame = large();
+    let mut world = with_room_for_a_part(4);
+    assert_eq!(brings_a_part(&mut world), 0, "the first one has all the room");
     let first = world.take_live();
-    assert_eq!(start(&mut world), 0, "one grows beyond it");
+    assert_eq!(brings_a_part(&mut world), 0, "one grows beyond it");
     let second = world.take_live();
-    assert_eq!(start(&mut world), 1, "all others wait");
-    assert!(world.invoker.has_place(), "those that bring little do not");
+    assert_eq!(brings_a_part(&mut world), 1, "all others wait");
     // One is aborted, and gives back what it took.
     drop(first);
     world.run();
@@ -783,6 +798,121 @@ fn messages_that_have_come_in_part_have_one_bound() {
     world.writes(&[frame.slice(2 * HALF..)]);
     assert_eq!(world.reports(), 1);
     drop(second);
+}
+
+/// Hundreds of attempts were started into a crowd, and each took memory while its first message waited.
+#[test]
+fn a_deployment_whose_messages_wait_begins_little_and_others_do_not_notice() {
+    let mut world = with_room_for_a_part(99);
+    let destination = Destination::Newest("Object".into());
+    let mut lives: Vec<Notifier> = Vec::new();
+    for _ in 0..3 {
+        brings_a_part(&mut world);
+        lives.push(world.take_live());
+    }
+    assert_eq!((world.invoker.share_left(&destination), world.invoker.has_place()), (0, true), "one waits");
+    world.story();
+    lives.remove(0);
+    world.run();
+    check(&world, expect!["> reset\n= slot free\n= room for replays"]);
+    for left in (1..=16).rev() {
+        assert_eq!(world.invoker.share_left(&destination), left, "none waits any more");
+        world.start(|_| ());
+        lives.push(world.take_live());
+    }
+    assert_eq!(world.invoker.share_left(&destination), 0);
+    world.head();
+    assert!(!world.invoker.has_share(&destination), "a response says nothing of what it brings");
+    world.story();
+    world.writes(&[wire::set_state(b"a", b"1")]);
+    check(&world, expect!["= from 1: SetState"]);
+    assert_eq!(world.invoker.share_left(&destination), 2, "twice as many as are heard of");
+    world.pass(100 * MS);
+    check(&world, expect![""]);
+    assert_eq!(world.invoker.share_left(&destination), 32, "those that bring nothing are not waited for");
+}
+
+#[test]
+fn attempts_begin_as_fast_as_others_bring_something() {
+    let mut world = World::with(Settings { attempts_max: 10_000, ..settings() }, StreamMode::Bidirectional);
+    let destination = Destination::Newest("Object".into());
+    let mut lives = Vec::new();
+    let mut begin = |world: &mut World| {
+        let mut begun = 0;
+        while world.invoker.share_left(&destination) > 0 {
+            world.start(|_| ());
+            lives.push(world.take_live());
+            begun += 1;
+        }
+        begun
+    };
+    assert_eq!(begin(&mut world), 64);
+    world.pass(100 * MS);
+    assert_eq!(begin(&mut world), 128, "it was full");
+    world.pass(100 * MS);
+    assert_eq!(begin(&mut world), 256);
+    world.pass(2_000 * MS);
+    assert_eq!(begin(&mut world), 64, "it was not needed for a while");
+}
+
+/// One that stopped in the middle of a large message held up those of all others until its time-outs.
+#[test]
+fn a_message_that_stops_while_others_wait_ends_its_attempt() {
+    let mut world = with_room_for_a_part(99);
+    assert_eq!(brings_a_part(&mut world), 0);
+    let _first = world.take_live();
+    world.pass(30_000 * MS);
+    world.story();
+    assert_eq!(brings_a_part(&mut world), 0);
+    let _beyond = world.take_live();
+    world.pass(10_000 * MS);
+    check(
+        &world,
+        expect![[r#"
+            > Start, 1 known, 0 values, retry 0
+            > Input"#]],
+    );
+    assert_eq!(brings_a_part(&mut world), 1);
+    world.story();
+    world.pass(9_999 * MS);
+    check(&world, expect![[r#""#]]);
+    assert_eq!(world.unread(), 1);
+    world.pass(MS);
+    check(
+        &world,
+        expect![[r#"
+        > half-close
+        = failed: the handler stopped in the middle of a large message while others wait for memory: 0 bytes of it came in 10 s (SF3006); again in 500 ms
+        > reset
+        = slot free
+        > half-close
+        = failed: the handler stopped in the middle of a large message while others wait for memory: 0 bytes of it came in 10 s (SF3006); again in 500 ms
+        > reset
+        = slot free"#]],
+    );
+    assert_eq!(world.unread(), 0);
+}
+
+/// The least rate is 64 KiB in 10 s.
+#[test]
+fn a_message_that_comes_slowly_while_others_wait_is_let_come() {
+    let frame = large();
+    let mut world = with_room_for_a_part(99);
+    let mut lives = Vec::new();
+    for _ in 0..3 {
+        brings_a_part(&mut world);
+        lives.push(world.take_live());
+    }
+    world.story();
+    for piece in 0..8 {
+        let from = 2 * HALF + piece * (40 << 10);
+        for attempt in 0..2 {
+            world.writes_at(attempt, &[frame.slice(from..from + (40 << 10))]);
+        }
+        world.pass(5_000 * MS);
+    }
+    assert_eq!(world.unread(), 1, "one waits all the time");
+    check(&world, expect![""]);
 }
 
 #[test]

@@ -197,8 +197,18 @@ impl World {
         self.event(ExchangeEvent::Chunk(frames.concat().into()));
     }
 
+    /// The same for the handler of an attempt that others have followed; the first one is 0.
+    pub(crate) fn writes_at(&mut self, at: usize, frames: &[Bytes]) {
+        let events = self.seen.lock().unwrap().wires[at].clone();
+        self.event_of(&events, ExchangeEvent::Chunk(frames.concat().into()));
+    }
+
     pub(crate) fn event(&mut self, event: ExchangeEvent) {
         let events = self.wire();
+        self.event_of(&events, event);
+    }
+
+    fn event_of(&mut self, events: &Events, event: ExchangeEvent) {
         let mut wire = events.lock().unwrap();
         wire.events.push_back(event);
         if let Some(waker) = wire.waker.take() {
