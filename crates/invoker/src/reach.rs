@@ -522,7 +522,7 @@ mod tests {
         /// Has as many begin as may; how many. All of them bring something at once.
         fn fill(&self) -> usize {
             let begins = || self.reach.try_begin(BAD, PLACES, self.now) == Leave::Begins;
-            let begun = (0..PLACES).take_while(|_| begins()).inspect(|_| drop(self.reach.heard(BAD))).count();
+            let begun = (0..PLACES).take_while(|_| begins()).inspect(|_| _ = self.reach.heard(BAD)).count();
             assert_eq!(self.reach.share_left(BAD, PLACES, self.now), 0);
             begun
         }

@@ -44,6 +44,7 @@ pub(super) struct Source {
     pub(super) env: Env,
 }
 
+/// Once it is dropped, nothing of the node is held any more; then the next one may begin; then the answer is told.
 pub(super) struct Copying {
     source: Source,
     /// Where it goes.
@@ -56,8 +57,23 @@ pub(super) struct Copying {
     manifest: Manifest,
     began: Duration,
     is_wanted: Arc<AtomicBool>,
-    turn: Option<Turn>,
+    turn: Turn,
+    answer: Answer,
+}
+
+/// Tells what came of it when dropped.
+struct Answer {
+    outcome: Result<BackedUp, BackupError>,
     told: Option<oneshot::Sender<Result<BackedUp, BackupError>>>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            // Nobody may wait for it any more.
+            let _ = told.send(mem::replace(&mut self.outcome, Err(BackupError::Stopping)));
+        }
+    }
 }
 
 enum Stage {
@@ -122,14 +138,14 @@ impl Copying {
             made: Made::default(),
             manifest: Manifest { node_id, partitions, taken_ms, files: Vec::new() },
             is_wanted,
-            turn: Some(turn),
-            told: Some(told),
+            turn,
+            answer: Answer { outcome: Err(BackupError::Stopping), told: Some(told) },
         }
     }
 
     /// One piece of it; what it came to once it is whole.
     fn work(&mut self) -> Result<Option<BackedUp>, BackupError> {
-        if self.turn.as_ref().is_none_or(Turn::is_over) || !self.is_wanted.load(Ordering::Acquire) {
+        if self.turn.is_over() || !self.is_wanted.load(Ordering::Acquire) {
             return Err(BackupError::Stopping);
         }
         if self.source.partitions.disk().room != DiskRoom::Enough {
@@ -260,7 +276,7 @@ impl Copying {
         BackupError::Failed(format!("{doing} {}: {error}{room}", path.display()))
     }
 
-    /// Lets go of everything, and tells.
+    /// Nothing more is to be done: it is dropped next.
     fn end(&mut self, outcome: Result<BackedUp, BackupError>) {
         (self.stage, self.file) = (Stage::Over, None);
         self.queue.clear();
@@ -273,12 +289,7 @@ impl Copying {
                 tracing::info!(?error, directory = %self.dir.display(), "a backup was given up, and nothing of it is left");
             }
         }
-        // Before it is told: the next one may begin at once.
-        drop(self.turn.take());
-        if let Some(told) = self.told.take() {
-            // Nobody waits for it any more, or it was told.
-            let _ = told.send(outcome);
-        }
+        self.answer.outcome = outcome;
     }
 }
 

@@ -51,8 +51,9 @@ impl Backups {
 
     /// Ends the backup that runs, and takes no other. Completes once nothing of the node is held any more.
     pub async fn stop(&self) {
-        self.0.is_stopping.store(true, Ordering::Release);
-        while self.0.runs.load(Ordering::Acquire) {
+        // Either this sees the backup that runs, or that sees the stop.
+        self.0.is_stopping.store(true, Ordering::SeqCst);
+        while self.0.runs.load(Ordering::SeqCst) {
             self.0.has_ended.woken().await;
         }
     }
@@ -86,7 +87,7 @@ struct Turn(Arc<Shared>);
 
 impl Turn {
     fn take(shared: &Arc<Shared>) -> Result<Self, BackupError> {
-        if shared.runs.swap(true, Ordering::AcqRel) {
+        if shared.runs.swap(true, Ordering::SeqCst) {
             return Err(BackupError::Running);
         }
         let turn = Self(shared.clone());
@@ -95,13 +96,13 @@ impl Turn {
 
     /// The node stops.
     fn is_over(&self) -> bool {
-        self.0.is_stopping.load(Ordering::Acquire)
+        self.0.is_stopping.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.runs.store(false, Ordering::Release);
+        self.0.runs.store(false, Ordering::SeqCst);
         self.0.has_ended.wake();
     }
 }
