@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors, discard};
+use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower_service::Service;
@@ -34,7 +34,7 @@ impl Server {
     /// Serves the connections of a bound listener until [`Self::drain`]; each request is refused until [`Self::open`].
     pub fn start(listener: TcpListener, env: Env, connections: ConnectionBounds, visitors: Visitors) -> Self {
         let slots = Semaphore::new(REQUESTS_MAX);
-        let door = Arc::new(Door { router: OnceLock::new(), waits_for: Mutex::default(), env: env.clone(), visitors, slots });
+        let door = Arc::new(Door { router: OnceLock::new(), waits_for: Mutex::default(), visitors, slots });
         let http = HttpServer::start(listener, env, connections, "operators", door.clone());
         Self { http, door }
     }
@@ -61,7 +61,6 @@ struct Door {
     router: OnceLock<Router>,
     /// What the start waits for, beyond its own time.
     waits_for: Mutex<Option<String>>,
-    env: Env,
     visitors: Visitors,
     slots: Semaphore,
 }
@@ -89,13 +88,13 @@ impl HttpAnswers for Door {
         let slot = self.slots.try_acquire();
         let refusal = refusal.or_else(|| slot.is_err().then_some(Error::TooManyRequests));
         let (None, Some(router)) = (&refusal, self.router.get()) else {
-            discard(&parts.headers, body, &*self.env.clock).await;
+            body.discard(&parts.headers).await;
             return Ok(refusal.unwrap_or(Error::NotReady).into_response());
         };
         let received = match receive(&mut body).await {
             Ok(received) => received,
             Err(refused) => {
-                discard(&parts.headers, body, &*self.env.clock).await;
+                body.discard(&parts.headers).await;
                 return Ok(refused);
             }
         };

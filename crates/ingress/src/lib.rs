@@ -23,3 +23,4 @@ pub use body::BodyBounds;
 pub use error::{Error, ErrorSource};
 pub use ingress::{Accepted, Completed, Ingress, Request};
 pub use listen::{Limits, Server};
+pub use service::REQUEST_BYTES;

@@ -14,7 +14,7 @@ use metrics::Counter;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors, discard};
+use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors};
 use tokio::net::TcpListener;
 
 /// Bounds on what clients may ask for.
@@ -38,7 +38,7 @@ pub struct Server {
 impl Server {
     /// Serves the connections of a bound listener until [`Self::drain`]; each request is refused until [`Self::open`].
     pub fn start(listener: TcpListener, env: Env, limits: Limits) -> Self {
-        let door = Arc::new(Door { service: OnceLock::new(), connections: connections(), env: env.clone() });
+        let door = Arc::new(Door { service: OnceLock::new(), connections: connections() });
         let http = HttpServer::start(listener, env, limits.connections, "calls", door.clone());
         Self { http, door, limits }
     }
@@ -60,7 +60,6 @@ impl Server {
 struct Door {
     service: OnceLock<Service>,
     connections: Counter,
-    env: Env,
 }
 
 impl HttpAnswers for Door {
@@ -75,7 +74,7 @@ impl HttpAnswers for Door {
             Some(service) => service.respond(request).await,
             None => {
                 let (parts, body) = request.into_parts();
-                discard(&parts.headers, body, &*self.env.clock).await;
+                body.discard(&parts.headers).await;
                 Ok(reply::error(&Error::Starting))
             }
         }

@@ -16,7 +16,7 @@ use http_body::Body;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_listener::{IncomingBody, NoAnswer, Visitors, discard};
+use surefoot_listener::{IncomingBody, NoAnswer, Visitors};
 use surefoot_model::catalog::{self, Catalog, Handler};
 use surefoot_partition::Stopped;
 use tokio::sync::Semaphore;
@@ -27,6 +27,8 @@ const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-exp
 const NOT_PASSED_ON: [HeaderName; 4] = [HOST, CONNECTION, IDEMPOTENCY_KEY, IDEMPOTENCY_EXPIRES];
 /// What a handler gets first: path and query as received.
 const INGRESS_PATH: &str = "x-restate-ingress-path";
+/// What a request in progress takes, with its headers. One whose headers are as large again counts as two, and so on.
+pub const REQUEST_BYTES: usize = 8 << 10;
 /// Names that the ingress alone gives to handlers.
 const OWN_PREFIX: &str = "x-restate-";
 
@@ -35,7 +37,9 @@ pub(crate) struct Service {
     ingress: Ingress,
     body_bytes_max: u64,
     bodies: Bodies,
+    /// Of requests in progress. One with a large head takes several.
     slots: Semaphore,
+    requests_max: u32,
     visitors: Visitors,
 }
 
@@ -55,9 +59,17 @@ struct Head<'a> {
 
 impl Service {
     pub(crate) fn new(ingress: Ingress, limits: &Limits) -> Self {
-        let slots = Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS));
+        let requests_max = u32::try_from(limits.requests_max.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        let slots = Semaphore::new(requests_max as usize);
         let bodies = Bodies::new(limits.bodies, ingress.env().clock.clone());
-        Self { ingress, body_bytes_max: limits.bodies.body_bytes_max, bodies, slots, visitors: limits.visitors.clone() }
+        Self {
+            ingress,
+            body_bytes_max: limits.bodies.body_bytes_max,
+            bodies,
+            slots,
+            requests_max,
+            visitors: limits.visitors.clone(),
+        }
     }
 
     pub(crate) async fn respond<B>(&self, request: http::Request<IncomingBody<B>>) -> Result<Reply, NoAnswer>
@@ -69,14 +81,14 @@ impl Service {
         if let Err(refusal) = self.visitors.check(&parts.uri, &parts.headers) {
             let error = Error::Visitor(refusal);
             self.ingress.metrics().refused(&error);
-            discard(&parts.headers, body, &*self.ingress.env().clock).await;
+            body.discard(&parts.headers).await;
             return Ok(reply::error(&error));
         }
         let mut response = match self.answer(&parts, &mut body).await {
             Ok(reply) => reply,
             Err(Error::Stopped(Stopped::Unknown)) => return Err(NoAnswer),
             Err(error) => {
-                discard(&parts.headers, body, &*self.ingress.env().clock).await;
+                body.discard(&parts.headers).await;
                 // A length that is announced and too large has an answer of its own.
                 let is_announced = content_length(&parts.headers).is_some_and(|length| length > self.body_bytes_max);
                 if is_announced { reply::length_over_limit() } else { reply::error(&error) }
@@ -99,7 +111,9 @@ impl Service {
         if parts.method == Method::OPTIONS {
             return Ok(Reply::default());
         }
-        let _slot = self.slots.try_acquire().map_err(|_| Error::TooManyRequests).inspect_err(refused)?;
+        // One of any size passes alone.
+        let slots = slots(&parts.headers).min(self.requests_max);
+        let _slots = self.slots.try_acquire_many(slots).map_err(|_| Error::TooManyRequests).inspect_err(refused)?;
         let catalog = self.ingress.catalog();
         let head = match wish(&catalog, parts).inspect_err(refused)? {
             Wish::Health => return Ok(reply::health(catalog.services.keys().map(|name| name.as_str()).collect())),
@@ -155,6 +169,12 @@ fn whole<'a>(head: &'a Head<'a>, parts: &'a Parts, path: &'a str, body: Bytes) -
         idempotency_key: head.idempotency_key,
     };
     Ok((request, delay))
+}
+
+/// Of requests in progress, so many as its head takes of what one has.
+fn slots(headers: &HeaderMap) -> u32 {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    1 + u32::try_from(bytes / REQUEST_BYTES).unwrap_or(u32::MAX - 1)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -60,9 +60,11 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
     let clock = env.clock.clone();
     let answer = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let (answers, answering) = (answers.clone(), Answering::new(activity.clone(), membership.requests()));
-        let request = request.map(|body| IncomingBody::new(body, clock.clone()).told(answering.awaiting()));
+        let leftovers = membership.leftovers().clone();
+        let request = request.map(|body| IncomingBody::of_connection(body, clock.clone(), answering.awaiting(), leftovers));
         async move {
-            let answer = answers.answer(request).await?;
+            // Apart: a connection takes in all its requests at once, and the answer to one takes room once it is begun.
+            let answer = Box::pin(answers.answer(request)).await?;
             // Before the one ends the other begins: in between, the connection would look unused.
             let sending = answering.into_sending();
             Ok::<_, crate::NoAnswer>(answer.map(|body| OutgoingBody::new(body, sending)))

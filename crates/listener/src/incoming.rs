@@ -4,7 +4,9 @@
 //! body may be, or room for it.
 
 use crate::activity::Awaiting;
+use crate::leftover::{self, Leftovers};
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ pub struct IncomingBody<B> {
     timer: Option<BoxFuture<()>>,
     /// Tells its connection whether it is waited for.
     awaiting: Option<Awaiting>,
+    leftovers: Leftovers,
 }
 
 struct Pace {
@@ -47,12 +50,13 @@ pub enum BodyFault {
 }
 
 impl<B> IncomingBody<B> {
+    /// One that no connection has.
     pub fn new(inner: B, clock: Arc<dyn Clock>) -> Self {
-        Self { inner, clock, pace: None, timer: None, awaiting: None }
+        Self { inner, clock, pace: None, timer: None, awaiting: None, leftovers: Leftovers::default() }
     }
 
-    pub(crate) fn told(self, awaiting: Awaiting) -> Self {
-        Self { awaiting: Some(awaiting), ..self }
+    pub(crate) fn of_connection(inner: B, clock: Arc<dyn Clock>, awaiting: Awaiting, leftovers: Leftovers) -> Self {
+        Self { inner, clock, pace: None, timer: None, awaiting: Some(awaiting), leftovers }
     }
 
     /// The server did not ask for more for so long: that is not the client's fault.
@@ -60,6 +64,16 @@ impl<B> IncomingBody<B> {
         if let Some(pace) = &mut self.pace {
             pace.start += waited;
         }
+    }
+
+    /// Reads what is left of it and throws it away, within bounds. To be called before its request is refused.
+    pub async fn discard(self, headers: &HeaderMap)
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (clock, leftovers) = (self.clock.clone(), self.leftovers.clone());
+        leftover::discard(headers, self, &*clock, &leftovers).await;
     }
 }
 
@@ -206,8 +220,9 @@ mod tests {
         use std::sync::atomic::AtomicU64;
         let activity = Arc::new(Activity::default());
         let answering = Answering::new(activity.clone(), &AtomicU64::new(0));
-        let (body, fed, clock) = body();
-        let mut body = body.told(answering.awaiting());
+        let (fed, clock) = (Fed::default(), ToldClock::default());
+        let (inner, leftovers) = (fed.clone(), Leftovers::default());
+        let mut body = IncomingBody::of_connection(inner, Arc::new(clock.clone()), answering.awaiting(), leftovers);
         fed.feed(1);
         assert!(poll(&mut body).is_ready() && poll(&mut body).is_pending());
         clock.pass(3);

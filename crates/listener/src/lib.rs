@@ -16,6 +16,5 @@ mod testing;
 mod visitors;
 
 pub use incoming::{BodyFault, IncomingBody};
-pub use leftover::discard;
 pub use server::{ConnectionBounds, HttpAnswers, HttpServer, NoAnswer};
 pub use visitors::{Refusal, Visitors};

@@ -5,6 +5,7 @@
 //! a new one waits for a moment. Does not own: a connection's own time limits, or what one is told that found no place.
 
 use crate::activity::Activity;
+use crate::leftover::Leftovers;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,6 +92,7 @@ pub(crate) struct Registry {
     next: AtomicU64,
     /// Of all connections.
     requests: AtomicU64,
+    leftovers: Leftovers,
     /// The newest connection found no place.
     is_full: AtomicBool,
 }
@@ -108,7 +110,8 @@ impl Registry {
         let connections_max = connections_max.clamp(1, u32::MAX as usize);
         let slots = Arc::new(Semaphore::new(connections_max));
         let (members, next, requests) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { connections_max, slots, members, next, requests, is_full: AtomicBool::new(false) })
+        let (leftovers, is_full) = (Leftovers::default(), AtomicBool::new(false));
+        Arc::new(Self { connections_max, slots, members, next, requests, leftovers, is_full })
     }
 
     /// Waits for a place, to which others give way. `None`: all are in use.
@@ -187,6 +190,11 @@ impl Membership {
     /// The port's count of requests.
     pub(crate) fn requests(&self) -> &AtomicU64 {
         &self.registry.requests
+    }
+
+    /// The port's leave to wait for what is left of refused bodies.
+    pub(crate) fn leftovers(&self) -> &Leftovers {
+        &self.registry.leftovers
     }
 }
 

@@ -116,7 +116,7 @@ impl Serving {
                     large_bytes_max: shares.bytes(Share::LargeBodies),
                 },
             },
-            requests_max: config.ingress.requests_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)),
+            requests_max: usize::try_from(config.requests_max()).unwrap_or(usize::MAX),
             connections: ConnectionBounds { connections_max: descriptors.clients(config.memory_bytes) },
             visitors: visitors(addresses.0, &config.ingress.allowed_origins),
         };

@@ -55,7 +55,8 @@ const MEMORY: &str = "\
 body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log; in the tables, and while they are written), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler with
 several values of tens of MiB takes a number of the largest of them more, mostly where table files are merged. At a setting of 64 MiB the process took up to 241 MiB with six results of
 31 MiB (the tests let three values pass beside the 192 MiB) and 330 MiB when their journal was replayed, which is in memory whole (six values pass), 334 MiB with six values of state set one after the other (six values pass), and 547 MiB with six calls at once that have
-parameters and results of as much (no bound is tested). A connection of a client takes 16 KiB more.
+parameters and results of as much (no bound is tested). A connection of a client takes 16 KiB more, and a call in progress 8 KiB
+with its headers (`ingress.concurrent-api-requests-limit`).
 
 What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
 what is gathered for one report (64 KiB of each attempt that sends much). Tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared

@@ -55,7 +55,7 @@ pub struct Ingress {
     pub bind_address: Address,
     /// Bytes of one request's body.
     pub request_bytes_max: u64,
-    /// Requests in progress at a time; absent: no bound.
+    /// Requests in progress at a time; absent: what [`Config::requests_max`] chooses.
     pub requests_max: Option<u64>,
     /// Where clients are told to call, if that is another address than the port's own; empty if not.
     pub advertised_address: String,
@@ -125,6 +125,13 @@ const ATTEMPTS_SHARE: u64 = 2;
 /// What an attempt takes while it waits: its task has less than 4,000 bytes, the rest is its stream.
 pub(crate) const WAITING_ATTEMPT_BYTES: u64 = 6 << 10;
 
+/// Requests of clients in progress at a time, where an operator does not say and memory allows.
+const REQUESTS_MAX: u64 = 25_000;
+/// So many may be however little memory there is.
+const REQUESTS_MIN: u64 = 100;
+/// Share of the memory setting that they may take beside it.
+const REQUESTS_SHARE: u64 = 2;
+
 impl Default for Config {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
@@ -139,7 +146,7 @@ impl Default for Config {
             ingress: Ingress {
                 bind_address: Address::localhost(8080),
                 request_bytes_max: 32 * MIB,
-                requests_max: Some(25_000),
+                requests_max: None,
                 advertised_address: String::new(),
                 allowed_origins: Vec::new(),
             },
@@ -206,6 +213,12 @@ impl Config {
             }
         }
         config
+    }
+
+    /// Requests of clients in progress at a time.
+    pub fn requests_max(&self) -> u64 {
+        let fit = self.memory_bytes / REQUESTS_SHARE / surefoot_ingress::REQUEST_BYTES as u64;
+        self.ingress.requests_max.unwrap_or(fit.clamp(REQUESTS_MIN, REQUESTS_MAX))
     }
 
     /// Attempts that run at a time.

@@ -176,8 +176,9 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "ingress.concurrent-api-requests-limit",
-        kind: Kind::Limit(|c| &mut c.ingress.requests_max),
-        meaning: "Calls in progress at a time; beyond it they are answered 429.",
+        kind: Kind::Automatic(|c| &mut c.ingress.requests_max),
+        meaning: "Calls in progress at a time; beyond it they are answered 429. `automatic`: 25000, or fewer if half of `memory-size` does \
+                  not hold so many of 8KiB, which they take beside it. One whose headers have as much again counts as two, and so on.",
     },
     Setting {
         key: "ingress.advertised-address",

@@ -169,3 +169,11 @@ fn attempts_have_places_by_memory_unless_an_operator_says_how_many() {
     assert_eq!(told.attempts_max(), 50_000);
     assert_eq!(from_file("worker.invoker.concurrent-invocations-limit = 'automatic'").unwrap(), Config::default());
 }
+
+#[test]
+fn calls_in_progress_are_as_many_as_memory_holds_unless_an_operator_says_how_many() {
+    let with = |memory: &str| from_file(&format!("memory-size = '{memory}'")).unwrap().requests_max();
+    assert_eq!([with("16MiB"), with("64MiB"), with("256MiB"), with("4GiB")], [1_024, 4_096, 16_384, 25_000]);
+    assert_eq!(Config { memory_bytes: 1, ..Config::default() }.requests_max(), 100);
+    assert_eq!(from_file("ingress.concurrent-api-requests-limit = 50000").unwrap().requests_max(), 50_000);
+}

@@ -171,6 +171,34 @@ async fn bodies_and_requests_in_progress_are_bounded() {
     world.stop().await;
 }
 
+/// A hundred connections of HTTP/2 with a thousand requests each took 700 MB, the more the larger their headers.
+#[tokio::test]
+async fn a_request_with_much_in_its_head_counts_as_several() {
+    let dir = tempdir().unwrap();
+    let world = World::with(dir.path(), |config| config.ingress.requests_max = Some(3)).await;
+    let large = format!("x-large: {}", "x".repeat(2 * surefoot_ingress::REQUEST_BYTES));
+    assert_eq!(world.call("POST /Svc/echo", &[JSON, &large], "1").await.status, 200, "it is alone");
+    tokio::join!(
+        async {
+            let killed = world.call("POST /Svc/hang", &["idempotency-key: k"], "").await;
+            assert_eq!((killed.status, killed.source().as_str()), (409, "invocation"));
+        },
+        async {
+            let id = loop {
+                let found = world.ask("GET /invocations?service=Svc&status=running").await.json();
+                if let Some(id) = found["invocations"][0]["id"].as_str() {
+                    break id.to_owned();
+                }
+            };
+            let refused = world.call("POST /Svc/echo", &[JSON, &large], "1").await;
+            assert_eq!((refused.status, refused.source().as_str()), (429, "ingress"));
+            assert_eq!(world.call("POST /Svc/echo", &[JSON], "1").await.status, 200, "a small one finds its place");
+            assert_eq!(world.ask(&format!("PATCH /invocations/{id}/kill")).await.status, 200);
+        }
+    );
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn browsers_may_call_for_pages_that_the_operator_allows() {
     let dir = tempdir().unwrap();
