@@ -653,8 +653,7 @@ impl<'a> Attempt<'a> {
     fn check_part(&mut self) -> Result<(), Failure> {
         let now = self.invoker.env.clock.monotonic();
         if let Some(part) = &mut self.held.part
-            && let Some(bytes) = part.pace.take_over(now)
-            && PartPace::is_too_slow(bytes)
+            && let Some(bytes) = part.pace.too_slow(now)
             && self.invoker.parts.are_wanted()
         {
             let message = format!(

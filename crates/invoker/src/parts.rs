@@ -134,16 +134,12 @@ impl PartPace {
         self.since + LEAST_TIME
     }
 
-    /// Where its time is over: how many bytes have come in it. It begins anew.
-    pub(crate) fn take_over(&mut self, now: Duration) -> Option<usize> {
+    /// Where its time is over it begins anew. How many bytes have come in it, if that was too slow.
+    pub(crate) fn too_slow(&mut self, now: Duration) -> Option<usize> {
         if now < self.due() {
             return None;
         }
         let bytes = std::mem::replace(self, Self::from(now)).bytes;
-        Some(bytes)
-    }
-
-    pub(crate) fn is_too_slow(bytes: usize) -> bool {
-        bytes < LEAST_BYTES
+        (bytes < LEAST_BYTES).then_some(bytes)
     }
 }
