@@ -3,7 +3,7 @@
 //! Owns: handlers that take much memory, and reading the peak of the process. Each test asks for many times the bound.
 #![expect(clippy::print_stderr, reason = "what was measured")]
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
@@ -19,7 +19,8 @@ use surefoot_client::admin::{InvocationFilter, NewDeployment};
 use surefoot_client::ingress::{Call, Target};
 use surefoot_sdk_tests::Server;
 use surefoot_sdk_tests::wait::eventually;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 const MIB: u64 = 1 << 20;
@@ -51,6 +52,12 @@ impl Agent {
         self.0.notify_one();
         ctx.sleep(Duration::from_millis(sleep_ms)).await?;
         Ok(steps)
+    }
+
+    /// A result of so many bytes.
+    #[handler]
+    async fn large(&self, _ctx: Context<'_>, Json(bytes): Json<usize>) -> HandlerResult<String> {
+        Ok("x".repeat(bytes))
     }
 }
 
@@ -282,6 +289,41 @@ async fn one_invocation_with_large_results() -> Result<()> {
     until_completed(&server, 1).await?;
     // The journal is replayed whole, and passes alone.
     expect_bounded_beside(&server, "large results after a kill", u64::from(POURED) * POURED_BYTES as u64)
+}
+
+/// A client that calls for a result of so many bytes, and reads no more of it than that it is there.
+async fn call_and_read_nothing(address: &str, bytes: usize) -> Result<TcpStream> {
+    let body = bytes.to_string();
+    let head = "POST /Agent/large HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length";
+    loop {
+        let mut client = TcpStream::connect(address).await.context("connect")?;
+        client.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.context("call")?;
+        let mut status = [0; 12];
+        client.read_exact(&mut status).await.context("read the status")?;
+        match &status {
+            b"HTTP/1.1 200" => return Ok(client),
+            // Those before it hold all the memory, until they are cut.
+            b"HTTP/1.1 503" => {}
+            other => bail!("{}", String::from_utf8_lossy(other)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_clients_do_not_take() -> Result<()> {
+    const CLIENTS: usize = 40;
+    const RESULT_BYTES: usize = 8 << 20;
+    let server = start(&serve_agents(Agent::default()).await?).await?;
+    let address = server.ingress_address();
+    let calls = stream::iter(0..CLIENTS).map(|_| call_and_read_nothing(&address, RESULT_BYTES));
+    let clients: Vec<_> = calls.buffer_unordered(CLIENTS).try_collect().await?;
+    eventually("a neighbour's call", LIMIT, || async {
+        let call = Call::new(Target::service("Agent", "large")).json(&json!(1));
+        server.ingress().call(call).await.map(drop).context("call a neighbour")
+    })
+    .await?;
+    drop(clients);
+    expect_bounded(&server, "40 results of 8 MiB that nobody reads")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,6 +69,10 @@ impl HttpAnswers for Door {
         self.connections.increment(1);
     }
 
+    fn wants_answers_taken(&self) -> bool {
+        self.service.get().is_some_and(Service::wants_answers_taken)
+    }
+
     async fn answer(&self, request: Request<IncomingBody<Incoming>>) -> Result<Reply, NoAnswer> {
         match self.service.get() {
             Some(service) => service.respond(request).await,

@@ -127,8 +127,14 @@ impl Service {
         if head.point.is_send {
             self.ingress.submit_send(&catalog, request, delay, room).await.map(|accepted| reply::accepted(&accepted))
         } else {
-            self.ingress.submit_call(&catalog, request, room).await.map(reply::completed)
+            let completed = self.ingress.submit_call(&catalog, request, room).await?;
+            Ok(reply::completed(self.ingress.give(completed)))
         }
+    }
+
+    /// Whether memory has no room because clients do not take their answers.
+    pub(crate) fn wants_answers_taken(&self) -> bool {
+        self.ingress.wants_results_taken()
     }
 }
 

@@ -4,8 +4,8 @@
 
 use crate::activity::Answering;
 use crate::incoming::IncomingBody;
-use crate::outgoing::OutgoingBody;
-use crate::registry::{Membership, Order};
+use crate::outgoing::{OutgoingBody, Taking};
+use crate::registry::{Member, Membership, Order};
 use crate::server::HttpAnswers;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -58,16 +58,21 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
     let member = membership.member.clone();
     let activity = member.activity.clone();
     let clock = env.clock.clone();
+    let served = Arc::new(Served { answers, member: member.clone(), env: env.clone() });
     let answer = service_fn(|request: http::Request<hyper::body::Incoming>| {
-        let (answers, answering) = (answers.clone(), Answering::new(activity.clone(), membership.requests()));
+        let (served, answering) = (served.clone(), Answering::new(activity.clone(), membership.requests()));
         let leftovers = membership.leftovers().clone();
         let request = request.map(|body| IncomingBody::of_connection(body, clock.clone(), answering.awaiting(), leftovers));
         async move {
             // Apart: a connection takes in all its requests at once, and the answer to one takes room once it is begun.
-            let answer = Box::pin(answers.answer(request)).await?;
+            let answer = Box::pin(served.answers.answer(request)).await?;
             // Before the one ends the other begins: in between, the connection would look unused.
             let sending = answering.into_sending();
-            Ok::<_, crate::NoAnswer>(answer.map(|body| OutgoingBody::new(body, sending)))
+            let answer = answer.map(|body| OutgoingBody::new(body, sending));
+            if let Some(taking) = answer.body().taking() {
+                served.env.tasks.spawn(Box::pin(served.clone().cut_if_too_slow(taking)));
+            }
+            Ok::<_, crate::NoAnswer>(answer)
         }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
@@ -115,6 +120,23 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
     }
 }
 
+/// What requests of one connection need.
+struct Served<S> {
+    answers: Arc<S>,
+    member: Arc<Member>,
+    env: Env,
+}
+
+impl<S: HttpAnswers> Served<S> {
+    /// A client that does not take a large answer holds memory that others wait for.
+    async fn cut_if_too_slow(self: Arc<Self>, taking: Taking) {
+        if taking.becomes_too_slow(self.env.clock.clone(), || self.answers.wants_answers_taken()).await {
+            tracing::info!("a client takes a large answer too slowly while memory is short: its connection is cut");
+            self.member.tell(Order::Cut);
+        }
+    }
+}
+
 fn set_options(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -147,6 +169,7 @@ mod tests {
     use crate::testing::ToldClock;
     use bytes::Bytes;
     use http_body_util::Full;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
@@ -160,10 +183,15 @@ mod tests {
     struct Answers {
         asked: Notify,
         told: Notify,
+        is_short: AtomicBool,
     }
 
     impl HttpAnswers for Answers {
         type Body = Full<Bytes>;
+
+        fn wants_answers_taken(&self) -> bool {
+            self.is_short.load(Ordering::Relaxed)
+        }
 
         async fn answer(
             &self,
@@ -178,6 +206,13 @@ mod tests {
 
     /// A connection whose request is being answered, and that was told to give way: its client, and its own end.
     async fn giving_way(path: &str) -> (TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
+        let (registry, client, serving, answers, clock) = asked(path).await;
+        registry.tell_all(Order::GiveWay);
+        (client, serving, answers, clock)
+    }
+
+    /// A connection whose request is being answered.
+    async fn asked(path: &str) -> (Arc<Registry>, TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("the connection");
@@ -188,14 +223,20 @@ mod tests {
         let serving = tokio::spawn(serve(stream, env, answers.clone(), membership));
         client.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.expect("room for a request");
         answers.asked.notified().await;
-        registry.tell_all(Order::GiveWay);
-        (client, serving, answers, clock)
+        (registry, client, serving, answers, clock)
     }
 
     /// The connection's task runs, and looks at the clock, so many times.
     async fn looks(clock: &ToldClock, times: usize) {
         for _ in 0..times {
             clock.due();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// All tasks have done what they can.
+    async fn settle() {
+        for _ in 0..100 {
             tokio::task::yield_now().await;
         }
     }
@@ -221,5 +262,23 @@ mod tests {
             looks(&clock, 1).await;
         }
         drop(client);
+    }
+
+    /// Clients that read nothing of their results held them in memory for minutes.
+    #[tokio::test]
+    async fn an_answer_that_its_client_does_not_take_is_cut_while_others_wait_for_memory_and_only_then() {
+        for is_short in [false, true] {
+            let (_registry, mut client, serving, answers, clock) = asked("/large").await;
+            answers.is_short.store(is_short, Ordering::Relaxed);
+            answers.told.notify_one();
+            client.read_exact(&mut [0; 12]).await.expect("the answer begins");
+            // What sockets keep counts at the first look. At the third one the connection would end as one that is idle.
+            for _ in 0..2 {
+                settle().await;
+                clock.due();
+            }
+            settle().await;
+            assert_eq!(serving.is_finished(), is_short);
+        }
     }
 }

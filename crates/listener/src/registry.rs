@@ -76,7 +76,7 @@ impl Member {
         }
     }
 
-    fn tell(&self, order: Order) {
+    pub(crate) fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Relaxed);
         if order == Order::GiveWay {
             self.activity.give_way();

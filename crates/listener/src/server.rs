@@ -38,6 +38,11 @@ pub trait HttpAnswers: Send + Sync + 'static {
     /// A connection has been accepted.
     fn accepted(&self) {}
 
+    /// Whether others wait for memory that is held by answers on their way. Clients that take a large one too slowly are cut then.
+    fn wants_answers_taken(&self) -> bool {
+        false
+    }
+
     fn answer(
         &self,
         request: Request<IncomingBody<Incoming>>,

@@ -3,7 +3,8 @@
 //! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
 //! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition, and no chore goes on:
 //! only checkpoints free that memory, and they wait for nobody. What was taken counts against the disk from then on until it lies in the
-//! tables, so that a burst between two looks at the disk does not fill it. Does not own: when a checkpoint is due (`housekeeping`), or
+//! tables, so that a burst between two looks at the disk does not fill it. Large results that clients do not take count as memory, for the
+//! edges and for attempts. Does not own: when a checkpoint is due (`housekeeping`), or
 //! how much of the disk is free (`disk`).
 
 use crate::mailbox::{Input, Mailbox};
@@ -80,6 +81,8 @@ pub(crate) struct Gate {
     mailboxes: Vec<Mailbox>,
     /// What the running checkpoint has encoded, written by the checkpointer.
     checkpoint: AtomicU64,
+    /// Large results that clients have been given and have not taken.
+    untaken: AtomicU64,
     /// A checkpoint waits for room on the disk.
     checkpoint_waits: AtomicBool,
     disk: Mutex<DiskStatus>,
@@ -101,6 +104,7 @@ impl Gate {
             tables: mailboxes.iter().map(|_| AtomicU64::new(0)).collect(),
             mailboxes,
             checkpoint: AtomicU64::new(0),
+            untaken: AtomicU64::new(0),
             checkpoint_waits: AtomicBool::new(false),
             disk: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -214,7 +218,7 @@ impl Gate {
         }
         let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
         let is_behind = waiting > bytes_max / 4 || self.mailboxes.iter().any(|worker| worker.waiting_cost() > WAITING_COST_MAX);
-        let fits = self.bytes(waiting) <= bytes_max && !is_behind;
+        let fits = self.bytes(waiting) + self.untaken_bytes() <= bytes_max && !is_behind;
         (!fits).then_some(Shortage::Memory)
     }
 
@@ -230,12 +234,38 @@ impl Gate {
 
     /// As [`Self::try_attempts`], for those who do not wait.
     pub(crate) fn has_attempts_room(&self) -> bool {
-        self.has_ended() || self.has_attempts_disk() && self.has_work_memory()
+        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(self.untaken_bytes())
     }
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
     pub(crate) fn has_work_memory(&self) -> bool {
-        self.has_ended() || self.bytes(self.waiting_bytes()) <= self.tables_bytes_max().saturating_mul(ATTEMPTS_PERCENT) / 100
+        self.has_ended() || self.has_memory_beside(0)
+    }
+
+    fn has_memory_beside(&self, bytes: u64) -> bool {
+        self.bytes(self.waiting_bytes()) + bytes <= self.tables_bytes_max().saturating_mul(ATTEMPTS_PERCENT) / 100
+    }
+
+    /// A client has been given so many bytes. Where it does not take them they wait in memory, and others for that.
+    pub(crate) fn give(&self, bytes: u64) {
+        self.untaken.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// It has taken them, or is gone.
+    pub(crate) fn taken(&self, bytes: u64) {
+        self.untaken.fetch_sub(bytes, Ordering::SeqCst);
+        self.open_if_room();
+        self.let_workers_ask();
+    }
+
+    /// Whether the edges would find room in memory if clients took what they have been given.
+    pub(crate) fn wants_taken(&self) -> bool {
+        let (bytes, bytes_max) = (self.bytes(self.waiting_bytes()), self.tables_bytes_max());
+        bytes <= bytes_max && bytes + self.untaken_bytes() > bytes_max
+    }
+
+    fn untaken_bytes(&self) -> u64 {
+        self.untaken.load(Ordering::SeqCst)
     }
 
     /// As [`Self::has_work_memory`]; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
@@ -323,6 +353,26 @@ mod tests {
             gate.set(0, bytes, (0, 0));
             assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{bytes}");
         }
+    }
+
+    /// Clients that read nothing of their results held memory that nobody counted.
+    #[test]
+    fn results_that_clients_do_not_take_count_for_edges_and_attempts_and_nothing_else() {
+        let gate = gate(1_000);
+        gate.set(0, 600, (0, 0));
+        let allowed = || (is_ready(gate.wait()), is_ready(gate.wait_attempts()), gate.has_work_memory(), gate.wants_taken());
+        for (given, expected) in
+            [(400, (true, true, true, false)), (1, (false, true, true, true)), (250, (false, false, true, true))]
+        {
+            gate.give(given);
+            assert_eq!(allowed(), expected, "{given} more");
+        }
+        gate.set(0, 1_001, (0, 0));
+        assert!(!gate.wants_taken(), "tables alone are too much");
+        gate.set(0, 0, (0, 0));
+        assert_eq!(gate.unwritten_bytes(), 0, "the disk has nothing to do with it");
+        gate.taken(651);
+        assert_eq!(allowed(), (true, true, true, false));
     }
 
     /// A call waited for seconds behind what was small, and only its bytes counted.

@@ -45,7 +45,7 @@ pub use answers::{Answer, Stopped};
 pub use checkpointer::Fatal;
 pub use disk::DISK_RESERVE_SHARE;
 pub use gate::{DiskRoom, DiskStatus, Shortage, edges_bytes_max};
-pub use handle::{Partitions, Submitted};
+pub use handle::{GivenResult, Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use settings::{Mutant, Settings};
 pub use start::{Recovering, StartError, Started};

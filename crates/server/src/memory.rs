@@ -65,8 +65,8 @@ impl Share {
     fn meaning(self) -> &'static str {
         match self {
             Self::Tables => {
-                "Tables that are not written to the disk yet, records that wait to be applied, and attempts that run (6 KiB each, at most half \
-                 of the setting): tables take what attempts leave. At four fifths of it new work waits at the edges, at all of it attempts \
+                "Tables that are not written to the disk yet, records that wait to be applied, results of 64 KiB and more that clients have not \
+                 taken, and attempts that run (6 KiB each, at most half of the setting): tables take what attempts leave. At four fifths of it new work waits at the edges, at all of it attempts \
                  neither start nor read on"
             }
             Self::EngineCache => "Blocks of the tables on disk",
