@@ -34,15 +34,25 @@ pub(crate) struct DiskWatch {
     free_before: u64,
     /// It was said that the room cannot be asked for.
     has_told: bool,
+    /// It was said that nothing that was deleted can give its room back.
+    has_told_lack: bool,
 }
 
 impl DiskWatch {
     pub(crate) fn new(shared: Arc<Shared>, checkpointer: Wake, engine: &Arc<dyn Engine>) -> Self {
-        Self { shared, checkpointer, engine: Arc::downgrade(engine), free_before: u64::MAX, has_told: false }
+        Self {
+            shared,
+            checkpointer,
+            engine: Arc::downgrade(engine),
+            free_before: u64::MAX,
+            has_told: false,
+            has_told_lack: false,
+        }
     }
 
     fn look(&mut self) -> Duration {
-        let Shared { env, settings, gate, log, .. } = &*self.shared;
+        let shared = self.shared.clone();
+        let Shared { env, settings, gate, log, .. } = &*shared;
         let dir = &settings.disk_dir;
         let space = match env.disk.space(dir) {
             Ok(space) => space,
@@ -57,14 +67,16 @@ impl DiskWatch {
         let reserve = if settings.mutant == Mutant::IgnoreDisk { 0 } else { settings.disk_reserve_bytes_max };
         let now = next(&before, space, reserve, gate.unwritten_bytes(), log.retained().room, gate.checkpoint_waits());
         gate.set_disk(now);
+        let engine = self.engine.upgrade();
         if now.room != before.room {
             tell(&now);
             let is_short = now.room != DiskRoom::Enough;
             log.set_short(is_short);
-            if let Some(engine) = self.engine.upgrade() {
+            if let Some(engine) = &engine {
                 engine.set_short(is_short);
             }
         }
+        self.tell_lack(engine.and_then(|engine| engine.lacks_room()), space.free);
         if gate.checkpoint_waits() && space.free > self.free_before {
             self.checkpointer.wake();
         }
@@ -73,6 +85,19 @@ impl DiskWatch {
         metrics::gauge!("surefoot_disk_edges_refused").set(f64::from(u8::from(now.room != DiskRoom::Enough)));
         metrics::gauge!("surefoot_disk_work_held").set(f64::from(u8::from(now.room == DiskRoom::Reserve)));
         if now.room != DiskRoom::Enough || space.free < now.edges_bytes.saturating_mul(SOON) { LOOK_SHORT } else { LOOK }
+    }
+
+    /// Once, until a step has found its room again.
+    fn tell_lack(&mut self, needed_bytes: Option<u64>, free_bytes: u64) {
+        let has_told = std::mem::replace(&mut self.has_told_lack, needed_bytes.is_some());
+        if let Some(needed_bytes) = needed_bytes.filter(|_| !has_told) {
+            tracing::error!(
+                free_bytes,
+                needed_bytes,
+                "no room on the disk to give back what was deleted: the smallest step of that needs more than is free; make so much free, by \
+                 removing other files or with a larger disk, and it goes on by itself"
+            );
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub const DISK_BYTES_MIN: u64 = 32 * MIB;
 pub const DISK_RESERVE_BYTES: u64 = 512 * MIB;
 
 /// Half of what is left free is for the steps of a compaction and the log's next segment. A step reads what waits in the first level, twice
-/// what is written at once, and a dozen table files. So of what is left free:
+/// what is written at once, and a dozen table files; four more it leaves free, for that segment. So of what is left free:
 const TABLE_SHARE: u64 = 32;
 const SEGMENT_SHARE: u64 = 8;
 const ACTIVE_SHARE: u64 = 8;
@@ -90,6 +90,9 @@ pub fn check(space: Space) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// What compaction leaves free.
+    const KEPT_TABLES: u64 = 4;
+
     #[test]
     fn a_small_disk_has_small_pieces_and_a_large_one_what_it_always_had() {
         let shares = |disk_bytes| DiskShares::of(disk_bytes, DISK_RESERVE_BYTES);
@@ -125,6 +128,10 @@ mod tests {
                 // What waits in the first level, the level below it, and the dozen that one table overlaps.
                 let step = (2 * (edges / ACTIVE_SHARE)).max(12 * shares.table_bytes);
                 assert!(step + shares.segment_bytes_max <= work, "{disk_bytes} bytes, {setting} set: {shares:?}");
+                assert!(
+                    shares.segment_bytes_max <= KEPT_TABLES * (shares.table_bytes + 1),
+                    "but for what is rounded off: {shares:?}"
+                );
                 // Log at its bound, what it keeps ready, and the reserve.
                 let log = shares.log_bytes_max + 2 * shares.segment_bytes_max + shares.log_reserve_bytes;
                 assert!(log + edges + edges / 8 <= disk_bytes / 16 * 11, "{disk_bytes} bytes, {setting} set: {shares:?}");

@@ -51,7 +51,8 @@ fn mem_engine() {
 
 #[cfg(feature = "fjall")]
 mod on_disk {
-    use super::{Subject, get, suite};
+    use super::{Map, Random, Subject, all, get, suite};
+    use std::collections::{BTreeMap, BTreeSet};
     use std::fs;
     use std::io::Write;
     use std::path::{Path, PathBuf};
@@ -268,6 +269,191 @@ mod on_disk {
             let expected = (n % KEPT == 0).then(|| vec![n as u8; VALUE_BYTES]);
             assert!(view.get(&key(n)).unwrap() == expected, "value {n}");
         }
+    }
+
+    fn spread_key(n: u32) -> Vec<u8> {
+        [b"k".as_slice(), &n.to_be_bytes()].concat()
+    }
+
+    /// An engine whose last level holds so many values that do not compress, and nothing lies above it.
+    fn settled_engine(dir: &Path, table_bytes: u64, values: u32, value_bytes: usize) -> FjallEngine {
+        let engine = FjallEngine::open(dir, FjallOptions { table_bytes, ..FjallOptions::default() }).unwrap();
+        // So that no commit waits for others.
+        engine.set_short(true);
+        let mut random = Random(1);
+        for batch_number in 0..40 {
+            let mut batch = Batch::default();
+            for n in (0..values).filter(|n| n % 40 == batch_number) {
+                let value = std::iter::repeat_with(|| random.below(256) as u8);
+                batch.put(|out| out.extend(spread_key(n)), |out| out.extend(value.take(value_bytes)));
+            }
+            engine.commit(&batch).unwrap();
+        }
+        wait_until_quiet(dir);
+        engine.set_short(false);
+        engine
+    }
+
+    /// Nothing is left to be brought down: rounds of that rest for a second.
+    fn wait_until_quiet(dir: &Path) {
+        const QUIET: Duration = Duration::from_secs(3);
+        let names = || -> BTreeSet<_> {
+            fs::read_dir(dir.join("keyspaces/1/tables")).unwrap().map(|file| file.unwrap().file_name()).collect()
+        };
+        let seen = std::cell::RefCell::new((names(), Instant::now()));
+        let is_quiet = || {
+            let (mut seen, now) = (seen.borrow_mut(), names());
+            if seen.0 != now {
+                *seen = (now, Instant::now());
+            }
+            seen.1.elapsed() >= QUIET
+        };
+        wait_until(is_quiet, || "files come and go".to_owned());
+    }
+
+    fn table_bytes_in(dir: &Path) -> u64 {
+        let files = fs::read_dir(dir.join("keyspaces/1/tables")).unwrap();
+        files.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).sum()
+    }
+
+    fn delete(engine: &FjallEngine, keys: impl Iterator<Item = u32>) {
+        let mut batch = Batch::default();
+        keys.for_each(|n| batch.delete(|out| out.extend(spread_key(n))));
+        engine.commit(&batch).unwrap();
+    }
+
+    /// Deletes that are few and far apart lay in one piece over all tables. These were compacted at once without the room for it, which
+    /// filled the disk each time.
+    #[test]
+    fn few_deletes_far_apart_give_their_room_back_on_a_short_disk_and_never_fill_it() {
+        const LEFT_BYTES: u64 = 1 << 20;
+        const DELETED: [u32; 4] = [1, 201, 401, 799];
+        let Some(volume) = Volume::mount() else { return };
+        let dir = volume.path().join("tables");
+        let engine = settled_engine(&dir, 16 << 10, 800, 4_000);
+        volume.fill_but(LEFT_BYTES);
+        delete(&engine, DELETED.into_iter());
+        let before = table_bytes_in(&dir);
+        engine.set_short(true);
+        let is_done = || {
+            let free = OsDisk.space(volume.path()).unwrap().free;
+            assert!(free > LEFT_BYTES / 2, "{free} bytes are free");
+            table_bytes_in(&dir) < before - 3 * 4_000
+        };
+        wait_until(is_done, || format!("{} bytes of {before}", table_bytes_in(&dir)));
+        assert_eq!(engine.view().get(&spread_key(201)).unwrap(), None);
+        assert!(engine.view().get(&spread_key(202)).unwrap().is_some());
+    }
+
+    /// They stayed where there were too many tables to compact all of them.
+    #[test]
+    fn few_deletes_far_apart_give_their_room_back_from_among_many_tables() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let engine = settled_engine(dir.path(), 16 << 10, 1_000, 16_000);
+        assert!(table_files(dir.path()) > 400, "{} files", table_files(dir.path()));
+        delete(&engine, [1, 201, 401, 601, 801, 999].into_iter());
+        let before = table_bytes_in(dir.path());
+        engine.set_short(true);
+        let bytes = || table_bytes_in(dir.path());
+        wait_until(|| bytes() < before - 5 * 16_000, || format!("{} bytes of {before}", bytes()));
+    }
+
+    /// Few deletes far apart were brought down in no step, and what was deleted later waited behind them until commits failed.
+    #[test]
+    fn deletes_that_are_many_are_brought_down_past_few_that_reach_over_all_tables() {
+        const VALUES: u32 = 30_000;
+        const SHARE: u32 = 60;
+        const PARTS: u32 = 45;
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let engine = settled_engine(dir.path(), 16 << 10, VALUES, 400);
+        engine.set_short(true);
+        delete(&engine, [1, 10_001, 20_001, 29_999].into_iter());
+        let before = table_bytes_in(dir.path());
+        for part in 0..PARTS / 15 {
+            delete(&engine, (0..VALUES).filter(|n| n % SHARE / 15 == part));
+        }
+        let left = before / u64::from(SHARE) * u64::from(SHARE - PARTS) / 10 * 13;
+        let bytes = || table_bytes_in(dir.path());
+        wait_until(|| bytes() < left, || format!("{} bytes of {before}, {left} wanted", bytes()));
+        assert!(engine.view().get(&spread_key(SHARE - 1)).unwrap().is_some());
+    }
+
+    /// A step for which there was no room was tried all the same, each half minute, and took all that was left.
+    #[test]
+    fn a_step_without_room_is_not_begun_and_told_and_goes_on_once_there_is_room() {
+        const LEFT_BYTES: u64 = 300 << 10;
+        let Some(volume) = Volume::mount() else { return };
+        let dir = volume.path().join("tables");
+        let engine = settled_engine(&dir, 256 << 10, 1_000, 20_000);
+        volume.fill_but(LEFT_BYTES);
+        delete(&engine, [1, 201, 401, 801].into_iter());
+        let before = table_bytes_in(&dir);
+        engine.set_short(true);
+        let is_told = || {
+            let free = OsDisk.space(volume.path()).unwrap().free;
+            assert!(free > LEFT_BYTES / 2, "{free} bytes are free");
+            engine.lacks_room().is_some()
+        };
+        wait_until(is_told, || "nothing was told".to_owned());
+        let needed = engine.lacks_room().unwrap();
+        assert!(needed > LEFT_BYTES && needed < 4 << 20, "{needed} bytes would be enough for one step");
+        assert_eq!(engine.trouble(), None);
+        volume.free();
+        let bytes = || table_bytes_in(&dir);
+        wait_until(|| bytes() < before - 3 * 20_000, || format!("{} bytes of {before}", bytes()));
+        wait_until(|| engine.lacks_room().is_none(), || "it is still told".to_owned());
+    }
+
+    /// What is cut anew goes back to the first level, past what is committed meanwhile.
+    #[test]
+    fn a_short_disk_shows_what_was_committed_whatever_is_brought_down_meanwhile() {
+        const KEYS: u64 = 1_500;
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = FjallOptions { table_bytes: 4 << 10, ..FjallOptions::default() };
+        let open = || FjallEngine::open(dir.path(), options).unwrap();
+        let (mut engine, mut random, mut model) = (open(), Random(7), Map::new());
+        let key = |n: u64| spread_key(n as u32);
+        for round in 0..400 {
+            let mut writes = BTreeMap::new();
+            // At first much, to fill the last level; then little, far apart.
+            let rows = if round < 20 { 300 } else { 1 + random.below(12) };
+            for _ in 0..rows {
+                let is_put = round < 20 || random.below(3) > 0;
+                writes
+                    .insert(key(random.below(KEYS)), is_put.then(|| vec![random.below(256) as u8; random.below(2_000) as usize]));
+            }
+            let mut batch = Batch::default();
+            let before = (round % 7 == 0).then(|| (engine.view(), model.clone()));
+            for (key, value) in writes {
+                match value {
+                    Some(value) => {
+                        batch.put(|out| out.extend(&key), |out| out.extend(&value));
+                        model.insert(key, value);
+                    }
+                    None => {
+                        batch.delete(|out| out.extend(&key));
+                        model.remove(&key);
+                    }
+                }
+            }
+            engine.set_short(round % 50 < 40);
+            engine.commit(&batch).unwrap();
+            // A view holds the engine open.
+            if before.is_none() && random.below(30) == 0 {
+                drop(engine);
+                engine = open();
+            }
+            let view = engine.view();
+            // Whole, and key by key: that goes another way.
+            assert!(all(&*view, b"", b"\xFF") == model, "round {round}");
+            for n in (0..100).map(|_| random.below(KEYS)) {
+                assert!(get(&*view, &key(n)) == model.get(&key(n)).cloned(), "round {round}, key {n}");
+            }
+            if let Some((view, model)) = before {
+                assert!(all(&*view, b"", b"\xFF") == model, "before round {round}");
+            }
+        }
+        assert_eq!(engine.trouble(), None);
     }
 
     /// Files that a compaction has replaced stayed until another one had followed.

@@ -20,6 +20,11 @@
 //! What was overwritten or deleted goes in two steps. A compaction leaves it out of the files that it writes; and those that it read go
 //! once nobody holds a view of a version that names them, which is looked for often. Where the disk is short, all that lies above the
 //! last level is brought down to it, so that everything deleted is left out, in steps that each need little room (`reclaim`).
+//!
+//! No compaction takes what is kept for log and commits (rule L8). fjall is asked first what it would choose (`compact`). Where there is
+//! room for all that this may write, which is no more than what it reads, it begins. Where there is room for what seems to be left once the
+//! deleted is gone, it begins too, and ends itself if it meets the bound ([`WriteBound`]). Else it does not begin, and the room that it
+//! needs is known ([`Engine::lacks_room`]).
 
 #![allow(
     clippy::disallowed_methods,
@@ -29,13 +34,15 @@
 use super::{Batch, Engine, EngineFiles, Given, RawEntry, View, take_within};
 use fjall::compaction::Leveled;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, SeqNo, Snapshot, UserValue};
-use lsm_tree::compaction::{CompactionStrategy, MoveDown};
+use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
+use lsm_tree::compaction::{Choice, CompactionStrategy, Input, MoveDown, PullDown};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -70,10 +77,20 @@ const WAITING_BYTES_SHARE: u64 = 8;
 const WAIT_STEP: Duration = Duration::from_millis(20);
 const WAIT_STEPS_MAX: u32 = 100;
 
-/// A compaction that found no room is tried again once there is room for all that it may write. That is looked at this often.
+/// A compaction writes no more than leaves room for so many table files: as much as a segment of the log takes, so that neither the log nor
+/// a commit meets the end of the disk for it. Where little is free it leaves this share of that.
+const KEPT_TABLES: u64 = 4;
+const KEPT_SHARE: u64 = 4;
+/// What a table file takes beside its rows, at most: its index, its description, and the rest of its last block on the disk.
+const FILE_BYTES: u64 = 4 << 10;
+/// The same for a row beside its key and value.
+const ROW_BYTES: u64 = 32;
+/// Whether there is room is looked at this often. A try that failed all the same is followed by another one after so long, and by each
+/// further one after twice the time of the one before.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
-/// It may write less than that, so after this long it is tried all the same.
-const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
+const ROOM_REST_MAX: Duration = Duration::from_secs(30);
+/// Steps have found no room for so long before it is told: views may hold what earlier ones have replaced.
+const LACK_TOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// Files that no view needs any more are looked for this often.
 const RELEASE_LOOK: Duration = Duration::from_millis(250);
@@ -84,15 +101,17 @@ const RELEASE_LOOKS_MAX: u32 = 10;
 
 /// Where the disk is short, this long passes at least between two rounds that bring everything down, and as long as the one before took.
 const RECLAIM_REST: Duration = Duration::from_secs(1);
-/// A round begins without a rest once this share of all tables is deleted.
+/// A round begins without a rest once this share of all tables is deleted, or has been deleted since a round that found no room.
 const GARBAGE_SHARE: u64 = 8;
-/// Tables no larger than so many files are compacted all at once where no step can be found: deletes that are few reach over more files
-/// than fjall takes in one.
-const AT_ONCE_SHARE: u64 = 256;
+/// Bytes of a level that fjall takes into one step, counted in table files of the strategy's size.
+const STEP_TABLES_MAX: u64 = 50;
 /// A table file that covers a part of all keys is no smaller than this.
 const PIECE_BYTES_MIN: u64 = 4 << 10;
-/// What comes from the first level is cut into no more than so many of them.
+/// What comes from the first level is cut into no more than so many of them. Where they are cut again because of rows that lie far
+/// apart, and there are no more rows than this, each row becomes one: then none reaches over more than a table below.
 const PIECES_MAX: u64 = 1024;
+/// That begins in the first level. No more tables than this get there for it: each counts as one that waits for compaction.
+const LIFTED_TABLES_MAX: usize = WAITING_TABLES_MAX / 2;
 
 /// Keys before and after all others. They lie in the last level from the beginning, so that its tables reach around whatever lies above
 /// them: fjall compacts a table downwards only together with tables that do. They are never shown.
@@ -126,6 +145,7 @@ struct Open {
     keyspace: Keyspace,
     table_bytes: u64,
     views: Arc<HeldViews>,
+    bound: Arc<WriteBound>,
     /// Held while a commit writes. Comes before `compacting`.
     files: Mutex<Files>,
     /// Held while a compaction writes.
@@ -144,6 +164,8 @@ struct State {
     failed: Option<String>,
     /// Why nothing is compacted any more.
     trouble: Option<String>,
+    /// Since when no step that would give room back has found room itself, and the bytes that would have to be free for one.
+    lack: Option<(Instant, u64)>,
 }
 
 /// Views that are held, by what they show: all that was committed before. fjall counts them as well, and looks at its count seldom.
@@ -180,17 +202,76 @@ impl HeldViews {
     }
 }
 
+/// What a step of compaction came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Changed,
+    /// There is nothing that it could do.
+    Nothing,
+    /// It was not begun: so many bytes would have to be free.
+    LacksRoom(u64),
+}
+
+/// What the compaction that runs may write of rows that are not deleted. It looks at each of them anyway, and may be ended there.
+#[derive(Default)]
+struct WriteBound {
+    /// Zero is none.
+    bytes_max: AtomicU64,
+    is_met: AtomicBool,
+}
+
+/// Bounds every compaction of the tables.
+struct Bounded(Arc<WriteBound>);
+
+impl Factory for Bounded {
+    fn name(&self) -> &'static str {
+        "bound"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        let bytes_max = self.0.bytes_max.load(Ordering::Relaxed);
+        Box::new(BoundedWrite { bound: self.0.clone(), bytes_left: (bytes_max > 0).then_some(bytes_max) })
+    }
+}
+
+struct BoundedWrite {
+    bound: Arc<WriteBound>,
+    bytes_left: Option<u64>,
+}
+
+impl CompactionFilter for BoundedWrite {
+    fn filter_item(&mut self, row: ItemAccessor<'_>, _: &Context) -> Result<Verdict, fjall::LsmError> {
+        if let Some(left) = &mut self.bytes_left {
+            let bytes = (row.key().len() + row.value()?.len()) as u64 + ROW_BYTES;
+            let Some(after) = left.checked_sub(bytes) else {
+                self.bound.is_met.store(true, Ordering::Relaxed);
+                return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+            };
+            *left = after;
+        }
+        Ok(Verdict::Keep)
+    }
+}
+
 /// When everything is brought down.
 struct Reclaiming {
     round: Round,
-    /// When all tables at once found no room.
-    failed_at_once: Option<Instant>,
+    /// Rows that were cut again in this round: those of pieces for which no step had fitted.
+    rows_cut_again: Option<u64>,
+    /// The rest after a round without room: longer with each one in which a step was begun in vain.
+    lack_rest: Duration,
 }
 
 #[derive(Clone, Copy)]
 enum Round {
-    /// The next one not before then.
+    /// The next one not before then, unless much is deleted.
     Rests(Instant),
+    /// The same after one that found no room.
+    Lacks {
+        until: Instant,
+        deleted_bytes: u64,
+        needed_bytes: u64,
+    },
     Since(Instant),
 }
 
@@ -207,7 +288,8 @@ impl FjallEngine {
     /// Opens the database in a directory of its own, creating it where there is none; what it shows is durable. **Errors**: another
     /// process has it open (`ResourceBusy`), or it cannot be read.
     pub fn open(dir: &Path, options: FjallOptions) -> io::Result<Self> {
-        let (database, keyspace) = open_database(dir, options.cache_bytes)?;
+        let bound = Arc::<WriteBound>::default();
+        let (database, keyspace) = open_database(dir, options.cache_bytes, bound.clone())?;
         sync_names(dir)?;
         let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
         files.note(&keyspace);
@@ -217,6 +299,7 @@ impl FjallEngine {
             keyspace,
             table_bytes: options.table_bytes,
             views: Arc::default(),
+            bound,
             files: Mutex::new(files),
             compacting: Mutex::default(),
             state: Mutex::new(State { is_compaction_due: true, ..State::default() }),
@@ -224,7 +307,7 @@ impl FjallEngine {
         });
         if is_new {
             open.put_ends()?;
-            // Into the last level: there is nothing else.
+            // Into the last level: there is nothing else, and so it is only moved.
             open.compact(open.leveled())?;
         }
         let compactor = {
@@ -235,12 +318,15 @@ impl FjallEngine {
     }
 }
 
-fn open_database(dir: &Path, cache_bytes: u64) -> io::Result<(Database, Keyspace)> {
+fn open_database(dir: &Path, cache_bytes: u64, bound: Arc<WriteBound>) -> io::Result<(Database, Keyspace)> {
     let database = Database::builder(dir)
         .cache_size(cache_bytes)
         // No cache of descriptors: each table holds its own.
         .max_cached_files(None)
         .worker_threads_unchecked(0)
+        .with_compaction_filter_factories(Arc::new(move |keyspace| {
+            (keyspace == KEYSPACE).then(|| Arc::new(Bounded(bound.clone())) as Arc<dyn Factory>)
+        }))
         .open()
         .map_err(io_error)?;
     let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(io_error)?;
@@ -249,7 +335,7 @@ fn open_database(dir: &Path, cache_bytes: u64) -> io::Result<(Database, Keyspace
 
 /// The rows of a database that nothing is written to: nobody compacts it. fjall writes files of its own there all the same.
 pub(super) fn open_to_read(dir: &Path) -> io::Result<Arc<dyn View>> {
-    let (database, keyspace) = open_database(dir, FjallOptions::default().cache_bytes)?;
+    let (database, keyspace) = open_database(dir, FjallOptions::default().cache_bytes, Arc::default())?;
     let held = Arc::<HeldViews>::default();
     Ok(Arc::new(FjallView { snapshot: held.open(&database), keyspace, held }))
 }
@@ -433,7 +519,8 @@ impl Open {
 
     /// The compactor's thread.
     fn compact_until_closed(&self) {
-        let mut reclaiming = Reclaiming { round: Round::Rests(Instant::now()), failed_at_once: None };
+        let mut reclaiming = Reclaiming { round: Round::Rests(Instant::now()), rows_cut_again: None, lack_rest: RECLAIM_REST };
+        let mut rest = ROOM_LOOK;
         loop {
             let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
             let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, is_idle);
@@ -441,22 +528,32 @@ impl Open {
             if state.is_closing || state.failed.is_some() {
                 return;
             }
-            let (is_due, is_short) = (std::mem::take(&mut state.is_compaction_due), state.is_short);
+            let is_due = std::mem::take(&mut state.is_compaction_due);
+            // One that has begun is brought to its end: what gives most room may come last. And what lacks room gives it back in small steps.
+            let reclaims = state.is_short || state.lack.is_some() || matches!(reclaiming.round, Round::Since(_));
             drop(state);
             let work = || {
                 self.release_for_step()?;
-                // One that has begun is brought to its end: what gives most room may come last.
-                if (is_short || matches!(reclaiming.round, Round::Since(_)))
-                    && let Some(true) = self.reclaim(&mut reclaiming)?
-                {
-                    return Ok(true);
+                if reclaims && self.reclaim(&mut reclaiming)? == Outcome::Changed {
+                    return Ok(Outcome::Changed);
                 }
-                if is_due { Ok(self.close_gap()? || self.compact(self.leveled())?) } else { Ok(false) }
+                match self.close_gap()? {
+                    Outcome::Nothing if is_due => self.compact(self.leveled()),
+                    outcome => Ok(outcome),
+                }
             };
             let error = match catch_unwind(AssertUnwindSafe(work)) {
-                Ok(Ok(has_changed)) => {
-                    // Where one level gave to the next, that one may be due.
-                    self.state().is_compaction_due |= has_changed;
+                Ok(Ok(outcome)) => {
+                    rest = ROOM_LOOK;
+                    match outcome {
+                        // Where one level gave to the next, that one may be due.
+                        Outcome::Changed => self.state().is_compaction_due = true,
+                        Outcome::Nothing => {}
+                        Outcome::LacksRoom(needed) => {
+                            self.note_lack(needed);
+                            self.rest_until_due(ROOM_LOOK);
+                        }
+                    }
                     continue;
                 }
                 Ok(Err(error)) => error,
@@ -464,7 +561,9 @@ impl Open {
                 Err(_) => return drop(self.fail("compaction of the tables has panicked".to_owned())),
             };
             if is_shortage(&error) {
-                self.wait_for_room();
+                // Others were quicker to take the room that there was.
+                self.rest(rest);
+                rest = (2 * rest).min(ROOM_REST_MAX);
                 self.state().is_compaction_due = true;
             } else {
                 self.state().trouble = Some(format!(
@@ -474,6 +573,25 @@ impl Open {
                 return;
             }
         }
+    }
+
+    /// Waits for a while, or until the engine is closed.
+    fn rest(&self, rest: Duration) {
+        let rested = self.changed.wait_timeout_while(self.state(), rest, |state| !state.is_closing);
+        drop(rested.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The same for what is due all the time: it is looked at again after that, or once something is committed.
+    fn rest_until_due(&self, rest: Duration) {
+        let is_idle = |state: &mut State| !state.is_compaction_due && !state.is_closing;
+        let rested = self.changed.wait_timeout_while(self.state(), rest, is_idle);
+        rested.unwrap_or_else(PoisonError::into_inner).0.is_compaction_due = true;
+    }
+
+    fn note_lack(&self, needed: u64) {
+        let mut state = self.state();
+        let since = state.lack.map_or_else(Instant::now, |(since, _)| since);
+        state.lack = Some((since, needed));
     }
 
     /// Lets go of the versions of the tree that no view needs, and so of the files that only they name.
@@ -495,8 +613,7 @@ impl Open {
             if !has_replaced || self.free() >= STEP_TABLES * self.table_bytes || self.state().is_closing {
                 break;
             }
-            let waited = self.changed.wait_timeout_while(self.state(), RELEASE_LOOK, |state| !state.is_closing);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            self.rest(RELEASE_LOOK);
         }
         Ok(())
     }
@@ -560,131 +677,255 @@ impl Open {
         Leveled::default().with_table_target_size(self.table_bytes)
     }
 
-    /// One step of bringing everything down to the last level, where what was deleted and overwritten is left out; whether it changed
-    /// anything, or none if there is nothing to be done now.
+    /// One step of bringing everything down to the last level, where what was deleted and overwritten is left out.
     ///
-    /// **Shape** of a round: first the levels between, each table with those below that it overlaps. Then the first level, all of it,
-    /// into the empty one above the last: cut into as many pieces as the last level has tables, so that each piece overlaps few of them. Then
-    /// these. No step reads more than what the first level has, or some tables.
-    fn reclaim(&self, reclaiming: &mut Reclaiming) -> io::Result<Option<bool>> {
+    /// **Shape** of a round: first the levels between, each table with those below that it overlaps, the smallest step first. Then the first
+    /// level, all of it, into the empty one above the last: cut into as many pieces as the last level has tables, so that each piece overlaps
+    /// few of them. Then these. No step reads more than what the first level has, or some tables. Rows that lie far apart are few in a piece that
+    /// reaches over more than there is room for, or than fjall takes: such pieces are cut again, smaller.
+    fn reclaim(&self, reclaiming: &mut Reclaiming) -> io::Result<Outcome> {
         let version = self.keyspace.tree.current_version();
         let last = version.level_count() - 1;
         let between = version.iter_levels().take(last).skip(1).any(|level| !level.is_empty());
         let first = version.l0();
         let began = match reclaiming.round {
-            Round::Rests(_) if first.is_empty() && !between => return Ok(None),
-            Round::Rests(until) if Instant::now() < until && !self.holds_much_garbage() => return Ok(None),
-            Round::Rests(_) => Instant::now(),
             Round::Since(began) => began,
+            _ if first.is_empty() && !between => {
+                self.state().lack = None;
+                return Ok(Outcome::Nothing);
+            }
+            Round::Rests(until) if Instant::now() < until && !self.has_deleted_since(0) => return Ok(Outcome::Nothing),
+            Round::Lacks { until, deleted_bytes, needed_bytes }
+                if Instant::now() < until && !self.has_deleted_since(deleted_bytes) && self.free() < needed_bytes =>
+            {
+                return Ok(Outcome::Nothing);
+            }
+            Round::Rests(_) | Round::Lacks { .. } => Instant::now(),
         };
         reclaiming.round = Round::Since(began);
-        let has_changed = if self.close_gap()? {
-            true
-        } else if between {
-            // Without a size that a level may have. The first one is left alone meanwhile: what lies deeper is brought down first.
-            self.compact(self.leveled().with_l0_threshold(0).with_level_ratio_policy(vec![0.0]))?
-                || self.compact_all(&mut reclaiming.failed_at_once)?
-        } else if first.is_empty() {
-            false
-        } else {
-            if first.run_count() == 1 {
-                // It would be moved as it is, and not cut.
-                self.put_ends()?;
-            }
-            let below = version.level(last).map_or(0, |level| level.size()) / self.table_bytes;
-            let piece_bytes = (first.size() / below.clamp(1, PIECES_MAX)).clamp(PIECE_BYTES_MIN, self.table_bytes);
-            self.compact(Leveled::default().with_l0_threshold(1).with_table_target_size(piece_bytes))?
-        };
-        if !has_changed {
-            reclaiming.round = Round::Rests(Instant::now() + began.elapsed().max(RECLAIM_REST));
+        let mut outcome = self.close_gap()?;
+        if outcome == Outcome::Nothing {
+            outcome = if between {
+                self.bring_down(&mut reclaiming.rows_cut_again)?
+            } else if first.is_empty() {
+                Outcome::Nothing
+            } else {
+                self.cut_first(reclaiming.rows_cut_again)?
+            };
         }
-        Ok(Some(has_changed))
+        let rest = began.elapsed().max(RECLAIM_REST);
+        match outcome {
+            Outcome::Changed => return Ok(outcome),
+            Outcome::Nothing => reclaiming.round = Round::Rests(Instant::now() + rest),
+            Outcome::LacksRoom(needed_bytes) => {
+                let in_vain = self.bound.is_met.load(Ordering::Relaxed);
+                let has_lacked = self.state().lack.is_some();
+                reclaiming.lack_rest =
+                    if in_vain && has_lacked { (2 * reclaiming.lack_rest).min(ROOM_REST_MAX) } else { RECLAIM_REST };
+                self.note_lack(needed_bytes);
+                let until = Instant::now() + rest.max(reclaiming.lack_rest);
+                reclaiming.round = Round::Lacks { until, deleted_bytes: self.deleted_bytes(), needed_bytes };
+            }
+        }
+        reclaiming.rows_cut_again = None;
+        Ok(outcome)
     }
 
     /// Moves a level down where the one below it is empty: fjall takes it that levels in use follow one another.
-    fn close_gap(&self) -> io::Result<bool> {
+    fn close_gap(&self) -> io::Result<Outcome> {
         let version = self.keyspace.tree.current_version();
         let is_empty: Vec<bool> = version.iter_levels().map(|level| level.is_empty()).collect();
         let gap = (1..is_empty.len() - 1).rev().find(|&above| !is_empty[above] && is_empty[above + 1]);
-        let Some(above) = gap else { return Ok(false) };
+        let Some(above) = gap else { return Ok(Outcome::Nothing) };
         self.compact(MoveDown(above as u8, above as u8 + 1))
     }
 
-    /// Compacts what a strategy finds due, if anything; whether something was.
-    fn compact(&self, strategy: impl CompactionStrategy + Send + Sync + 'static) -> io::Result<bool> {
-        self.compact_by(|oldest_read| self.keyspace.tree.compact(Arc::new(strategy), oldest_read))
-    }
-
-    /// Compacts everything at once, unless it is much. That needs room for all that is not deleted, which nobody knows before: where it found
-    /// too little it is tried again once it seems to be enough, or after a while.
-    fn compact_all(&self, failed: &mut Option<Instant>) -> io::Result<bool> {
-        let rests = failed.is_some_and(|at| at.elapsed() < ROOM_WAIT_MAX) && self.undeleted_bytes() > self.free();
-        if rests || self.keyspace.disk_space() > AT_ONCE_SHARE * self.table_bytes {
-            return Ok(false);
+    /// Brings the levels between down.
+    fn bring_down(&self, rows_cut_again: &mut Option<u64>) -> io::Result<Outcome> {
+        let outcome = self.compact(self.all_down(self.table_bytes))?;
+        if outcome == Outcome::Changed {
+            self.state().lack = None;
+            return Ok(outcome);
         }
-        let compacted = self.compact_by(|oldest_read| self.keyspace.tree.major_compact(self.table_bytes, oldest_read));
-        *failed = compacted.is_err().then(Instant::now);
-        compacted
-    }
-
-    fn holds_much_garbage(&self) -> bool {
+        if self.lift(rows_cut_again)? == Outcome::Changed {
+            return Ok(Outcome::Changed);
+        }
+        if outcome != Outcome::Nothing {
+            return Ok(outcome);
+        }
+        // The smallest step is more than fjall takes with files of this size, and so needs larger ones.
         let bytes = self.keyspace.disk_space();
-        bytes.saturating_sub(self.undeleted_bytes()) >= bytes / GARBAGE_SHARE
+        let Choice::Merge(smallest) = self.choice(&self.all_down(bytes)) else { return Ok(Outcome::Nothing) };
+        let outcome = self.compact(self.all_down(self.table_bytes.max(self.input_bytes(&smallest) / STEP_TABLES_MAX + 1)))?;
+        if outcome == Outcome::Changed {
+            self.state().lack = None;
+        }
+        Ok(outcome)
     }
 
-    /// Bytes of rows that are not deleted, if those that are were as large as all rows are in the mean.
-    fn undeleted_bytes(&self) -> u64 {
+    /// What brings a table of the deepest level between to the one below, with those that it overlaps there: the smallest such step, whatever
+    /// size a level may have. The first level is left alone meanwhile.
+    fn all_down(&self, table_bytes: u64) -> Leveled {
+        self.leveled().with_table_target_size(table_bytes).with_l0_threshold(0).with_level_ratio_policy(vec![0.0])
+    }
+
+    /// One step of putting all that lies above the last level into the first, where it is cut anew. That goes by way of the level above the
+    /// last, in which everything is merged. Not so again in a round before half of what was cut is down: the same cuts would be found.
+    fn lift(&self, rows_cut_again: &mut Option<u64>) -> io::Result<Outcome> {
         let version = self.keyspace.tree.current_version();
-        let entries: u64 = version.iter_tables().map(|table| table.metadata.item_count).sum();
-        let deletes: u64 = version.iter_tables().map(|table| table.metadata.tombstone_count).sum();
-        let rows = entries.saturating_sub(deletes);
-        let left = rows.saturating_sub(deletes);
-        (self.keyspace.disk_space() as u128 * u128::from(left) / u128::from(rows.max(1))) as u64
+        let lowest = version.level_count() - 2;
+        let lowest_tables =
+            || version.iter_levels().skip(lowest).take(1).flat_map(|level| level.iter()).flat_map(|run| run.iter());
+        let tables = lowest_tables().count();
+        let rows: u64 = lowest_tables().map(|table| table.metadata.item_count).sum();
+        let above = (0..lowest).rev().find(|&above| version.level(above).is_some_and(|level| !level.is_empty()));
+        let to = lowest as u8;
+        if rows_cut_again.is_some_and(|before| rows > before / 2) {
+            return Ok(Outcome::Nothing);
+        }
+        match above {
+            None if rows <= tables as u64 => Ok(Outcome::Nothing),
+            None if tables > LIFTED_TABLES_MAX => self.compact(PullDown(to - 1, to)),
+            None => self.lift_lowest(to, rows, rows_cut_again),
+            Some(0) => self.compact(PullDown(0, to)),
+            // In small steps while it is more than some tables. The level above the last has no size then.
+            Some(above) => match self.compact(self.leveled().with_l0_threshold(1).with_level_ratio_policy(vec![f32::MAX]))? {
+                Outcome::Changed => Ok(Outcome::Changed),
+                Outcome::Nothing | Outcome::LacksRoom(_) => self.compact(PullDown(above as u8, to)),
+            },
+        }
     }
 
-    fn compact_by(&self, compact: impl FnOnce(SeqNo) -> Result<(), fjall::LsmError>) -> io::Result<bool> {
-        let _compacting = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
-        let version = self.keyspace.tree.current_version().id();
-        let compacted = compact(self.views.oldest(&self.database)).map_err(|error| io_error(error.into()));
+    /// Moves the level above the last into the first. It must be the only one above the last: what lies further up counts as newer. So nobody
+    /// commits meanwhile; where somebody has, nothing is moved, and that is taken into it before.
+    fn lift_lowest(&self, lowest: u8, rows: u64, rows_cut_again: &mut Option<u64>) -> io::Result<Outcome> {
         let mut files = self.files();
+        let _compacting = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.keyspace.tree.current_version().l0().is_empty() {
+            return Ok(Outcome::Changed);
+        }
+        let version = self.keyspace.tree.current_version().id();
+        let moved = self.keyspace.tree.compact(Arc::new(MoveDown(lowest, 0)), self.views.oldest(&self.database));
+        *rows_cut_again = Some(rows);
+        self.settle_compaction(&mut files, version, moved)
+    }
+
+    /// Brings the first level into the empty one above the last, in pieces.
+    fn cut_first(&self, rows_cut_again: Option<u64>) -> io::Result<Outcome> {
+        if self.keyspace.tree.current_version().l0().run_count() == 1 {
+            // It would be moved as it is, and not cut.
+            self.put_ends()?;
+        }
+        let version = self.keyspace.tree.current_version();
+        let first = version.l0();
+        let rows: u64 = first.iter().flat_map(|run| run.iter()).map(|table| table.metadata.item_count).sum();
+        let below = version.level(version.level_count() - 1).map_or(0, |level| level.size()) / self.table_bytes;
+        let piece_bytes = if rows_cut_again.is_some() && rows <= PIECES_MAX {
+            0
+        } else {
+            (first.size() / below.clamp(1, PIECES_MAX)).clamp(PIECE_BYTES_MIN, self.table_bytes)
+        };
+        self.compact(Leveled::default().with_l0_threshold(1).with_table_target_size(piece_bytes))
+    }
+
+    /// Compacts what a strategy finds due, if anything, where there is room for it.
+    fn compact(&self, strategy: impl CompactionStrategy + Send + Sync + 'static) -> io::Result<Outcome> {
+        let _compacting = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.free();
+        let kept = (KEPT_TABLES * self.table_bytes).min(free / KEPT_SHARE);
+        let (mut bytes_max, mut needed_for_all) = (0, 0);
+        self.bound.is_met.store(false, Ordering::Relaxed);
+        match self.choice(&strategy) {
+            Choice::DoNothing => return Ok(Outcome::Nothing),
+            // What is committed after this look is merged as well; it is no more than what is kept.
+            Choice::Merge(input) => {
+                let (all, left) = self.written_bytes(&input);
+                needed_for_all = self.needed_bytes(all);
+                if needed_for_all > free {
+                    let needed = self.needed_bytes(left);
+                    if needed > free {
+                        return Ok(Outcome::LacksRoom(needed));
+                    }
+                    bytes_max = free - kept;
+                }
+            }
+            Choice::Move(_) | Choice::Drop(_) => {}
+        }
+        self.bound.bytes_max.store(bytes_max, Ordering::Relaxed);
+        let version = self.keyspace.tree.current_version().id();
+        let compacted = self.keyspace.tree.compact(Arc::new(strategy), self.views.oldest(&self.database));
+        match self.settle_compaction(&mut self.files(), version, compacted) {
+            Err(error) if is_shortage(&error) && self.bound.is_met.load(Ordering::Relaxed) => {
+                Ok(Outcome::LacksRoom(needed_for_all))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What has to be free for a compaction that writes so much.
+    fn needed_bytes(&self, written: u64) -> u64 {
+        (written + KEPT_TABLES * self.table_bytes).min(written / (KEPT_SHARE - 1) * KEPT_SHARE)
+    }
+
+    /// What a strategy would do now.
+    fn choice(&self, strategy: &impl CompactionStrategy) -> Choice {
+        strategy.choose(&self.keyspace.tree.current_version(), self.keyspace.tree.tree_config(), &Default::default())
+    }
+
+    /// What follows a compaction of that version.
+    fn settle_compaction(&self, files: &mut Files, version: u64, compacted: Result<(), fjall::LsmError>) -> io::Result<Outcome> {
         files.note(&self.keyspace);
-        match compacted {
-            Ok(()) => Ok(self.keyspace.tree.current_version().id() != version),
+        match compacted.map_err(|error| io_error(error.into())) {
+            Ok(()) if self.keyspace.tree.current_version().id() == version => Ok(Outcome::Nothing),
+            Ok(()) => Ok(Outcome::Changed),
             Err(error) => {
                 files.is_in_doubt = true;
                 // A commit tries it again before it writes.
-                self.settle(&mut files).or_else(|error| if is_shortage(&error) { Ok(()) } else { Err(error) })?;
+                self.settle(files).or_else(|error| if is_shortage(&error) { Ok(()) } else { Err(error) })?;
                 Err(error)
             }
         }
     }
 
+    fn input_bytes(&self, input: &Input) -> u64 {
+        let version = self.keyspace.tree.current_version();
+        let tables = version.iter_tables().filter(|table| input.table_ids.contains(&table.id()));
+        tables.map(|table| table.metadata.file_size).sum()
+    }
+
+    /// What a compaction writes at most, which is all that it reads in as many files as that becomes; and what it writes if the rows that it
+    /// leaves out are as large as all of them are in the mean. It leaves none out for sure but in the last level.
+    fn written_bytes(&self, input: &Input) -> (u64, u64) {
+        let version = self.keyspace.tree.current_version();
+        let tables = || version.iter_tables().filter(|table| input.table_ids.contains(&table.id()));
+        let entries: u64 = tables().map(|table| table.metadata.item_count).sum();
+        let bytes = self.input_bytes(input);
+        let files = bytes.checked_div(input.target_size).map_or(entries, |files| files + 1) * FILE_BYTES;
+        let is_last = usize::from(input.dest_level) + 1 == version.level_count();
+        let deletes = if is_last { tables().map(|table| table.metadata.tombstone_count).sum() } else { 0 };
+        (bytes + files, bytes - deleted_bytes(bytes, entries, deletes) + files)
+    }
+
+    fn has_deleted_since(&self, deleted_bytes: u64) -> bool {
+        self.deleted_bytes() >= deleted_bytes + (self.keyspace.disk_space() / GARBAGE_SHARE).max(1)
+    }
+
+    fn deleted_bytes(&self) -> u64 {
+        let version = self.keyspace.tree.current_version();
+        let entries: u64 = version.iter_tables().map(|table| table.metadata.item_count).sum();
+        let deletes: u64 = version.iter_tables().map(|table| table.metadata.tombstone_count).sum();
+        deleted_bytes(self.keyspace.disk_space(), entries, deletes)
+    }
+
     fn free(&self) -> u64 {
         OsDisk.space(self.keyspace.path()).map_or(0, |space| space.free)
     }
+}
 
-    /// Waits until there is room for what a compaction may write at most: all of the first two levels.
-    fn wait_for_room(&self) {
-        let start = Instant::now();
-        loop {
-            let state = self.state();
-            let (state, _) = self
-                .changed
-                .wait_timeout_while(state, ROOM_LOOK, |state| !state.is_closing)
-                .unwrap_or_else(PoisonError::into_inner);
-            if state.is_closing {
-                return;
-            }
-            drop(state);
-            let version = self.keyspace.tree.current_version();
-            let needed: u64 = version.iter_levels().take(2).map(|level| level.size()).sum();
-            // What is short of room gives it back in small steps.
-            let wait_max = if self.state().is_short { ROOM_LOOK } else { ROOM_WAIT_MAX };
-            if self.free() >= needed || start.elapsed() >= wait_max {
-                return;
-            }
-        }
-    }
+/// Bytes of rows that are deleted, if they were as large as all rows are in the mean, of tables with so many bytes, entries and deletes.
+fn deleted_bytes(bytes: u64, entries: u64, deletes: u64) -> u64 {
+    let rows = entries.saturating_sub(deletes);
+    (u128::from(bytes) * u128::from(deletes.min(rows)) / u128::from(rows.max(1))) as u64
 }
 
 /// Files below the database's directory, to be copied.
@@ -767,6 +1008,11 @@ impl Engine for FjallEngine {
 
     fn trouble(&self) -> Option<String> {
         self.open.state().trouble.clone()
+    }
+
+    fn lacks_room(&self) -> Option<u64> {
+        let (since, needed) = self.open.state().lack?;
+        (since.elapsed() >= LACK_TOLD_AFTER).then_some(needed)
     }
 }
 

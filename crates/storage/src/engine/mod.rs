@@ -37,6 +37,12 @@ pub trait Engine: Send + Sync {
         Err(io::Error::new(io::ErrorKind::Unsupported, "these tables lie in memory: there are no files to copy"))
     }
 
+    /// Bytes that would have to be free before anything that was deleted gives its room back, where no step of that has fitted into what is
+    /// free for a while.
+    fn lacks_room(&self) -> Option<u64> {
+        None
+    }
+
     /// What is wrong with the engine although it goes on for now: a person must look.
     fn trouble(&self) -> Option<String> {
         None
