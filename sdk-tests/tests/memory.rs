@@ -291,10 +291,12 @@ async fn one_invocation_with_large_results() -> Result<()> {
     expect_bounded_beside(&server, "large results after a kill", u64::from(POURED) * POURED_BYTES as u64)
 }
 
-/// A client that calls for a result of so many bytes, and reads no more of it than that it is there.
-async fn call_and_read_nothing(address: &str, bytes: usize) -> Result<TcpStream> {
+/// A client that calls for a result of so many bytes, as the same invocation where there is a key, and reads no more of it than that it is
+/// there.
+async fn call_and_read_nothing(address: &str, bytes: usize, key: Option<&str>) -> Result<TcpStream> {
     let body = bytes.to_string();
-    let head = "POST /Agent/large HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length";
+    let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
+    let head = format!("POST /Agent/large HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{key}content-length");
     loop {
         let mut client = TcpStream::connect(address).await.context("connect")?;
         client.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.context("call")?;
@@ -315,15 +317,19 @@ async fn results_that_clients_do_not_take() -> Result<()> {
     const RESULT_BYTES: usize = 8 << 20;
     let server = start(&serve_agents(Agent::default()).await?).await?;
     let address = server.ingress_address();
-    let calls = stream::iter(0..CLIENTS).map(|_| call_and_read_nothing(&address, RESULT_BYTES));
-    let clients: Vec<_> = calls.buffer_unordered(CLIENTS).try_collect().await?;
-    eventually("a neighbour's call", LIMIT, || async {
-        let call = Call::new(Target::service("Agent", "large")).json(&json!(1));
-        server.ingress().call(call).await.map(drop).context("call a neighbour")
-    })
-    .await?;
-    drop(clients);
-    expect_bounded(&server, "40 results of 8 MiB that nobody reads")
+    // New results, and one that is kept: nothing slows down who asks for it.
+    for (what, key) in [("new", None), ("kept", Some("k"))] {
+        let calls = stream::iter(0..CLIENTS).map(|_| call_and_read_nothing(&address, RESULT_BYTES, key));
+        let clients: Vec<_> = calls.buffer_unordered(CLIENTS).try_collect().await?;
+        eventually("a neighbour's call", LIMIT, || async {
+            let call = Call::new(Target::service("Agent", "large")).json(&json!(1));
+            server.ingress().call(call).await.map(drop).context("call a neighbour")
+        })
+        .await?;
+        drop(clients);
+        expect_bounded(&server, &format!("40 {what} results of 8 MiB that nobody reads"))?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

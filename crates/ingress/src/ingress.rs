@@ -12,7 +12,7 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Defaults};
 use surefoot_model::{InvocationId, Origin, Outcome, Submission, Timestamp};
-use surefoot_partition::{Answer, GivenResult, Partitions};
+use surefoot_partition::{Answer, Partitions};
 use surefoot_protocol::{NewSubmission, SubmissionError, build_submission};
 
 #[derive(Clone)]
@@ -22,21 +22,6 @@ struct Shared {
     partitions: Partitions,
     defaults: Defaults,
     metrics: Metrics,
-}
-
-/// Results count from this size on. Smaller ones leave with the buffers of their connections.
-const LARGE_BYTES: usize = 64 << 10;
-
-/// A result that counts until it has left.
-struct GivenBytes {
-    result: Bytes,
-    _given: GivenResult,
-}
-
-impl AsRef<[u8]> for GivenBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.result
-    }
 }
 
 /// What a client asks for.
@@ -100,18 +85,6 @@ impl Ingress {
         self.0.partitions.env()
     }
 
-    /// A large result counts as memory until its client has taken the last of it.
-    pub(crate) fn give(&self, completed: Completed) -> Completed {
-        let outcome = match completed.outcome {
-            Outcome::Success(result) if result.len() >= LARGE_BYTES => {
-                let given = self.0.partitions.give_result(result.len() as u64);
-                Outcome::Success(Bytes::from_owner(GivenBytes { result, _given: given }))
-            }
-            other => other,
-        };
-        Completed { outcome, ..completed }
-    }
-
     /// Whether memory has no room because clients do not take results that they have been given.
     pub(crate) fn wants_results_taken(&self) -> bool {
         self.0.partitions.wants_results_taken()
@@ -153,6 +126,7 @@ impl Ingress {
                 Ok(Completed { id, outcome, expires_at, content_type })
             }
             Ok(Answer::AlreadyInvoked { id }) => Err(Error::AlreadyInvoked(id)),
+            Ok(Answer::NoRoom) => Err(Error::NoRoom),
             Ok(other @ (Answer::Accepted { .. } | Answer::Operation(_))) => {
                 unreachable!("a call is answered with its result: {other:?}")
             }
@@ -181,7 +155,7 @@ impl Ingress {
             Ok(Answer::Completed { id, .. } | Answer::AlreadyInvoked { id }) => {
                 Ok(Accepted { id, existing: true, execute_at: None })
             }
-            Ok(other @ Answer::Operation(_)) => unreachable!("a send is answered as one: {other:?}"),
+            Ok(other @ (Answer::Operation(_) | Answer::NoRoom)) => unreachable!("a send is answered as one: {other:?}"),
             Err(error) => Err(error),
         };
         watch.end(done.as_ref().map(|_| true));

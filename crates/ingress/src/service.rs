@@ -127,8 +127,7 @@ impl Service {
         if head.point.is_send {
             self.ingress.submit_send(&catalog, request, delay, room).await.map(|accepted| reply::accepted(&accepted))
         } else {
-            let completed = self.ingress.submit_call(&catalog, request, room).await?;
-            Ok(reply::completed(self.ingress.give(completed)))
+            self.ingress.submit_call(&catalog, request, room).await.map(reply::completed)
         }
     }
 

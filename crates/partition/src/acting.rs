@@ -8,6 +8,7 @@ use crate::apply::apply_entry;
 use crate::attempts::PartitionAttempts;
 use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
+use crate::given::try_given;
 use crate::handle::Shared;
 use crate::held_back::HeldBack;
 use crate::housekeeping::{Housekeeping, Looks};
@@ -185,9 +186,11 @@ impl ActingPartition {
             Effect::Accept { request, id, existing, execute_at } => {
                 self.clients.on_accept(request, id, existing, execute_at, requests);
             }
-            Effect::Complete { id, outcome } => self.clients.on_complete(id, &outcome, requests),
+            Effect::Complete { id, outcome } => self.clients.on_complete(id, outcome, requests, &self.shared.gate),
             Effect::ReplyRetained { request, id, outcome, expires_at } => {
-                requests.answer(request, Answer::Completed { id, outcome, expires_at: Some(expires_at) });
+                let given = try_given(&self.shared.gate, outcome);
+                let completed = |outcome| Answer::Completed { id, outcome, expires_at: Some(expires_at) };
+                requests.answer(request, given.map_or(Answer::NoRoom, completed));
             }
             Effect::RefuseRepeatedRun { request, id } => requests.answer(request, Answer::AlreadyInvoked { id }),
             Effect::ReplyOperation { request, answer } => requests.answer(request, Answer::Operation(answer)),

@@ -17,6 +17,8 @@ pub enum Answer {
     Accepted { id: InvocationId, existing: bool, execute_at: Option<Timestamp> },
     /// The result. `expires_at` where it was read from a retained completion.
     Completed { id: InvocationId, outcome: Outcome, expires_at: Option<Timestamp> },
+    /// The result is there, and memory has no room for it until others have been taken: it can be asked for again.
+    NoRoom,
     /// A call of a workflow's run handler whose key has run or runs.
     AlreadyInvoked { id: InvocationId },
     /// An operator's request was carried out, or why not.

@@ -4,8 +4,11 @@
 //! `machine`).
 
 use crate::answers::{Answer, Requests};
+use crate::gate::Gate;
+use crate::given::given;
 use crate::views::Lent;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use surefoot_env::Wake;
 use surefoot_model::{InvocationId, Lsn, Outcome, Request, Timestamp};
 use surefoot_storage::Store;
@@ -71,8 +74,10 @@ impl PartitionClients {
         self.waiters.clear();
     }
 
-    pub(crate) fn on_complete(&mut self, id: InvocationId, outcome: &Outcome, requests: &Requests) {
-        for number in self.waiters.remove(&id).unwrap_or_default() {
+    pub(crate) fn on_complete(&mut self, id: InvocationId, outcome: Outcome, requests: &Requests, gate: &Arc<Gate>) {
+        let Some(waiters) = self.waiters.remove(&id) else { return };
+        let outcome = given(gate, outcome);
+        for number in waiters {
             requests.answer_number(number, Answer::Completed { id, outcome: outcome.clone(), expires_at: None });
         }
     }
@@ -113,6 +118,7 @@ impl PartitionClients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mailbox::Mailbox;
     use crate::testing::{HERE, empty_store, id, was_woken, write};
     use bytes::Bytes;
     use surefoot_machine::{Inbound, State};
@@ -125,6 +131,10 @@ mod tests {
         Request { id, awaits_result: true }
     }
 
+    fn gate() -> Arc<Gate> {
+        Arc::new(Gate::new(vec![Mailbox::new(Wake::new())], 1_000))
+    }
+
     #[test]
     fn a_client_that_sends_hears_that_it_is_accepted_and_one_that_calls_hears_the_result() {
         let (requests, mut clients) = (Requests::new(1), PartitionClients::default());
@@ -133,9 +143,9 @@ mod tests {
         clients.on_accept(awaiting(call), id(1), true, None, &requests);
         assert_eq!(sent.try_recv(), Ok(Answer::Accepted { id: id(1), existing: false, execute_at: None }));
         assert_eq!(called.try_recv(), Err(TryRecvError::Empty));
-        clients.on_complete(id(2), &RESULT, &requests);
+        clients.on_complete(id(2), RESULT, &requests, &gate());
         assert_eq!(called.try_recv(), Err(TryRecvError::Empty));
-        clients.on_complete(id(1), &RESULT, &requests);
+        clients.on_complete(id(1), RESULT, &requests, &gate());
         assert_eq!(called.try_recv(), Ok(Answer::Completed { id: id(1), outcome: RESULT, expires_at: None }));
     }
 
@@ -148,7 +158,7 @@ mod tests {
             clients.on_accept(awaiting(request), id(1), false, None, &requests);
             answers.push(answer);
         }
-        clients.on_complete(id(1), &RESULT, &requests);
+        clients.on_complete(id(1), RESULT, &requests, &gate());
         let completed = Answer::Completed { id: id(1), outcome: RESULT, expires_at: None };
         assert!(answers.iter_mut().all(|answer| answer.try_recv().as_ref() == Ok(&completed)));
     }
@@ -162,7 +172,7 @@ mod tests {
             let request = Request { id: RequestId { process: 2, ..own }, awaits_result };
             clients.on_accept(request, id(1), false, None, &requests);
         }
-        clients.on_complete(id(1), &RESULT, &requests);
+        clients.on_complete(id(1), RESULT, &requests, &gate());
         assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
     }
 
@@ -180,7 +190,7 @@ mod tests {
         }
         assert!(clients.waiters.len() <= 2 * SWEEP_MIN, "{}", clients.waiters.len());
         for (n, mut answer) in staying {
-            clients.on_complete(id(n), &RESULT, &requests);
+            clients.on_complete(id(n), RESULT, &requests, &gate());
             assert!(answer.try_recv().is_ok(), "a client that waits is answered");
         }
     }

@@ -251,6 +251,12 @@ impl Gate {
         self.untaken.fetch_add(bytes, Ordering::SeqCst);
     }
 
+    /// Whether there is room for one more result, or no other one is on its way.
+    pub(crate) fn may_give(&self, bytes: u64) -> bool {
+        let untaken = self.untaken_bytes();
+        untaken == 0 || self.bytes(self.waiting_bytes()) + untaken + bytes <= self.tables_bytes_max()
+    }
+
     /// It has taken them, or is gone.
     pub(crate) fn taken(&self, bytes: u64) {
         self.untaken.fetch_sub(bytes, Ordering::SeqCst);

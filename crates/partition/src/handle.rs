@@ -230,18 +230,6 @@ impl Submitted<'_> {
     }
 }
 
-/// A result on its way to a client; see [`Partitions::give_result`].
-pub struct GivenResult {
-    gate: Arc<Gate>,
-    bytes: u64,
-}
-
-impl Drop for GivenResult {
-    fn drop(&mut self) {
-        self.gate.taken(self.bytes);
-    }
-}
-
 impl Partitions {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
@@ -273,12 +261,6 @@ impl Partitions {
     /// What there is no room in at the edge, if anything (rule R2): where it is the disk, a client had better be told than wait.
     pub fn shortage(&self) -> Option<Shortage> {
         self.0.gate.shortage()
-    }
-
-    /// A client is given a result of so many bytes, which counts as memory until the guard is dropped: until it has been taken.
-    pub fn give_result(&self, bytes: u64) -> GivenResult {
-        self.0.gate.give(bytes);
-        GivenResult { gate: self.0.gate.clone(), bytes }
     }
 
     /// Whether memory has no room because clients do not take results that they have been given.

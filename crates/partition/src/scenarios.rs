@@ -384,7 +384,8 @@ fn overdue_sleepers_wake_as_fast_as_they_are_answered_and_calls_go_on_between_th
     assert_eq!(node.handlers.asked(SILENT).len(), window);
     node.pass_ms(1);
     assert_eq!(node.handlers.asked(SILENT).len(), 2 * window, "those that have no answer count for a while");
-    for _ in 0..10 {
+    // Those that nobody answers are held back no more after a second; and then as many begin as have been silent for 100 ms, doubled.
+    for _ in 0..12 {
         node.pass_ms(100);
     }
     assert!(

@@ -235,7 +235,7 @@ impl TestLog {
 /// Time as a test sets it, tasks that run when it says so, and numbers in order.
 #[derive(Default)]
 struct TestWorld {
-    now_ms: AtomicU64,
+    now_ms: Arc<AtomicU64>,
     numbers: AtomicU64,
     tasks: Mutex<Vec<BoxFuture>>,
     steppers: Mutex<Vec<(Wake, Box<dyn Steps>)>>,
@@ -250,8 +250,11 @@ impl Clock for TestWorld {
         Duration::from_millis(self.now_ms.load(Ordering::Relaxed))
     }
 
-    fn sleep(&self, _: Duration) -> BoxFuture {
-        Box::pin(std::future::pending())
+    /// Tasks are polled at every step.
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        let (now_ms, due) = (self.now_ms.clone(), self.monotonic().saturating_add(duration));
+        let is_due = move || Duration::from_millis(now_ms.load(Ordering::Relaxed)) >= due;
+        Box::pin(std::future::poll_fn(move |_| if is_due() { Poll::Ready(()) } else { Poll::Pending }))
     }
 }
 
