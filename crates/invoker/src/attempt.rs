@@ -32,6 +32,12 @@ use tokio::sync::Notify;
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
+/// Notifications that are there together leave as one frame of HTTP/2, up to so many bytes and one more. Libraries end a connection on which a
+/// few thousand small frames have come that their program has not read, with all of its streams.
+const GATHERED_BYTES: u64 = 64 << 10;
+/// From so many frames on to which the handler has not said a word, one leaves in each such time.
+const FRAMES_UNHEARD_MAX: u32 = 64;
+const GATHER: Duration = Duration::from_millis(10);
 /// Longer than anything waits.
 const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A handler that only waits is idle once nothing was said for this long: then it may be asked to suspend.
@@ -332,6 +338,9 @@ struct Attempt<'a> {
     value_bytes_max: u64,
     /// Notifications that have not left for the handler: they count among those of all attempts until they have.
     sending: Option<FeedBytes>,
+    /// Frames with notifications since the handler last said something, and when the next one may leave where they are many.
+    frames_unheard: u32,
+    gives_from: Duration,
     /// Not reported yet, and the bytes of it.
     items: Vec<Item>,
     /// The large message among them has room.
@@ -380,6 +389,8 @@ impl<'a> Attempt<'a> {
             is_paused: false,
             value_bytes_max: start.read_bytes_max,
             sending: None,
+            frames_unheard: 0,
+            gives_from: Duration::ZERO,
             items: Vec::new(),
             part_is_whole: false,
             item_bytes: 0,
@@ -519,6 +530,7 @@ impl<'a> Attempt<'a> {
             if unsent <= UNSENT_BYTES_MAX {
                 self.sending = None;
             }
+            let gives_live = takes_live && !self.gathers();
             // What a handler does not take waits in its feed, which is bounded; what it will not be sent is taken off at once.
             let due = self.due(&patience, stream);
             if due < alarm.due {
@@ -532,13 +544,11 @@ impl<'a> Attempt<'a> {
             tokio::select! {
                 biased;
                 // Taking is whole or has not happened.
-                told = poll_fn(|cx| self.start.live.poll_told(cx, takes_live)) => match told {
+                told = poll_fn(|cx| self.start.live.poll_told(cx, gives_live)) => match told {
                     None => return Ok(Next::Aborted),
                     Some(Told::Live(live, bytes)) => {
-                        self.arrived(live.notification.bytes(), u32::from(feed::answers_read(&live.notification)));
+                        self.deliver(stream, (live, bytes))?;
                         if stream.is_open {
-                            self.deliver(stream, &live)?;
-                            self.sending = Some(bytes);
                             patience.active();
                             self.held.place.resume();
                         }
@@ -571,6 +581,7 @@ impl<'a> Attempt<'a> {
                             check_head(status, &headers, stream.version, self.now())?;
                         }
                         ExchangeEvent::Chunk(chunk) if has_head => {
+                            self.frames_unheard = 0;
                             self.heard();
                             match self.chunks(stream, &mut decoder, Some(chunk)).await? {
                                 Next::More => {}
@@ -620,9 +631,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Whether notifications wait for others, to leave together: the handler has been sent many, and has said nothing since.
+    fn gathers(&self) -> bool {
+        self.frames_unheard >= FRAMES_UNHEARD_MAX && self.invoker.env.clock.monotonic() < self.gives_from
+    }
+
     /// When something is to be looked at.
     fn due(&self, patience: &Patience, stream: &Stream) -> Duration {
         let due = patience.due(self.silence_max(stream));
+        let due = if self.gathers() { due.min(self.gives_from) } else { due };
         self.held.part.as_ref().map_or(due, |part| due.min(part.pace.due()))
     }
 
@@ -704,12 +721,34 @@ impl<'a> Attempt<'a> {
         stream.send(self.invoker, out)
     }
 
-    fn deliver(&mut self, stream: &mut Stream, live: &Live) -> Result<(), Failure> {
+    /// Sends a notification, and what is there behind it.
+    fn deliver(&mut self, stream: &mut Stream, first: (Live, FeedBytes)) -> Result<(), Failure> {
         let mut out = Outgoing::with_capacity(64);
-        out.notification(&live.notification, stream.version);
-        stream.send(self.invoker, out)?;
-        self.completions.delivered(&live.notification.id);
-        self.last_delivered = live.index;
+        let (mut next, mut sending, mut bytes) = (Some(first), None::<FeedBytes>, 0);
+        while let Some((live, counted)) = next.take() {
+            self.arrived(live.notification.bytes(), u32::from(feed::answers_read(&live.notification)));
+            if stream.is_open {
+                out.notification(&live.notification, stream.version);
+                self.completions.delivered(&live.notification.id);
+                self.last_delivered = live.index;
+                bytes += live.notification.bytes();
+                match &mut sending {
+                    Some(sending) => sending.add(counted),
+                    None => sending = Some(counted),
+                }
+            }
+            if bytes < GATHERED_BYTES {
+                next = self.start.live.next_live();
+            }
+        }
+        if sending.is_some() {
+            stream.send(self.invoker, out)?;
+            self.sending = sending;
+            self.frames_unheard = self.frames_unheard.saturating_add(1);
+            if self.frames_unheard >= FRAMES_UNHEARD_MAX {
+                self.gives_from = self.invoker.env.clock.monotonic() + GATHER;
+            }
+        }
         Ok(())
     }
 

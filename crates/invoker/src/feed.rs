@@ -35,6 +35,13 @@ pub struct FeedBytes {
     bytes: usize,
 }
 
+impl FeedBytes {
+    /// Both, as one.
+    pub(crate) fn add(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
 impl Drop for FeedBytes {
     fn drop(&mut self) {
         self.all.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -169,6 +176,17 @@ impl Notifications {
         Poll::Pending
     }
 
+    /// One more notification that is there, behind one that was told.
+    pub(crate) fn next_live(&mut self) -> Option<(Live, FeedBytes)> {
+        let mut inside = self.0.lock();
+        if inside.is_closed || inside.is_asked {
+            return None;
+        }
+        let (live, bytes) = inside.queue.pop_front()?;
+        inside.bytes -= bytes.bytes;
+        Some((live, bytes))
+    }
+
     /// Ready once the attempt is over; whatever else it is told waits.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut inside = self.0.lock();
@@ -268,6 +286,27 @@ mod tests {
         notifier.notify(live(3, 10));
         drop(notifier);
         assert_eq!(told(&mut feed, true), ["over"]);
+    }
+
+    #[test]
+    fn what_is_there_behind_a_notification_is_taken_with_it_and_counts_as_one() {
+        let all = Feeds::new(BYTES_MAX);
+        let (notifier, mut feed) = all.feed();
+        (1..=3).for_each(|index| notifier.notify(live(index, 10)));
+        let Poll::Ready(Some(Told::Live(first, mut sending))) = feed.poll_told(&mut Context::from_waker(Waker::noop()), true)
+        else {
+            panic!("it is there")
+        };
+        let (second, bytes) = feed.next_live().expect("it is there, too");
+        assert_eq!((first.index, second.index), (1, 2));
+        sending.add(bytes);
+        assert_eq!(all.0.bytes.load(Ordering::Relaxed), 3 * bytes_of(&live(1, 10)));
+        feed.line().ask();
+        assert!(feed.next_live().is_none(), "a request for the place goes first");
+        drop(sending);
+        assert_eq!(all.0.bytes.load(Ordering::Relaxed), bytes_of(&live(1, 10)));
+        assert_eq!(told(&mut feed, true), ["asked", "3"]);
+        assert!(feed.next_live().is_none());
     }
 
     #[test]

@@ -170,6 +170,40 @@ fn live_notifications_move_what_a_suspension_has_seen() {
     );
 }
 
+/// Some thousand small frames that a handler had not read yet ended its connection, and with it all that ran there.
+#[test]
+fn notifications_leave_together_where_the_handler_has_been_sent_many_and_says_nothing() {
+    let mut world = begun();
+    let mut index = 2;
+    let mut notify = |world: &mut World| {
+        index += 1;
+        world.notify(index, completion(entry_type::SLEEP_COMPLETION, index, Resolution::Void));
+    };
+    for _ in 0..64 {
+        notify(&mut world);
+        assert!(!world.story().is_empty(), "each leaves at once");
+    }
+    for _ in 0..3 {
+        notify(&mut world);
+    }
+    check(&world, expect![""]);
+    world.pass(9 * MS);
+    check(&world, expect![""]);
+    world.pass(MS);
+    check(&world, expect![[r#"
+        > 0x800c #67
+        > 0x800c #68
+        > 0x800c #69"#]]);
+    notify(&mut world);
+    check(&world, expect![""]);
+    world.writes(&[wire::sleep(9, 1)]);
+    check(&world, expect![[r#"
+        = from 1: Sleep
+        > 0x800c #70"#]]);
+    notify(&mut world);
+    check(&world, expect!["> 0x800c #71"]);
+}
+
 #[test]
 fn notifications_that_come_while_the_stream_opens_follow_the_replay() {
     let mut world = World::new();
