@@ -190,16 +190,22 @@ fn notifications_leave_together_where_the_handler_has_been_sent_many_and_says_no
     world.pass(9 * MS);
     check(&world, expect![""]);
     world.pass(MS);
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         > 0x800c #67
         > 0x800c #68
-        > 0x800c #69"#]]);
+        > 0x800c #69"#]],
+    );
     notify(&mut world);
     check(&world, expect![""]);
     world.writes(&[wire::sleep(9, 1)]);
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         = from 1: Sleep
-        > 0x800c #70"#]]);
+        > 0x800c #70"#]],
+    );
     notify(&mut world);
     check(&world, expect!["> 0x800c #71"]);
 }
