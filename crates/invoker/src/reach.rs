@@ -19,7 +19,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often a window is looked at for starts that count no more.
 const WINDOW_LOOK: Duration = Duration::from_millis(20);
 /// Attempts of a deployment that may begin before others are heard of, at first, and once so many were enough for a while.
-const UNHEARD_MIN: usize = 64;
+const UNHEARD_MIN: usize = 256;
 /// The same once a message of theirs has waited for room.
 const UNHEARD_IN_CROWD: usize = 16;
 /// That while.

@@ -886,13 +886,13 @@ fn attempts_begin_as_fast_as_others_bring_something() {
         }
         begun
     };
-    assert_eq!(begin(&mut world), 64);
-    world.pass(100 * MS);
-    assert_eq!(begin(&mut world), 128, "it was full");
-    world.pass(100 * MS);
     assert_eq!(begin(&mut world), 256);
+    world.pass(100 * MS);
+    assert_eq!(begin(&mut world), 512, "it was full");
+    world.pass(100 * MS);
+    assert_eq!(begin(&mut world), 1_024);
     world.pass(2_000 * MS);
-    assert_eq!(begin(&mut world), 64, "it was not needed for a while");
+    assert_eq!(begin(&mut world), 256, "it was not needed for a while");
 }
 
 /// One that stopped in the middle of a large message held up those of all others until its time-outs.
