@@ -721,7 +721,7 @@ impl<'a> Attempt<'a> {
         stream.send(self.invoker, out)
     }
 
-    /// Sends a notification, and what is there behind it.
+    /// Sends a notification, with those that wait behind it.
     fn deliver(&mut self, stream: &mut Stream, first: (Live, FeedBytes)) -> Result<(), Failure> {
         let mut out = Outgoing::with_capacity(64);
         let (mut next, mut sending, mut bytes) = (Some(first), None::<FeedBytes>, 0);

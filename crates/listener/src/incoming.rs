@@ -66,7 +66,7 @@ impl<B> IncomingBody<B> {
         }
     }
 
-    /// Reads what is left of it and throws it away, within bounds. To be called before its request is refused.
+    /// Reads the rest of the body and throws it away, within bounds. To be called before its request is refused.
     pub async fn discard(self, headers: &HeaderMap)
     where
         B: Body<Data = Bytes> + Unpin,

@@ -32,7 +32,7 @@ impl Default for Leftovers {
     }
 }
 
-/// Reads what is left of a body and throws it away, within bounds.
+/// Reads the rest of a body and throws it away, within bounds.
 pub(crate) async fn discard<B>(headers: &HeaderMap, body: B, clock: &dyn Clock, leftovers: &Leftovers)
 where
     B: Body<Data = Bytes>,
@@ -52,7 +52,7 @@ where
             }
         }
     });
-    // What is there already is not waited for.
+    // Bytes that have come already need no wait.
     if poll_fn(|cx| Poll::Ready(discarding.as_mut().poll(cx).is_ready())).await {
         return;
     }

@@ -1,7 +1,7 @@
 //! The body of an answer, handed on in pieces as its client takes them.
 //!
 //! A whole body handed on at once would be gone from here while its client still reads, and the connection would look idle: a slow
-//! download would be cut. Owns: how fast a large one is taken while others wait for the memory that it holds. Does not own: what is in it.
+//! download would be cut. Owns: how fast a large one is taken while others wait for the memory that it holds. Does not own: its content.
 
 use crate::activity::Sending;
 use bytes::Bytes;
