@@ -66,6 +66,10 @@ impl DiskWatch {
         let before = gate.disk();
         let reserve = if settings.mutant == Mutant::IgnoreDisk { 0 } else { settings.disk_reserve_bytes_max };
         let now = next(&before, space, reserve, gate.unwritten_bytes(), log.retained().room, gate.checkpoint_waits());
+        // Before anybody is refused: who is told by an answer finds the same in the metrics.
+        metrics::gauge!("surefoot_disk_free_bytes").set(space.free as f64);
+        metrics::gauge!("surefoot_disk_edges_refused").set(f64::from(u8::from(now.room != DiskRoom::Enough)));
+        metrics::gauge!("surefoot_disk_work_held").set(f64::from(u8::from(now.room == DiskRoom::Reserve)));
         gate.set_disk(now);
         let engine = self.engine.upgrade();
         if now.room != before.room {
@@ -81,9 +85,6 @@ impl DiskWatch {
             self.checkpointer.wake();
         }
         self.free_before = space.free;
-        metrics::gauge!("surefoot_disk_free_bytes").set(space.free as f64);
-        metrics::gauge!("surefoot_disk_edges_refused").set(f64::from(u8::from(now.room != DiskRoom::Enough)));
-        metrics::gauge!("surefoot_disk_work_held").set(f64::from(u8::from(now.room == DiskRoom::Reserve)));
         if now.room != DiskRoom::Enough || space.free < now.edges_bytes.saturating_mul(SOON) { LOOK_SHORT } else { LOOK }
     }
 
