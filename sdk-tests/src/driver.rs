@@ -5,7 +5,7 @@
 //! order. Does not own: the processes.
 
 use crate::broker::{Broker, NewRecord};
-use crate::ledger::Verdict;
+use crate::judge::Verdict;
 use crate::wait::eventually;
 use crate::{Handlers, Language, Ledger, Server};
 use anyhow::{Context, Result, ensure};
@@ -27,7 +27,7 @@ const LOCATIONS_PER_DELIVERY: usize = KILLS.len();
 const STRANGERS: usize = 20;
 const KAFKA_PARTITIONS: i32 = 4;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-const PENDING_POLLS: u32 = 1;
+const PENDING_LOOKS: u32 = 1;
 
 /// Without any step for so long the run has failed. Beyond the Kafka session time-out, so that a slow resumption is no failure here.
 const STALL: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ enum Kill {
 pub async fn main_job(language: Language, broker: &mut Broker, seed: u64) -> Result<()> {
     let started = Instant::now();
     let mut random = fastrand::Rng::with_seed(seed);
-    let ledger = Ledger::start(PENDING_POLLS).await?;
+    let ledger = Ledger::start(|_| PENDING_LOOKS).await?;
     let mut handlers = Handlers::start(language, ledger.address(), POLL_INTERVAL).await?;
     let mut server = Server::start(&[]).await?;
     server.admin().register(&NewDeployment::at(handlers.uri())).await.context("register the handlers")?;
@@ -112,7 +112,7 @@ pub async fn main_job(language: Language, broker: &mut Broker, seed: u64) -> Res
     expect_deliveries(&server.ingress(), LOCATIONS_PER_DELIVERY).await?;
     expect_strangers(&server.ingress()).await?;
     server.expect_quiet(&EXPECTED_LOG_LINES)?;
-    let Verdict { executions, repeated } = verdict;
+    let Verdict { executions, repeated, .. } = verdict;
     let seconds = started.elapsed().as_secs();
     eprintln!(
         "{language}: {total} posts, {executions} steps ({repeated} again), {} kills, {seconds} s: all states exact",

@@ -1,10 +1,11 @@
 //! The social network of the user feed, outside of the processes that are killed: it remembers every step that was executed.
 //!
-//! Owns: the HTTP shapes that the examples speak (`POST /posts`, `GET /posts/{id}/status`, `POST /feeds/{user}`), how long a post
-//! stays pending, and the verdict on steps: order per user, and no finished step again. Does not own: the feed's final state.
+//! Owns: the HTTP shapes that the examples speak (`POST /posts`, `GET /posts/{id}/status`, `POST /feeds/{user}`), and how long a post stays
+//! pending. Does not own: what may be said of the steps (`judge`), or the feeds, which are the server's state.
 
+use crate::judge::{Evidence, Verdict, judge};
 use crate::wait::eventually;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
@@ -15,20 +16,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-#[derive(Debug, Clone)]
+/// At how many looks the post of an event is still pending.
+type PendingLooks = Box<dyn Fn(&str) -> u32 + Send>;
+
+#[derive(Clone)]
 pub struct Ledger {
     book: Arc<Mutex<Book>>,
     address: String,
 }
 
-#[derive(Debug, Default)]
 struct Book {
     /// In the order in which the steps arrived.
     executions: Vec<Execution>,
     /// What a created post stands for, by the id that its creation gave out. Each creation gives out another one.
     posts: HashMap<String, (String, String)>,
-    polls: HashMap<String, u32>,
-    pending_polls: u32,
+    /// How often each post was looked at.
+    looks: HashMap<String, u32>,
+    pending_looks: PendingLooks,
     held: BTreeSet<String>,
     updated: BTreeSet<(String, String)>,
 }
@@ -50,22 +54,21 @@ pub struct Execution {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Create,
-    Status,
+    Look,
     Update,
 }
 
-/// What the ledger says about a finished run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
-    pub executions: usize,
-    /// Steps that ran more than once because their process died before the result was durable. No fault.
-    pub repeated: usize,
-}
-
 impl Ledger {
-    /// Listens on loopback until the program ends. A post is pending for its first `pending_polls` polls.
-    pub async fn start(pending_polls: u32) -> Result<Self> {
-        let book = Arc::new(Mutex::new(Book { pending_polls, ..Book::default() }));
+    /// Listens on loopback until the program ends. The post of an event is pending at so many looks as `pending_looks` says of its id.
+    pub async fn start(pending_looks: impl Fn(&str) -> u32 + Send + 'static) -> Result<Self> {
+        let book = Arc::new(Mutex::new(Book {
+            executions: Vec::new(),
+            posts: HashMap::new(),
+            looks: HashMap::new(),
+            pending_looks: Box::new(pending_looks),
+            held: BTreeSet::new(),
+            updated: BTreeSet::new(),
+        }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind the ledger")?;
         let address = format!("http://{}", listener.local_addr().context("ask for the ledger's port")?);
         let router = Router::new()
@@ -102,10 +105,10 @@ impl Ledger {
 
     /// Waits until this many events have reached their last step, as long as there is some progress within `stall`.
     pub async fn reach(&self, completions: usize, stall: Duration) -> Result<()> {
-        let mut seen = self.book().executions.len();
+        let mut seen = self.steps();
         loop {
             let progress = eventually("progress in the ledger", stall, || async {
-                let now = self.book().executions.len();
+                let now = self.steps();
                 let done = self.completions();
                 ensure!(done >= completions || now > seen, "{done} of {completions} completed");
                 Ok(now)
@@ -117,62 +120,27 @@ impl Ledger {
         }
     }
 
+    /// How many steps ran so far.
+    pub fn steps(&self) -> usize {
+        self.book().executions.len()
+    }
+
     /// All steps so far, in the order in which they arrived.
     pub fn executions(&self) -> Vec<Execution> {
         self.book().executions.clone()
     }
 
-    /// Judges the steps of each user whose events are given in their order: one event at a time, in order, and once a later step of
-    /// an event ran, no earlier one does.
+    /// Judges the steps of each user whose events are given in their order; the feeds are asked elsewhere.
+    ///
+    /// **Errors**: a fault, with the events that have it.
     pub fn judge(&self, expected: &BTreeMap<String, Vec<String>>) -> Result<Verdict> {
-        let executions = self.executions();
-        let mut by_user: BTreeMap<&str, Vec<&Execution>> = BTreeMap::new();
-        for execution in &executions {
-            by_user.entry(&execution.user).or_default().push(execution);
-        }
-        let mut repeated = 0;
-        for (user, events) in expected {
-            let steps = by_user.remove(user.as_str()).unwrap_or_default();
-            repeated += judge_user(user, events, &steps)?;
-        }
-        let strangers: Vec<&str> = by_user.into_keys().collect();
-        ensure!(strangers.is_empty(), "steps of users that got no event: {strangers:?}");
-        Ok(Verdict { executions: executions.len(), repeated })
+        let verdict = judge(&Evidence { sent: expected.clone(), feeds: None, executions: self.executions() });
+        ensure!(verdict.holds(), "{verdict}");
+        Ok(verdict)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().expect("nobody panics while holding it")
-    }
-}
-
-/// Returns how many steps ran again.
-fn judge_user(user: &str, events: &[String], steps: &[&Execution]) -> Result<usize> {
-    let (mut repeated, mut event, mut previous) = (0, 0, None::<&Execution>);
-    for step in steps {
-        let expected = events.get(event);
-        match previous {
-            None => ensure!(step.step == Step::Create && Some(&step.event) == expected, "{user}: {step:?} comes first"),
-            Some(previous) if previous.event == step.event => {
-                ensure!(step.step >= previous.step, "{user}: finished steps ran again: {previous:?}, then {step:?}");
-                let same_post = step.post == previous.post;
-                ensure!(same_post || step.step == Step::Create, "{user}: a recorded result changed: {previous:?}, then {step:?}");
-                // Any number of polls is the program's business.
-                repeated += usize::from(step.step == previous.step && step.step != Step::Status);
-            }
-            Some(previous) => {
-                event += 1;
-                let next = events.get(event) == Some(&step.event);
-                ensure!(
-                    previous.step == Step::Update && step.step == Step::Create && next,
-                    "{user}: {previous:?}, then {step:?}"
-                );
-            }
-        }
-        previous = Some(step);
-    }
-    match previous {
-        Some(last) if last.step == Step::Update && event + 1 == events.len() => Ok(repeated),
-        last => bail!("{user}: {} events, but the steps end with {last:?}", events.len()),
     }
 }
 
@@ -209,12 +177,11 @@ async fn create(State(book): Shared, Json(new): Json<NewPost>) -> Json<Value> {
 
 async fn status(State(book): Shared, Path(post): Path<String>) -> Result<Json<Value>, StatusCode> {
     let mut book = book.lock().expect("nobody panics while holding it");
-    let (user, _) = book.record(Step::Status, &post).ok_or(StatusCode::NOT_FOUND)?;
-    let pending_polls = book.pending_polls;
-    let held = book.held.contains(&user);
-    let polls = book.polls.entry(post).or_default();
-    *polls += 1;
-    let pending = held || *polls <= pending_polls;
+    let (user, event) = book.record(Step::Look, &post).ok_or(StatusCode::NOT_FOUND)?;
+    let (is_held, pending_looks) = (book.held.contains(&user), (book.pending_looks)(&event));
+    let looks = book.looks.entry(post).or_default();
+    *looks += 1;
+    let pending = is_held || *looks <= pending_looks;
     Ok(Json(json!({ "status": if pending { "PENDING" } else { "DONE" } })))
 }
 
@@ -230,46 +197,4 @@ async fn update(
     }
     book.updated.insert((owner, event));
     Ok(Json(json!({})))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn steps(script: &str) -> Vec<Execution> {
-        let step = |word: &str| {
-            let parts: Vec<&str> = word.split(':').collect();
-            let step = match parts[1] {
-                "create" => Step::Create,
-                "status" => Step::Status,
-                _ => Step::Update,
-            };
-            let (at, at_wall) = (Instant::now(), SystemTime::now());
-            Execution { step, user: "ada".into(), event: parts[0].into(), post: parts[2].into(), at, at_wall }
-        };
-        script.split_whitespace().map(step).collect()
-    }
-
-    fn judge(script: &str) -> Result<usize> {
-        let steps = steps(script);
-        judge_user("ada", &["1".into(), "2".into()], &steps.iter().collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn a_faultless_run_and_one_with_repeats() {
-        assert_eq!(judge("1:create:a 1:status:a 1:status:a 1:update:a 2:create:b 2:status:b 2:update:b").unwrap(), 0);
-        assert_eq!(judge("1:create:a 1:create:b 1:status:b 1:update:b 1:update:b 2:create:c 2:update:c").unwrap(), 2);
-    }
-
-    #[test]
-    fn faults_are_named() {
-        let fault = |script: &str| judge(script).unwrap_err().to_string();
-        assert!(fault("1:create:a 1:update:a 1:status:a").contains("ran again"));
-        assert!(fault("1:create:a 1:create:b 1:status:a").contains("changed"));
-        assert!(fault("2:create:a").contains("comes first"));
-        assert!(fault("1:create:a 2:create:b").contains("then"), "two events of one user at a time");
-        assert!(fault("1:create:a 1:update:a").contains("steps end"), "an event was lost");
-        assert!(fault("1:create:a 1:update:a 2:create:b 2:update:b 2:create:c").contains("ran again"));
-        assert!(fault("1:create:a 1:update:a 2:create:b 2:update:b 1:create:c").contains("then"), "applied twice");
-    }
 }

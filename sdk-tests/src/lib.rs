@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod driver;
 pub mod handlers;
+pub mod judge;
 pub mod languages;
 pub mod ledger;
 pub mod places;

@@ -165,7 +165,7 @@ async fn a_deployment_that_is_down_loses_nothing() -> Result<()> {
     if Language::TypeScript.is_skipped() {
         return Ok(());
     }
-    let ledger = Ledger::start(0).await?;
+    let ledger = Ledger::start(|_| 0).await?;
     let mut handlers = Handlers::start(Language::TypeScript, ledger.address(), Duration::from_millis(50)).await?;
     let server = Server::start(&[("DEFAULT_RETRY_POLICY__MAX_INTERVAL", "1s")]).await?;
     let admin = server.admin();

@@ -100,7 +100,7 @@ impl Suite {
     async fn start() -> Result<Self> {
         languages::prepare_broker()?;
         let broker = Broker::start().await?;
-        let ledger = Ledger::start(0).await?;
+        let ledger = Ledger::start(|_| 0).await?;
         let handlers = Handlers::start(Language::TypeScript, ledger.address(), POLL_INTERVAL).await?;
         let server = Server::start(&[("INGRESS__REQUEST_SIZE_LIMIT", &format!("{} KiB", RECORD_BYTES_MAX >> 10))]).await?;
         server.admin().register(&NewDeployment::at(handlers.uri())).await.context("register the handlers")?;

@@ -16,8 +16,8 @@ const SLEEP: Duration = Duration::from_secs(3);
 /// The least that a clock of milliseconds can tell.
 const TICK: Duration = Duration::from_millis(1);
 
-async fn start(pending_polls: u32) -> Result<(Ledger, Handlers, Server)> {
-    let ledger = Ledger::start(pending_polls).await?;
+async fn start(pending_looks: u32) -> Result<(Ledger, Handlers, Server)> {
+    let ledger = Ledger::start(move |_| pending_looks).await?;
     let handlers = Handlers::start(Language::TypeScript, ledger.address(), SLEEP).await?;
     let server = Server::start(&[("WORKER__INVOKER__INACTIVITY_TIMEOUT", "100ms")]).await?;
     server.admin().register(&NewDeployment::at(handlers.uri())).await.context("register the handlers")?;
@@ -59,9 +59,9 @@ async fn sleeps_end_after_a_kill_and_never_early() -> Result<()> {
     let executions = ledger.executions();
     for n in 0..USERS {
         let user = format!("user-{n}");
-        let polls: Vec<_> = executions.iter().filter(|step| step.user == user && step.step == Step::Status).collect();
-        ensure!(polls.len() == 2, "{user}: {} polls", polls.len());
-        let gap = polls[1].at - polls[0].at;
+        let looks: Vec<_> = executions.iter().filter(|step| step.user == user && step.step == Step::Look).collect();
+        ensure!(looks.len() == 2, "{user}: {} looks", looks.len());
+        let gap = looks[1].at - looks[0].at;
         ensure!(gap + TICK >= SLEEP, "{user} slept for {gap:?} only");
     }
     server.expect_quiet(&[])

@@ -7,8 +7,6 @@
 mod broker;
 mod children;
 mod events;
-mod judge;
-mod ledger;
 mod processes;
 mod run;
 mod screen;

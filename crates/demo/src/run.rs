@@ -1,23 +1,23 @@
 //! A run from its first process to the verdict.
 //!
 //! Owns: the order of things, when what is killed (always after so many events, never after some time), and hearing the witnesses.
-//! Does not own: the rules of the verdict (`judge`), or how figures are told (`summary`).
+//! Does not own: the rules of the verdict (`surefoot_sdk_tests::judge`), or how figures are told (`summary`).
 
 use crate::broker::{Broker, PARTITIONS, PROPERTIES, Sent, TOPIC};
 use crate::events::{EVENTS_MAX, Events, KEYS_MAX};
-use crate::judge::{Evidence, judge};
-use crate::ledger::Ledger;
 use crate::processes::{Handlers, Server};
 use crate::screen::Screen;
 use crate::summary::{Figures, grouped, millis};
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{Invocation, InvocationFilter, KafkaCluster, NewDeployment, NewSubscription};
 use surefoot_client::ingress::{Call, Target};
+use surefoot_sdk_tests::Ledger;
+use surefoot_sdk_tests::judge::{Evidence, judge};
 use surefoot_sdk_tests::wait::eventually;
 use tokio::time::{interval, sleep};
 
@@ -106,8 +106,8 @@ async fn run_in(directory: &Path, options: &Options, events: Events, screen: &Sc
         options.rate, options.kills
     ));
     screen.line("");
-    let slow = (0..events.count()).filter(|n| events.is_slow(*n)).map(|n| events.post(n)).collect();
-    let ledger = Ledger::start(slow).await?;
+    let slow: HashSet<_> = (0..events.count()).filter(|n| events.is_slow(*n)).map(|n| events.post(n)).collect();
+    let ledger = Ledger::start(move |event| u32::from(slow.contains(event))).await?;
     let broker = Broker::start()?;
     screen.line(&format!(
         "  broker     {}, a mock in this process; it takes a killed server for alive for 2 or 3 s",
@@ -137,13 +137,12 @@ async fn run_in(directory: &Path, options: &Options, events: Events, screen: &Sc
     };
     let feeds = stage.feeds().await?;
 
-    let evidence = Evidence { sent: events.by_key(), feeds, executions: ledger.executions() };
+    let evidence = Evidence { sent: events.by_key(), feeds: Some(feeds), executions: ledger.executions() };
     let figures = Figures {
         events,
         rate: options.rate,
         sent: &sent,
         invocations: &invocations,
-        steps: evidence.executions.len(),
         server_kills: stage.server_kills,
         handlers_kills: stage.handlers_kills,
         verdict: &judge(&evidence),
@@ -186,7 +185,7 @@ impl Progress<'_> {
         let mut ticks = interval(SHOW_EVERY);
         loop {
             ticks.tick().await;
-            let (sent, ended) = (self.sent.count(), self.ledger.ended());
+            let (sent, ended) = (self.sent.count(), self.ledger.completions());
             let (percent, under_way) = (ended * 100 / self.events.count(), self.under_way());
             let text = format!(
                 "{:6.1} s  {percent:3} %   {} events in, {} done, {} under way   {}",
@@ -201,7 +200,7 @@ impl Progress<'_> {
     }
 
     fn under_way(&self) -> usize {
-        self.sent.count().saturating_sub(self.ledger.ended())
+        self.sent.count().saturating_sub(self.ledger.completions())
     }
 }
 
@@ -271,15 +270,15 @@ impl Stage<'_> {
 
     /// Waits until so many events have ended. False: nothing moves any more.
     async fn reach(&mut self, ended: usize) -> Result<bool> {
-        self.until(|progress| progress.ledger.ended() >= ended).await
+        self.until(|progress| progress.ledger.completions() >= ended).await
     }
 
     /// Waits until one of the events from number `sent` on has ended, or all before. False: nothing moves any more.
     async fn pass(&mut self, sent: usize) -> Result<bool> {
         self.until(|progress| {
             let mut next = (sent..progress.events.count()).take(PASSING);
-            next.any(|n| progress.ledger.has_ended(&progress.events.post(n)))
-                || progress.ledger.ended() == progress.events.count()
+            next.any(|n| progress.ledger.has_completed(&progress.events.user(n), &progress.events.post(n)))
+                || progress.ledger.completions() == progress.events.count()
         })
         .await
     }

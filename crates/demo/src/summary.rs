@@ -1,14 +1,14 @@
 //! The figures of a run, told so that a reader can check them.
 //!
-//! Owns: what is counted from whose words, and whether all held. Does not own: what is a fault (`judge`).
+//! Owns: what is counted from whose words, and whether all held. Does not own: what is a fault (`surefoot_sdk_tests::judge`).
 
 use crate::broker::Sent;
 use crate::events::Events;
-use crate::judge::{Fault, Verdict};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 use surefoot_client::admin::Invocation;
+use surefoot_sdk_tests::judge::{Fault, Verdict};
 
 /// How many events a fault names.
 const NAMED_MAX: usize = 10;
@@ -17,11 +17,12 @@ const RULE: &str = "────────────────────
 const STEPS: usize = 3;
 const SECOND_MS: i64 = 1_000;
 
-const FAULTS: [(Fault, &str); 5] = [
+const FAULTS: [(Fault, &str); 6] = [
     (Fault::Lost, "events lost"),
     (Fault::Twice, "applied twice"),
     (Fault::Disordered, "out of order"),
     (Fault::StepRepeated, "finished steps again"),
+    (Fault::ResultChanged, "results changed"),
     (Fault::Unknown, "never sent"),
 ];
 
@@ -33,8 +34,6 @@ pub(crate) struct Figures<'a> {
     pub(crate) sent: &'a Sent,
     /// As the server has committed them.
     pub(crate) invocations: &'a [Invocation],
-    /// Steps that ran, as the ledger has them.
-    pub(crate) steps: usize,
     pub(crate) server_kills: usize,
     pub(crate) handlers_kills: usize,
     pub(crate) verdict: &'a Verdict,
@@ -62,14 +61,14 @@ impl Figures<'_> {
         row("killed with -9", grouped(self.server_kills + self.handlers_kills), &kills);
         for (fault, name) in FAULTS {
             let count = self.verdict.count(fault);
-            if count > 0 || fault != Fault::Unknown {
+            if count > 0 || !matches!(fault, Fault::ResultChanged | Fault::Unknown) {
                 row(name, grouped(count), "");
             }
         }
-        let again = grouped(self.steps.saturating_sub(self.needed_steps()));
+        let again = grouped(self.verdict.executions.saturating_sub(self.needed_steps()));
         row(
             "steps run",
-            grouped(self.steps),
+            grouped(self.verdict.executions),
             &format!("{again} of them again, killed before their result was durable: no fault"),
         );
         if let Some(pace) = self.pace() {
