@@ -12,6 +12,7 @@ use crate::query::{
     self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
     ParkedRows, PartitionHealth, SourceInfo,
 };
+use crate::retained::RetainedBytes;
 use crate::settings::{Mutant, Settings};
 use crate::views::Lent;
 use bytes::Bytes;
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     /// By worker: what its partitions have in flight to others.
     pub(crate) outbox_rooms: Vec<Arc<OutboxRoom>>,
     pub(crate) edge: Arc<Semaphore>,
+    /// By [`Self::index`].
+    pub(crate) retained: RetainedBytes,
     pub(crate) gate: Arc<Gate>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) catalog_edit: Arc<AsyncMutex<()>>,

@@ -43,6 +43,8 @@ pub(crate) struct Housekeeping {
     /// Removals that were asked for and are not applied.
     removing: usize,
     removing_max: usize,
+    /// Bytes that may be evicted, as of the last look.
+    retained_bytes: u64,
     /// Bytes that removals free which were asked for since the last look.
     evicting_bytes: u64,
     /// Bytes still to be removed because the disk was short at the last look at that, and when the next one is.
@@ -56,7 +58,7 @@ pub(crate) struct Looks {
     pub(crate) monotonic_ms: u64,
     pub(crate) interval_ms: u64,
     /// Bytes that this partition may retain.
-    pub(crate) share: u64,
+    pub(crate) retained_bytes_max: u64,
     /// Bytes that its part in opening the edges again is (rule R2); 0 where the disk is not short.
     pub(crate) missing_bytes: u64,
 }
@@ -77,6 +79,7 @@ impl Housekeeping {
             evicted_up_to: FIRST,
             removing: 0,
             removing_max: (REMOVING_MAX / usize::from(partitions.max(1))).max(REMOVING_MIN),
+            retained_bytes: 0,
             evicting_bytes: 0,
             disk_over_bytes: 0,
             next_disk_eviction_ms: 0,
@@ -142,7 +145,7 @@ impl Housekeeping {
         !self.is_checkpointing && (is_clean || self.has_run_last_round)
     }
 
-    /// Removals that are due by time, or because more is retained than this partition's share or than the disk has room for.
+    /// Removals that are due by time, or because more is retained than this partition may or than the disk has room for.
     pub(crate) fn sweep(&mut self, reader: &Reader<'_>, looks: &Looks) -> Result<Vec<Event>, StateError> {
         let mut events = Vec::new();
         if looks.monotonic_ms >= self.next_sweep_ms {
@@ -173,16 +176,21 @@ impl Housekeeping {
         Ok(())
     }
 
+    /// What is retained of that which may be evicted: without what was asked for since the last look.
+    pub(crate) fn retained_bytes(&self) -> u64 {
+        self.retained_bytes.saturating_sub(self.evicting_bytes)
+    }
+
     /// Oldest first, and only what has no name of its own.
     fn evict(&mut self, reader: &Reader<'_>, looks: &Looks, events: &mut Vec<Event>) -> Result<(), StateError> {
-        let retained = reader.get::<Meta>(&())?.map_or(0, |meta| meta.evictable_bytes);
+        self.retained_bytes = reader.get::<Meta>(&())?.map_or(0, |meta| meta.evictable_bytes);
         // What was asked for since the last look counts as gone, applied or not.
-        let mut over = retained.saturating_sub(looks.share.saturating_add(self.evicting_bytes));
+        let mut over = self.retained_bytes.saturating_sub(looks.retained_bytes_max.saturating_add(self.evicting_bytes));
         if looks.missing_bytes == 0 {
             self.disk_over_bytes = 0;
         } else if looks.monotonic_ms >= self.next_disk_eviction_ms {
             self.next_disk_eviction_ms = looks.monotonic_ms + DISK_EVICTION_INTERVAL_MS;
-            self.disk_over_bytes = looks.missing_bytes.min(retained);
+            self.disk_over_bytes = looks.missing_bytes.min(self.retained_bytes);
         }
         if over == 0 && self.disk_over_bytes == 0 {
             // By the next look it is applied, and the counter tells anew.
@@ -265,8 +273,8 @@ mod tests {
         store
     }
 
-    fn looks(now: u64, monotonic_ms: u64, share: u64) -> Looks {
-        Looks { now: Timestamp(now), monotonic_ms, interval_ms: 10_000, share, missing_bytes: 0 }
+    fn looks(now: u64, monotonic_ms: u64, retained_bytes_max: u64) -> Looks {
+        Looks { now: Timestamp(now), monotonic_ms, interval_ms: 10_000, retained_bytes_max, missing_bytes: 0 }
     }
 
     fn looks_at_short_disk(monotonic_ms: u64, missing_bytes: u64) -> Looks {

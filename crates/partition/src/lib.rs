@@ -29,6 +29,7 @@ mod publisher;
 mod query;
 mod replay;
 mod resumed;
+mod retained;
 #[cfg(test)]
 mod scenarios;
 mod settings;

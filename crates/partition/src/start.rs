@@ -14,6 +14,7 @@ use crate::housekeeping::Housekeeping;
 use crate::mailbox::{Input, Mailbox};
 use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
+use crate::retained::RetainedBytes;
 use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
@@ -257,6 +258,7 @@ impl Recovering {
             wants_slot: boxes.iter().map(|_| AtomicBool::new(false)).collect(),
             outbox_rooms: boxes.iter().map(|_| Arc::new(OutboxRoom::new(boxes.len(), settings.outbox_bytes_max))).collect(),
             edge: edge_permits(settings.edge_bytes_max),
+            retained: RetainedBytes::new(settings.retained_bytes_max, ids.len()),
             catalog_edit: Arc::default(),
             invoker: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
