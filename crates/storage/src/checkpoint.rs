@@ -213,8 +213,11 @@ impl Visit<Tables> for Encode<'_> {
                 }
                 Some(value) => self.batch.put(write_key, |out| encoding::encode_into(value, out)),
                 // Created and deleted in two layers that a view kept from being folded into one.
-                None if slot.absent_below => {}
+                None if slot.absent_below => continue,
                 None => self.batch.delete(write_key),
+            }
+            if slot.absent_below {
+                self.batch.over_nothing();
             }
         }
     }

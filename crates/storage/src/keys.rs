@@ -14,9 +14,9 @@ use surefoot_model::{
     SubscriptionId, Text, TimerOwner, Timestamp,
 };
 
-/// The longest key that an engine takes, in bytes. Whoever lets a user name things (a key, a state's name) refuses what would
+/// The longest key that an engine takes, in bytes: fjall's 65,535, but for the number of a piece of a large value. Whoever lets a user name things (a key, a state's name) refuses what would
 /// exceed it: a text takes its own bytes, one more per 0x00 in it, and 2.
-pub const KEY_BYTES_MAX: usize = 65_535;
+pub const KEY_BYTES_MAX: usize = 65_535 - size_of::<u32>();
 
 /// A key type of a table.
 pub trait TableKey: Sized {

@@ -22,7 +22,7 @@ pub use engine::fjall::{FjallEngine, FjallOptions};
 #[cfg(feature = "fjall")]
 pub use engine::inspect::{CheckedFiles, FileFault, check_files, view_of_files};
 pub use engine::mem::MemEngine;
-pub use engine::{Batch, Engine, EngineFiles, Given, Pieces, RawEntry, View};
+pub use engine::{Batch, Change, Engine, EngineFiles, Given, Pieces, RawEntry, View};
 pub use scan::{Known, Limit, Piece, Row};
 pub use store::{Error, Mutant, Reader, RetiredLayers, Store, Txn};
 pub use view::PartitionView;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use surefoot_storage::{Batch, Engine, Failure, MemEngine, View};
+use surefoot_storage::{Batch, Engine, Failure, MemEngine, View, keys};
 
 /// An engine, and how to start it again as after a crash of the process.
 trait Subject {
@@ -26,6 +26,7 @@ fn suite(subject: &mut impl Subject) {
     a_value_that_is_written_down_later_is_not_held_by_its_batch(&*subject.engine());
     a_view_outlives_overwrites_and_flushes(&*subject.engine());
     random_batches_match_a_map(subject);
+    large_values_are_values_like_others(subject);
 }
 
 #[test]
@@ -320,6 +321,44 @@ mod on_disk {
         let mut batch = Batch::default();
         keys.for_each(|n| batch.delete(|out| out.extend(spread_key(n))));
         engine.commit(&batch).unwrap();
+    }
+
+    /// A large value is several rows of the tables: all of them go with it, and with the part of a larger one that its successor has not.
+    #[test]
+    fn a_large_value_that_is_replaced_or_deleted_leaves_nothing_behind() {
+        const VALUES: u32 = 20;
+        const VALUE_BYTES: usize = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let options = FjallOptions { table_bytes: 256 << 10, ..FjallOptions::default() };
+        let write = |engine: &FjallEngine, bytes: Option<usize>| {
+            let mut batch = Batch::default();
+            for n in 0..VALUES {
+                match bytes {
+                    Some(bytes) => batch.put(|out| out.extend(spread_key(n)), |out| out.extend(vec![7; bytes])),
+                    None => batch.delete(|out| out.extend(spread_key(n))),
+                }
+            }
+            engine.commit(&batch).unwrap();
+        };
+        let mut engine = FjallEngine::open(dir.path(), options).unwrap();
+        // Everything that is deleted is left out once all is brought down.
+        engine.set_short(true);
+        for (bytes, left) in [(200_000, 4 << 20), (10, 8 << 10)] {
+            write(&engine, Some(VALUE_BYTES));
+            // What it has cut before is known again.
+            drop(engine);
+            engine = FjallEngine::open(dir.path(), options).unwrap();
+            engine.set_short(true);
+            write(&engine, Some(bytes));
+            let told = || format!("{} bytes are left of {VALUES} values of {bytes}", table_bytes_in(dir.path()));
+            wait_until(|| table_bytes_in(dir.path()) <= left + (32 << 10), told);
+            let shown = all(&*engine.view(), b"k", b"l");
+            assert!(shown.len() == VALUES as usize && shown.values().all(|value| value.len() == bytes));
+        }
+        write(&engine, Some(VALUE_BYTES));
+        write(&engine, None);
+        wait_until(|| table_bytes_in(dir.path()) <= 8 << 10, || format!("{} bytes are left", table_bytes_in(dir.path())));
+        assert!(all(&*engine.view(), b"", b"\xFF").is_empty());
     }
 
     /// Deletes that are few and far apart lay in one piece over all tables. These were compacted at once without the room for it, which
@@ -737,7 +776,7 @@ fn scans_are_bounded_ordered_and_half_open(engine: &dyn Engine) {
 }
 
 fn awkward_keys_and_values_come_back(engine: &dyn Engine) {
-    let long_key = [b"d".as_slice(), &vec![0xFF; 65_534]].concat();
+    let long_key = [b"d".as_slice(), &vec![0xFF; keys::KEY_BYTES_MAX - 1]].concat();
     let large = vec![7; 3 << 20];
     engine.commit(&batch(&[(b"d", Some(b"")), (b"d\0", Some(b"\0")), (&long_key, Some(&large))])).unwrap();
     engine.flush().unwrap();
@@ -796,6 +835,74 @@ fn random_batches_match_a_map(subject: &mut impl Subject) {
     subject.engine().flush().unwrap();
     subject.restart();
     assert_eq!(all(&*subject.engine().view(), b"", b"\xFF"), model);
+}
+
+/// Sizes around those at which an engine may cut a value into rows.
+const SIZES: [usize; 8] = [0, 1, 20_000, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 5 * PIECE + 17];
+const PIECE: usize = 128 << 10;
+
+/// Puts, inserts, overwrites and deletes of values of all sizes, beside a map; read by key and in ranges of all kinds, from views of any age.
+fn large_values_are_values_like_others(subject: &mut impl Subject) {
+    const KEYS: u64 = 12;
+    let mut random = Random(7);
+    let mut model = Map::new();
+    let mut views: Vec<(Arc<dyn View>, Map)> = Vec::new();
+    let key = |n: u64| [b"g".as_slice(), &n.to_be_bytes()].concat();
+    for round in 0..60 {
+        let mut batch = Batch::default();
+        for n in (0..KEYS).filter(|_| random.below(3) == 0).collect::<Vec<_>>() {
+            let (key, was_there) = (key(n), model.contains_key(&key(n)));
+            if random.below(3) == 0 {
+                batch.delete(|out| out.extend(&key));
+                model.remove(&key);
+                continue;
+            }
+            let value = vec![random.below(256) as u8; SIZES[random.below(SIZES.len() as u64) as usize]];
+            if random.below(2) == 0 {
+                batch.put(|out| out.extend(&key), |out| out.extend(&value));
+            } else {
+                let value = value.clone();
+                batch.put_later(|out| out.extend(&key), move |take| value.chunks(100_000).for_each(&mut *take));
+            }
+            if !was_there {
+                batch.over_nothing();
+            }
+            model.insert(key, value);
+        }
+        subject.engine().commit(&batch).unwrap();
+        views.push((subject.engine().view(), model.clone()));
+        if views.len() > 3 {
+            views.remove(random.below(3) as usize);
+        }
+        if random.below(15) == 0 {
+            views.clear();
+            subject.restart();
+            views.push((subject.engine().view(), model.clone()));
+        }
+        for (view, model) in &views {
+            assert!((0..KEYS).all(|n| get(&**view, &key(n)).as_ref() == model.get(&key(n))), "round {round}");
+            assert!(all(&**view, b"g", b"h") == *model, "round {round}");
+            // As a table is read: in chunks, each from right behind the last key of the one before.
+            let (rows, bytes) = (1 + random.below(4) as usize, random.below(300_000) as usize);
+            let (mut from, mut found) = (b"g".to_vec(), Map::new());
+            loop {
+                let chunk = view.scan(&from, b"h", rows, bytes).unwrap();
+                let Some((last, _)) = chunk.last() else { break };
+                from = [last.as_slice(), &[0]].concat();
+                assert!(chunk.len() <= rows);
+                found.extend(chunk);
+            }
+            assert!(found == *model, "round {round}");
+            let (from, to) = (key(random.below(KEYS)), key(random.below(KEYS)));
+            let expected: Map =
+                model.range(from.clone()..to.clone().max(from.clone())).map(|(k, v)| (k.clone(), v.clone())).collect();
+            assert!(all(&**view, &from, &to) == expected, "round {round}");
+        }
+    }
+    let mut batch = Batch::default();
+    (0..KEYS).for_each(|n| batch.delete(|out| out.extend(key(n))));
+    subject.engine().commit(&batch).unwrap();
+    assert!(all(&*subject.engine().view(), b"g", b"h").is_empty());
 }
 
 #[test]

@@ -31,9 +31,10 @@
     reason = "production half of the seam: fjall's files are the operating system's, and so is the thread that compacts"
 )]
 
-use super::{Batch, Engine, EngineFiles, Given, RawEntry, View, take_within};
+use super::values::{ValuesView, pieces_beyond, write_rows};
+use super::{Batch, Change, Engine, EngineFiles, Given, View};
 use fjall::compaction::Leveled;
-use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, Readable, SeqNo, Snapshot, UserValue};
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, SeqNo, Snapshot};
 use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
 use lsm_tree::compaction::{Choice, CompactionStrategy, Input, MoveDown, PullDown};
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,6 +118,9 @@ const LIFTED_TABLES_MAX: usize = WAITING_TABLES_MAX / 2;
 /// them: fjall compacts a table downwards only together with tables that do. They are never shown.
 const FIRST_KEY: &[u8] = &[0];
 const LAST_KEY: &[u8] = &[0xFF; 4];
+/// Behind all keys but the last one. It is there once a value has been cut into pieces: before, no commit looks for pieces of what it replaces.
+const PIECES_KEY: &[u8] = &[0xFF; 3];
+const HIDDEN_KEYS: &[&[u8]] = &[FIRST_KEY, PIECES_KEY, LAST_KEY];
 
 const KEYSPACE: &str = "tables";
 /// Where fjall keeps keyspaces, and each of them its table files and the name of its version.
@@ -146,6 +150,8 @@ struct Open {
     table_bytes: u64,
     views: Arc<HeldViews>,
     bound: Arc<WriteBound>,
+    /// There is a value in pieces, or has been.
+    has_pieces: AtomicBool,
     /// Held while a commit writes. Comes before `compacting`.
     files: Mutex<Files>,
     /// Held while a compaction writes.
@@ -170,7 +176,7 @@ struct State {
 
 /// Views that are held, by what they show: all that was committed before. fjall counts them as well, and looks at its count seldom.
 #[derive(Default)]
-struct HeldViews(Mutex<BTreeMap<SeqNo, usize>>);
+pub(super) struct HeldViews(Mutex<BTreeMap<SeqNo, usize>>);
 
 impl HeldViews {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SeqNo, usize>> {
@@ -185,7 +191,7 @@ impl HeldViews {
         snapshot
     }
 
-    fn close(&self, seqno: SeqNo) {
+    pub(super) fn close(&self, seqno: SeqNo) {
         let mut held = self.lock();
         if let Some(count) = held.get_mut(&seqno) {
             *count -= 1;
@@ -294,12 +300,14 @@ impl FjallEngine {
         let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
         files.note(&keyspace);
         let is_new = keyspace.table_count() == 0;
+        let has_pieces = keyspace.contains_key(PIECES_KEY).map_err(io_error)?;
         let open = Arc::new(Open {
             database,
             keyspace,
             table_bytes: options.table_bytes,
             views: Arc::default(),
             bound,
+            has_pieces: AtomicBool::new(has_pieces),
             files: Mutex::new(files),
             compacting: Mutex::default(),
             state: Mutex::new(State { is_compaction_due: true, ..State::default() }),
@@ -337,7 +345,7 @@ fn open_database(dir: &Path, cache_bytes: u64, bound: Arc<WriteBound>) -> io::Re
 pub(super) fn open_to_read(dir: &Path) -> io::Result<Arc<dyn View>> {
     let (database, keyspace) = open_database(dir, FjallOptions::default().cache_bytes, Arc::default())?;
     let held = Arc::<HeldViews>::default();
-    Ok(Arc::new(FjallView { snapshot: held.open(&database), keyspace, held }))
+    Ok(Arc::new(ValuesView::new(held.open(&database), keyspace, held, HIDDEN_KEYS)))
 }
 
 impl Drop for FjallEngine {
@@ -496,16 +504,29 @@ impl Open {
 
     fn ingest(&self, batch: &Batch) -> io::Result<()> {
         let mut writes = self.keyspace.start_ingestion().map_err(io_error)?;
-        let write = |key: &[u8], value: Option<Given<'_>>| match value {
-            Some(Given::Bytes(value)) => writes.write(key, value),
-            Some(Given::Pieces(mut value)) => {
-                let bytes = value.bytes();
-                writes.write(key, UserValue::from_reader(&mut value, bytes)?)
+        let (had_pieces, mut has_pieces) = (self.has_pieces.load(Ordering::Relaxed), false);
+        let write = |key: &[u8], change: Change<'_>| {
+            let is_new = matches!(change, Change::Insert(_));
+            let rows = match change {
+                Change::Insert(value) | Change::Put(value) => write_rows(key, value, |key, row| writes.write(key, row))?,
+                Change::Delete => {
+                    writes.write_tombstone(key)?;
+                    1
+                }
+            };
+            has_pieces |= rows > 1;
+            if had_pieces && !is_new {
+                pieces_beyond(&self.keyspace, key, rows)?.try_for_each(|key| writes.write_tombstone(key))?;
             }
-            None => writes.write_tombstone(key),
+            Ok(())
         };
         batch.each(write).map_err(io_error)?;
-        writes.finish().map_err(io_error)
+        if has_pieces && !had_pieces {
+            write_rows(PIECES_KEY, Given::Bytes(&[]), |key, row| writes.write(key, row)).map_err(io_error)?;
+        }
+        writes.finish().map_err(io_error)?;
+        self.has_pieces.fetch_or(has_pieces, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Commits the keys around all others once more: a table of theirs overlaps every other one.
@@ -988,7 +1009,7 @@ impl Engine for FjallEngine {
 
     fn view(&self) -> Arc<dyn View> {
         let (keyspace, held) = (self.open.keyspace.clone(), self.open.views.clone());
-        Arc::new(FjallView { snapshot: held.open(&self.open.database), keyspace, held })
+        Arc::new(ValuesView::new(held.open(&self.open.database), keyspace, held, HIDDEN_KEYS))
     }
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
@@ -1017,38 +1038,7 @@ impl Engine for FjallEngine {
     }
 }
 
-struct FjallView {
-    snapshot: Snapshot,
-    keyspace: Keyspace,
-    held: Arc<HeldViews>,
-}
-
-impl Drop for FjallView {
-    fn drop(&mut self) {
-        self.held.close(self.snapshot.seqno());
-    }
-}
-
-impl View for FjallView {
-    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let value = self.snapshot.get(&self.keyspace, key).map_err(io_error)?;
-        Ok(value.map(|value| value.to_vec()))
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize, bytes_max: usize) -> io::Result<Vec<RawEntry>> {
-        if to <= from {
-            return Ok(Vec::new());
-        }
-        let entries = self.snapshot.range(&self.keyspace, from..to);
-        let entries =
-            entries.map(|entry| entry.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(io_error));
-        let is_end = |entry: &io::Result<RawEntry>| entry.as_ref().is_ok_and(|(key, _)| key == FIRST_KEY || key == LAST_KEY);
-        let entries = entries.filter(|entry| !is_end(entry));
-        take_within(entries, limit, bytes_max)
-    }
-}
-
-fn io_error(error: fjall::Error) -> io::Error {
+pub(super) fn io_error(error: fjall::Error) -> io::Error {
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => error,
         fjall::Error::Locked => io::Error::new(io::ErrorKind::ResourceBusy, "another process has the tables open"),

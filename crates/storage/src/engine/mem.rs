@@ -5,7 +5,7 @@
 //! dead: its commits and flushes fail, so that what is left of a dead node writes nothing. So is one after a flush that failed:
 //! what it was to make durable is as a power loss leaves it, and nothing more is taken (rule C8).
 
-use super::{Batch, Engine, Given, RawEntry, View, take_within};
+use super::{Batch, Change, Engine, RawEntry, View, take_within};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
@@ -132,13 +132,17 @@ impl Engine for MemEngine {
         shared.commit += 1;
         let commit = shared.commit;
         let inside = &mut *shared;
-        let write = |key: &[u8], value: Option<Given<'_>>| {
+        let write = |key: &[u8], change: Change<'_>| {
             let versions = match inside.entries.get_mut(key) {
                 Some(versions) => versions,
                 None => inside.entries.entry(key.to_vec()).or_default(),
             };
+            let value = match change {
+                Change::Insert(value) | Change::Put(value) => Some(value.into_bytes()),
+                Change::Delete => None,
+            };
             let is_delete = value.is_none();
-            versions.push((commit, value.map(Given::into_bytes)));
+            versions.push((commit, value));
             if versions.len() > 1 || is_delete {
                 inside.garbage.push_back((commit, key.to_vec()));
             }

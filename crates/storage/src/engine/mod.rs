@@ -8,6 +8,8 @@ pub(crate) mod fjall;
 #[cfg(feature = "fjall")]
 pub(crate) mod inspect;
 pub(crate) mod mem;
+#[cfg(feature = "fjall")]
+mod values;
 
 use std::io;
 use std::sync::Arc;
@@ -81,7 +83,7 @@ fn take_within(entries: impl Iterator<Item = io::Result<RawEntry>>, limit: usize
 /// A key and its value.
 pub type RawEntry = (Vec<u8>, Vec<u8>);
 
-/// Puts and deletes in ascending order of distinct keys. Keys and values lie in one allocation, but for values that are written down
+/// Inserts, puts and deletes in ascending order of distinct keys. Keys and values lie in one allocation, but for values that are written down
 /// only when they are wanted: what is large would lie in memory twice, and is shared where it is.
 #[derive(Default)]
 pub struct Batch {
@@ -89,11 +91,13 @@ pub struct Batch {
     operations: Vec<Operation>,
 }
 
-/// One put or delete. Its key begins in [`Batch::bytes`] where the operation before ends.
+/// One of them. Its key begins in [`Batch::bytes`] where the operation before ends.
 struct Operation {
     key_end: usize,
     end: usize,
     value: Value,
+    /// Nothing is there before.
+    is_new: bool,
 }
 
 /// Gives away a value in pieces.
@@ -105,6 +109,14 @@ enum Value {
     /// From the end of the key to that of the operation.
     Here,
     Later(Box<Write>),
+}
+
+/// What a batch does to a key.
+pub enum Change<'a> {
+    /// A put where nothing is: what there may be of an older value need not be looked for.
+    Insert(Given<'a>),
+    Put(Given<'a>),
+    Delete,
 }
 
 /// A value, as it is taken from a batch.
@@ -181,6 +193,12 @@ impl Batch {
         self.push(self.bytes.len(), Value::Later(Box::new(value)));
     }
 
+    /// The put that was added last is an insert: its caller knows that nothing is there before. **Panics** unless it was a put.
+    pub fn over_nothing(&mut self) {
+        let last = self.operations.last_mut().filter(|last| !matches!(last.value, Value::None));
+        last.expect("a put was added").is_new = true;
+    }
+
     /// Adds a delete; the function appends the key. **Panics** unless the key is greater than the one before.
     pub fn delete(&mut self, key: impl FnOnce(&mut Vec<u8>)) {
         key(&mut self.bytes);
@@ -192,7 +210,7 @@ impl Batch {
         if let Some(before) = self.operations.len().checked_sub(1) {
             assert!(*self.key(before) < self.bytes[start..key_end], "a batch ascends");
         }
-        self.operations.push(Operation { key_end, end: self.bytes.len(), value });
+        self.operations.push(Operation { key_end, end: self.bytes.len(), value, is_new: false });
     }
 
     fn start(&self, index: usize) -> usize {
@@ -203,16 +221,20 @@ impl Batch {
         &self.bytes[self.start(index)..self.operations[index].key_end]
     }
 
-    /// Takes the operations in order: a key, and its value or `None` for a delete. **Errors**: the first that `take` returns, and nothing
-    /// is taken after it.
-    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Option<Given<'_>>) -> Result<(), E>) -> Result<(), E> {
+    /// Takes the operations in order. **Errors**: the first that `take` returns, and nothing is taken after it.
+    pub fn each<E>(&self, mut take: impl FnMut(&[u8], Change<'_>) -> Result<(), E>) -> Result<(), E> {
         for (index, operation) in self.operations.iter().enumerate() {
-            let value = match &operation.value {
+            let given = match &operation.value {
                 Value::None => None,
                 Value::Here => Some(Given::Bytes(&self.bytes[operation.key_end..operation.end])),
                 Value::Later(value) => Some(Given::Pieces(Pieces { value: &**value, at: 0 })),
             };
-            take(self.key(index), value)?;
+            let change = match given {
+                None => Change::Delete,
+                Some(given) if operation.is_new => Change::Insert(given),
+                Some(given) => Change::Put(given),
+            };
+            take(self.key(index), change)?;
         }
         Ok(())
     }
