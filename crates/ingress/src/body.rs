@@ -41,11 +41,13 @@ impl Bodies {
         Self { bytes_max: bounds.body_bytes_max, arrivals: Arrivals::new(bounds.arrivals), clock }
     }
 
-    /// Waits for the body, and for room as it comes. **Errors**: it is too large, came too slowly or not at all, or found no room.
-    pub(crate) async fn receive<B>(&self, body: &mut IncomingBody<B>) -> Result<Received, Error>
+    /// Waits for the body, and for room as it comes; `tables` waits until the tables have room for what is appended. **Errors**: it is too large,
+    /// came too slowly or not at all, or found no room.
+    pub(crate) async fn receive<B, R>(&self, body: &mut IncomingBody<B>, tables: impl Fn() -> R) -> Result<Received, Error>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        R: Future<Output = Result<(), Error>>,
     {
         let mut received = Collected::default();
         let mut room = ArrivalRoom::of(body.size_hint().lower());
@@ -69,6 +71,8 @@ impl Bodies {
                 let start = self.clock.monotonic();
                 let growing = self.arrivals.clone().grow(room, bytes);
                 room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.flatten().ok_or(Error::NoRoom)?;
+                // Those before it may have filled them meanwhile, and it would wait as a whole, in memory.
+                tables().await?;
                 body.excuse(self.clock.monotonic().saturating_sub(start));
             }
             received.push(data);
@@ -112,6 +116,7 @@ mod tests {
     use http_body::{Frame, SizeHint};
     use std::collections::VecDeque;
     use std::convert::Infallible;
+    use std::future::{poll_fn, ready};
     use std::pin::Pin;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -211,7 +216,7 @@ mod tests {
 
     fn receive<'a>(bodies: &'a Bodies, body: &Fed) -> Receiving<'a> {
         let mut body = IncomingBody::new(body.clone(), bodies.clock.clone());
-        Box::pin(async move { bodies.receive(&mut body).await })
+        Box::pin(async move { bodies.receive(&mut body, || ready(Ok(()))).await })
     }
 
     fn poll(receiving: &mut Receiving<'_>) -> Option<Result<Received, Error>> {
@@ -246,6 +251,29 @@ mod tests {
         let large = Fed::announced(BODY_BYTES_MAX);
         large.feed(BODY_BYTES_MAX as usize);
         assert_eq!(poll(&mut receive(&bodies, &large)).unwrap().unwrap().bytes.len() as u64, BODY_BYTES_MAX);
+    }
+
+    /// Each of six calls with 31 MiB was in memory while it waited for the tables to take it.
+    #[test]
+    fn a_large_body_whose_turn_has_come_is_not_received_before_the_tables_have_room() {
+        let (bodies, _) = bodies();
+        let fill = |_| {
+            let body = Fed::announced(BODY_BYTES_MAX);
+            body.feed(BODY_BYTES_MAX as usize);
+            poll(&mut receive(&bodies, &body)).unwrap().unwrap()
+        };
+        let rooms: Vec<_> = (0..2).map(fill).collect();
+        for tables in [None, Some(Err(Error::NoRoom)), Some(Ok(()))] {
+            let body = Fed::announced(BODY_BYTES_MAX);
+            (0..2).for_each(|_| body.feed(BODY_BYTES_MAX as usize / 2));
+            let mut incoming = IncomingBody::new(body.clone(), bodies.clock.clone());
+            let has_room = || poll_fn(|_| tables.clone().map_or(Poll::Pending, Poll::Ready));
+            let mut receiving: Receiving<'_> = Box::pin(bodies.receive(&mut incoming, has_room));
+            let received = poll(&mut receiving).map(|done| done.map(|received| received.bytes.len() as u64));
+            assert_eq!(received, tables.clone().map(|room| room.map(|()| BODY_BYTES_MAX)));
+            assert_eq!(body.data.lock().unwrap().len(), usize::from(!matches!(tables, Some(Ok(())))), "no more of it is read");
+        }
+        drop(rooms);
     }
 
     #[test]

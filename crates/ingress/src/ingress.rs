@@ -115,10 +115,10 @@ impl Ingress {
     pub(crate) async fn submit_call(
         &self,
         catalog: &Catalog,
-        request: Request<'_>,
+        mut request: Request<'_>,
         room: ArrivalRoom,
     ) -> Result<Completed, Error> {
-        let submission = self.build(catalog, &request, None).inspect_err(|error| self.metrics().refused(error))?;
+        let submission = self.build(catalog, &mut request, None).inspect_err(|error| self.metrics().refused(error))?;
         let watch = self.metrics().begin(request.service, Kind::Call, self.env());
         let done = match self.submit(submission, true, room).await {
             Ok(Answer::Completed { id, outcome, expires_at }) => {
@@ -140,7 +140,7 @@ impl Ingress {
     pub(crate) async fn submit_send(
         &self,
         catalog: &Catalog,
-        request: Request<'_>,
+        mut request: Request<'_>,
         delay: Option<Duration>,
         room: ArrivalRoom,
     ) -> Result<Accepted, Error> {
@@ -148,7 +148,7 @@ impl Ingress {
             let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             Timestamp(self.env().clock.now_ms()).after_ms(ms)
         });
-        let submission = self.build(catalog, &request, execute_at).inspect_err(|error| self.metrics().refused(error))?;
+        let submission = self.build(catalog, &mut request, execute_at).inspect_err(|error| self.metrics().refused(error))?;
         let watch = self.metrics().begin(request.service, Kind::Send, self.env());
         let done = match self.submit(submission, false, room).await {
             Ok(Answer::Accepted { id, existing, execute_at }) => Ok(Accepted { id, existing, execute_at }),
@@ -172,13 +172,14 @@ impl Ingress {
         submitted.answer().await.map_err(Error::Stopped)
     }
 
-    fn build(&self, catalog: &Catalog, request: &Request<'_>, execute_at: Option<Timestamp>) -> Result<Submission, Error> {
+    /// Takes the body: once it is in the submission, nobody who waits for the answer holds it.
+    fn build(&self, catalog: &Catalog, request: &mut Request<'_>, execute_at: Option<Timestamp>) -> Result<Submission, Error> {
         let new = NewSubmission {
             service: request.service,
             handler: request.handler,
             key: request.key,
             headers: &request.headers,
-            body: request.body.clone(),
+            body: std::mem::take(&mut request.body),
             idempotency_key: request.idempotency_key,
             execute_at,
             origin: Origin::Ingress,
