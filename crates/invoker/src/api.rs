@@ -2,6 +2,7 @@
 
 use crate::feed::Notifications;
 use bytes::Bytes;
+use std::fmt;
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::Defaults;
 use surefoot_model::{
@@ -77,12 +78,13 @@ pub struct AttemptStart {
     pub random_seed: u64,
     /// Absent before the first stored entry: the newest deployment is chosen.
     pub pin: Option<Pin>,
-    /// Commands among `replay`.
+    /// Commands among `replay` and `rest`.
     pub commands: u32,
-    /// Payload bytes of `replay`.
+    /// Payload bytes of both.
     pub journal_bytes: u64,
-    /// The journal as far as the attempt is to know it at first; its length is `known_entries`.
+    /// The journal as far as the attempt is to know it at first: these entries, then those of `rest`. Their number is `known_entries`.
     pub replay: Vec<Entry>,
+    pub rest: Option<Box<JournalRest>>,
     pub state: EagerState,
     /// The most bytes that an answer to a read of the key's state has had since it was last cleared, or could have had; 0 where it has none.
     pub read_bytes_max: u64,
@@ -94,8 +96,30 @@ pub struct AttemptStart {
     pub attempts_counted: u32,
     /// The beginning of the response is to be told with [`Output::answered`].
     pub tells_answer: bool,
-    /// Notifications beyond `replay`, each with its journal index, in order; see [`crate::Invoker::feed`].
+    /// Notifications beyond these entries, each with its journal index, in order; see [`crate::Invoker::feed`].
     pub live: Notifications,
+}
+
+/// What an attempt is to know of a journal at first and is not in memory. It is read as the handler takes what comes before: a journal may be
+/// larger than what memory there is. It stays as it is for as long as the attempt counts.
+pub struct JournalRest {
+    /// How many entries it has.
+    pub entries: u32,
+    /// Reads the next ones. None: they are gone, as the attempt does not count any more, or cannot be read.
+    pub read: Box<dyn FnOnce() -> BoxFuture<Option<ReadEntries>> + Send>,
+}
+
+impl fmt::Debug for JournalRest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JournalRest").field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
+/// Some entries of a journal, and those behind them.
+#[derive(Debug)]
+pub struct ReadEntries {
+    pub entries: Vec<Entry>,
+    pub rest: Option<Box<JournalRest>>,
 }
 
 /// State of the key at the start of the attempt.

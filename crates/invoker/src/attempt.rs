@@ -3,7 +3,7 @@
 //! Owns: what is sent and when, what of the handler's messages is let through, timeouts, and the verdict on a failure. Does not
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
-use crate::api::{AttemptStart, EagerState, Live, Mutant, Room};
+use crate::api::{AttemptStart, EagerState, JournalRest, Live, Mutant, ReadEntries, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Begun, Held, Invoker, ReplayBytes, StreamWanted};
@@ -19,6 +19,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
+use surefoot_env::BoxFuture;
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
 use surefoot_model::{
     Action, AttemptEnd, AttemptError, AttemptProgress, DeploymentId, Entry, Item, NotificationId, Origin, Outcome, Pin,
@@ -233,6 +234,11 @@ fn cut(text: &mut String, bytes_max: usize) {
     }
 }
 
+/// How many entries of the journal the attempt is to know at first.
+fn known_entries(start: &AttemptStart) -> u32 {
+    start.replay.len() as u32 + start.rest.as_ref().map_or(0, |rest| rest.entries)
+}
+
 /// A sleep that costs nothing before it is waited for.
 async fn sleep(clock: &Arc<dyn surefoot_env::Clock>, duration: Duration) {
     clock.sleep(duration).await;
@@ -244,7 +250,7 @@ fn open_request(attempt: &Attempt<'_>, deployment: Arc<Deployment>, version: u8,
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, content_type.clone());
     headers.insert(ACCEPT, content_type);
-    headers.insert(INVOCATION_ID, once(HeaderValue::try_from(&attempt.id_text).expect("an id is plain ASCII")));
+    headers.insert(INVOCATION_ID, once(HeaderValue::try_from(&*attempt.id_text).expect("an id is plain ASCII")));
     if target.kind.is_keyed() {
         let key = utf8_percent_encode(&target.key, URI_COMPONENT).to_string();
         if key.len() <= SERVICE_KEY_BYTES_MAX {
@@ -271,8 +277,33 @@ struct Stream {
     /// A connection says nothing of whether its peer stands behind it, before that answers or has kept it for a while.
     may_be_refused: bool,
     is_bidirectional: bool,
+    /// The request leaves once it is whole, and no part of it before.
+    leaves_whole: bool,
     /// More may be sent.
     is_open: bool,
+}
+
+/// What of the replay has not been sent.
+struct Unreplayed {
+    /// What was sent before has to leave.
+    waits: Option<Box<JournalRest>>,
+    reads: Option<BoxFuture<Option<ReadEntries>>>,
+    /// Bytes of it.
+    bytes: u64,
+    /// The request ends behind it.
+    is_last: bool,
+}
+
+impl Unreplayed {
+    fn read_on(&mut self) {
+        if let Some(rest) = self.waits.take() {
+            self.reads = Some((rest.read)());
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<ReadEntries>> {
+        self.reads.as_mut().map_or(Poll::Pending, |reads| reads.as_mut().poll(cx))
+    }
 }
 
 /// What an attempt looks for in its stream.
@@ -323,19 +354,16 @@ impl Stream {
 struct Attempt<'a> {
     invoker: &'a Arc<Invoker>,
     start: AttemptStart,
-    id_text: String,
+    id_text: Box<str>,
     options: ResolvedOptions,
     pin: Pin,
     began: Duration,
     held: Held,
-    /// Commands reported so far, those of the replay included.
-    commands: u32,
     completions: Completions,
     journal: JournalSize,
+    unreplayed: Option<Box<Unreplayed>>,
     /// Nothing is read: see [`VALUES_AWAITED_MAX`].
     is_paused: bool,
-    /// Of the largest answer to a read of state that can come, as far as anybody knows: 0 where there is nothing to read.
-    value_bytes_max: u64,
     /// Notifications that have not left for the handler: they count among those of all attempts until they have.
     sending: Option<FeedBytes>,
     /// Frames with notifications since the handler last said something, and when the next one may leave where they are many.
@@ -378,16 +406,15 @@ impl<'a> Attempt<'a> {
     fn new(invoker: &'a Arc<Invoker>, start: AttemptStart, options: ResolvedOptions, pin: Pin, held: Held) -> Self {
         Self {
             invoker,
-            id_text: start.id.to_string(),
+            id_text: start.id.to_string().into(),
             options,
             pin,
             began: invoker.env.clock.monotonic(),
             held,
-            commands: start.commands,
             completions: Completions::default(),
             journal: JournalSize::default(),
+            unreplayed: None,
             is_paused: false,
-            value_bytes_max: start.read_bytes_max,
             sending: None,
             frames_unheard: 0,
             gives_from: Duration::ZERO,
@@ -396,7 +423,7 @@ impl<'a> Attempt<'a> {
             item_bytes: 0,
             reads: 0,
             has_output: false,
-            last_delivered: (start.replay.len() as u32).saturating_sub(1),
+            last_delivered: known_entries(&start).saturating_sub(1),
             has_ended: false,
             start,
         }
@@ -407,7 +434,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Waits for `future`, or nothing once the attempt is aborted. Notifications wait meanwhile.
-    async fn until_aborted<T>(&mut self, mut future: surefoot_env::BoxFuture<T>) -> Option<T> {
+    async fn until_aborted<T>(&mut self, mut future: BoxFuture<T>) -> Option<T> {
         tokio::select! {
             biased;
             // Nothing is taken by looking.
@@ -426,7 +453,8 @@ impl<'a> Attempt<'a> {
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
             && deployment.http == HttpVersion::Http2
             && self.options.inactivity_timeout_ms > 0;
-        let may_be_refused = deployment.http == HttpVersion::Http11;
+        let leaves_whole = deployment.http == HttpVersion::Http11;
+        let may_be_refused = leaves_whole;
         let (id, no_room) = (deployment.id, Arc::new(Notify::new()));
         let mut opening = self.invoker.transport.open(open_request(self, deployment, version, no_room.clone()));
         let mut wanted = None;
@@ -448,7 +476,7 @@ impl<'a> Attempt<'a> {
             self.has_tried(opened.as_ref().err());
         }
         Some(match opened {
-            Ok(exchange) => Ok(Stream { exchange, version, may_be_refused, is_bidirectional, is_open: true }),
+            Ok(exchange) => Ok(Stream { exchange, version, may_be_refused, is_bidirectional, leaves_whole, is_open: true }),
             Err(error) => Err(Failure::of_transport(&error)),
         })
     }
@@ -479,7 +507,7 @@ impl<'a> Attempt<'a> {
             && let Some(left_out) = self.invoker.may_warn()
         {
             tracing::warn!(
-                %deployment, invocation = self.id_text, left_out,
+                %deployment, invocation = &*self.id_text, left_out,
                 "all streams to the deployment are taken, and the attempt waits for one: its handlers are busy, or do not suspend"
             );
         }
@@ -504,12 +532,13 @@ impl<'a> Attempt<'a> {
 
     async fn converse(&mut self, stream: &mut Stream) -> Result<Next, Failure> {
         self.send_start(stream)?;
-        let mut patience = Patience::new(&self.options, self.invoker.env.clock.clone());
+        let invoker = self.invoker;
+        let mut patience = Patience::new(&self.options, &invoker.env.clock);
         if self.invoker.settings.mutant == Mutant::NeverGiveUp {
             patience.abort = NEVER;
         }
         if !stream.is_bidirectional {
-            stream.half_close();
+            self.close(stream);
             patience.closed(patience.abort);
         }
         let mut alarm = patience.alarm(self.due(&patience, stream));
@@ -518,7 +547,16 @@ impl<'a> Attempt<'a> {
         loop {
             let unsent = stream.exchange.unsent_bytes();
             // A handler that does not take what it asked for is read no further; once it is asked to suspend it is sent nothing more.
-            let takes_live = unsent <= UNSENT_BYTES_MAX || !stream.is_open || self.invoker.settings.mutant == Mutant::SendUnread;
+            let has_little = unsent <= UNSENT_BYTES_MAX || !stream.is_open || self.invoker.settings.mutant == Mutant::SendUnread;
+            if has_little || stream.leaves_whole {
+                self.unreplayed.iter_mut().for_each(|unreplayed| unreplayed.read_on());
+            }
+            let unreplayed_bytes = self.unreplayed.as_ref().map_or(0, |unreplayed| unreplayed.bytes as usize);
+            let (replays, reads) = match &self.unreplayed {
+                None => (false, false),
+                Some(unreplayed) => (true, unreplayed.reads.is_some()),
+            };
+            let takes_live = has_little && !replays;
             if self.is_paused && takes_live && self.journal.values_awaited < self.values_awaited_max() {
                 self.is_paused = false;
                 match self.chunks(stream, &mut decoder, None).await? {
@@ -526,7 +564,7 @@ impl<'a> Attempt<'a> {
                     next @ (Next::Over | Next::Aborted) => return Ok(next),
                 }
             }
-            self.held.replay.take_if(|replay| replay.shrink_to(unsent) == 0);
+            self.held.replay.take_if(|replay| replay.shrink_to(unsent.saturating_add(unreplayed_bytes)) == 0);
             if unsent <= UNSENT_BYTES_MAX {
                 self.sending = None;
             }
@@ -537,9 +575,10 @@ impl<'a> Attempt<'a> {
                 alarm = patience.alarm(due);
             }
             let looks = Looks {
-                for_messages: !self.is_paused,
-                for_little_unsent: self.is_paused && !takes_live,
-                for_nothing_unsent: self.held.replay.is_some(),
+                // What is read holds a view: nothing comes before it.
+                for_messages: !self.is_paused && !reads,
+                for_little_unsent: if replays { !reads } else { self.is_paused && !takes_live },
+                for_nothing_unsent: self.held.replay.is_some() && !replays,
             };
             tokio::select! {
                 biased;
@@ -557,13 +596,19 @@ impl<'a> Attempt<'a> {
                         if let Told::Behind(dropped) = told {
                             self.arrived(dropped.bytes, dropped.values);
                         }
-                        if stream.is_open {
+                        if self.stays_open(stream) {
                             // What it still has to do it does first, and has as long for it as if nobody had asked.
-                            stream.half_close();
+                            self.close(stream);
                             patience.closed(patience.inactivity.saturating_add(patience.abort));
                         }
                     }
                 },
+                // The read goes on where it is.
+                read = poll_fn(|cx| self.unreplayed.as_mut().map_or(Poll::Pending, |unreplayed| unreplayed.poll_read(cx))) => {
+                    let gone = || Failure::of_server("the rest of the journal cannot be read".to_owned());
+                    self.replay_on(stream, read.ok_or_else(gone)?)?;
+                    patience.active();
+                }
                 // The exchange keeps what it has read until it is asked again.
                 event = poll_fn(|cx| stream.poll_event(cx, looks)) => {
                     match event {
@@ -612,13 +657,13 @@ impl<'a> Attempt<'a> {
                     }
                     self.check_part()?;
                     if patience.is_over() {
-                        if !stream.is_open {
+                        if !self.stays_open(stream) {
                             let waited = patience.closed.unwrap_or_default().as_millis();
                             let message = format!("the handler did not suspend within {waited} ms of being asked to (RT0001)");
                             return Err(Failure { is_read_on: false, ..Failure::of_peer(500, message) });
                         }
                         // A polite request to suspend.
-                        stream.half_close();
+                        self.close(stream);
                         patience.closed(patience.abort);
                         patience.active();
                     } else if self.only_waits(stream) && patience.is_idle() {
@@ -631,13 +676,26 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Ends the request: the handler is to suspend, or to do without more.
+    fn close(&mut self, stream: &mut Stream) {
+        match &mut self.unreplayed {
+            Some(unreplayed) => unreplayed.is_last = true,
+            None => stream.half_close(),
+        }
+    }
+
+    /// The request does not end, now or behind the replay.
+    fn stays_open(&self, stream: &Stream) -> bool {
+        stream.is_open && !self.unreplayed.as_ref().is_some_and(|unreplayed| unreplayed.is_last)
+    }
+
     /// Whether notifications wait for others, to leave together: the handler has been sent many, and has said nothing since.
     fn gathers(&self) -> bool {
         self.frames_unheard >= FRAMES_UNHEARD_MAX && self.invoker.env.clock.monotonic() < self.gives_from
     }
 
     /// When something is to be looked at.
-    fn due(&self, patience: &Patience, stream: &Stream) -> Duration {
+    fn due(&self, patience: &Patience<'_>, stream: &Stream) -> Duration {
         let due = patience.due(self.silence_max(stream));
         let due = if self.gathers() { due.min(self.gives_from) } else { due };
         self.held.part.as_ref().map_or(due, |part| due.min(part.pace.due()))
@@ -645,7 +703,7 @@ impl<'a> Attempt<'a> {
 
     /// Values of state that may be awaited.
     fn values_awaited_max(&self) -> u32 {
-        let fit = VALUE_BYTES_AWAITED_MAX / self.value_bytes_max.max(1);
+        let fit = VALUE_BYTES_AWAITED_MAX / self.start.read_bytes_max.max(1);
         u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, VALUES_AWAITED_MAX)
     }
 
@@ -653,7 +711,7 @@ impl<'a> Attempt<'a> {
     fn arrived(&mut self, bytes: u64, answers: u32) {
         self.journal.arrived(bytes, answers);
         if answers > 0 {
-            self.value_bytes_max = self.value_bytes_max.max(bytes);
+            self.start.read_bytes_max = self.start.read_bytes_max.max(bytes);
         }
     }
 
@@ -684,14 +742,16 @@ impl<'a> Attempt<'a> {
 
     /// Whether the handler does nothing but wait, and its place does not know yet.
     fn only_waits(&self, stream: &Stream) -> bool {
-        stream.is_open && !self.held.place.is_idle() && self.completions.only_waits()
+        stream.is_open && self.unreplayed.is_none() && !self.held.place.is_idle() && self.completions.only_waits()
     }
 
-    /// Sends `Start` and the whole replay at once, without waiting for the response to begin. The handler's copy is the only one
-    /// that is needed from here on.
+    /// Sends `Start` and the replay as far as it is in memory, without waiting for the response to begin. The handler's copy is the only
+    /// one that is needed from here on.
     fn send_start(&mut self, stream: &mut Stream) -> Result<(), Failure> {
         let since_entry_ms = self.now().0.saturating_sub(self.start.last_entry_at.0);
+        let known_entries = known_entries(&self.start);
         let replay = std::mem::take(&mut self.start.replay);
+        let rest = self.start.rest.take();
         let state = std::mem::take(&mut self.start.state);
         let values = values_that_fit(&state, self.invoker.settings.message_bytes_max);
         let bytes = self.held.replay.as_ref().map_or(0, ReplayBytes::bytes).min(REPLAY_ALLOCATION_BYTES);
@@ -701,7 +761,7 @@ impl<'a> Attempt<'a> {
             &Start {
                 id: start.id,
                 debug_id: &self.id_text,
-                known_entries: replay.len() as u32,
+                known_entries,
                 state: &state.entries[..values],
                 complete_state: state.complete && values == state.entries.len(),
                 key: &start.target.key,
@@ -711,14 +771,41 @@ impl<'a> Attempt<'a> {
             },
             stream.version,
         );
-        for entry in &replay {
-            out.entry(entry, stream.version);
+        self.replay(&replay, &mut out, stream.version);
+        self.leave_unreplayed(rest);
+        stream.send(self.invoker, out)
+    }
+
+    fn replay(&mut self, entries: &[Entry], out: &mut Outgoing, version: u8) {
+        for entry in entries {
+            out.entry(entry, version);
             self.has_output |= matches!(entry, Entry::Command { ty: entry_type::OUTPUT, .. });
             self.completions.replayed(entry);
             self.journal.add(1, entry.bytes());
         }
-        self.journal.add(self.completions.open(), 0);
-        stream.send(self.invoker, out)
+    }
+
+    /// Sends the next part of the replay.
+    fn replay_on(&mut self, stream: &mut Stream, read: ReadEntries) -> Result<(), Failure> {
+        let mut out = Outgoing::with_capacity(64);
+        self.replay(&read.entries, &mut out, stream.version);
+        let is_last = self.leave_unreplayed(read.rest);
+        stream.send(self.invoker, out)?;
+        if is_last {
+            stream.half_close();
+        }
+        Ok(())
+    }
+
+    /// So much of the replay is still to be sent. Whether it is nothing, and the request ends here.
+    fn leave_unreplayed(&mut self, rest: Option<Box<JournalRest>>) -> bool {
+        let is_last = self.unreplayed.take().is_some_and(|before| before.is_last);
+        let bytes = self.start.journal_bytes.saturating_sub(self.journal.bytes);
+        match rest {
+            Some(rest) => self.unreplayed = Some(Box::new(Unreplayed { waits: Some(rest), reads: None, bytes, is_last })),
+            None => self.journal.add(self.completions.open(), 0),
+        }
+        is_last && self.unreplayed.is_none()
     }
 
     /// Sends a notification, with those that wait behind it.
@@ -859,7 +946,7 @@ impl<'a> Attempt<'a> {
                 self.journal.command(&action, raw.len());
                 self.reads += u32::from(matches!(action, Action::GetState { .. } | Action::GetStateKeys { .. }));
                 if let Action::SetState { value: (_, len), .. } = &action {
-                    self.value_bytes_max = self.value_bytes_max.max(u64::from(*len));
+                    self.start.read_bytes_max = self.start.read_bytes_max.max(u64::from(*len));
                 }
                 self.has_output |= ty == entry_type::OUTPUT;
                 let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
@@ -947,7 +1034,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn precondition(&self, ty: u16, raw: &Bytes, message: String) -> Failure {
-        let index = self.commands + self.commands_taken();
+        let index = self.start.commands + self.commands_taken();
         Failure { command: Some((index, ty, protocol::command_name(raw))), ..Failure::of_peer(500, message) }
     }
 
@@ -1046,7 +1133,7 @@ impl<'a> Attempt<'a> {
     /// For all of them at once: none of them is answered before it is reported.
     async fn room_for_reads(&mut self) -> Option<()> {
         let (count, reads) = (std::mem::take(&mut self.reads), self.invoker.reads.clone());
-        let permits = self.invoker.read_permits(self.value_bytes_max.saturating_mul(count.into()));
+        let permits = self.invoker.read_permits(self.start.read_bytes_max.saturating_mul(count.into()));
         let mut all = match reads.clone().try_acquire_many_owned(permits) {
             Ok(permit) => permit,
             Err(_) => {
@@ -1070,8 +1157,8 @@ impl<'a> Attempt<'a> {
             Some(AttemptEnd::Failed { .. }) => metrics.failed.increment(1),
         }
         self.has_ended = end.is_some();
-        let first_command = self.commands;
-        self.commands += self.commands_taken();
+        let first_command = self.start.commands;
+        self.start.commands += self.commands_taken();
         self.item_bytes = 0;
         if std::mem::take(&mut self.part_is_whole) {
             // From here on it counts as a report.
@@ -1095,7 +1182,7 @@ impl<'a> Attempt<'a> {
         {
             // A key is the caller's, and must not write lines of its own.
             let target = self.start.target.to_string().escape_debug().to_string();
-            let (invocation, error) = (&self.id_text, &failure.message);
+            let (invocation, error) = (&*self.id_text, &failure.message);
             let left_out = (left_out > 0).then_some(left_out);
             match &verdict {
                 Verdict::Retry { at, .. } => {
@@ -1138,7 +1225,7 @@ impl Drop for Attempt<'_> {
         }
         if std::thread::panicking() {
             // Our mistake. Without an end the invocation would count as running until the next start.
-            tracing::error!(invocation = self.id_text, "an attempt's task panicked");
+            tracing::error!(invocation = &*self.id_text, "an attempt's task panicked");
             self.items.clear();
             let end = self.failed(Failure::of_server("the server failed while it ran the attempt; see its log".to_owned()));
             self.report_in(Room::beyond(), Some(end));
@@ -1176,8 +1263,8 @@ impl JournalSize {
 }
 
 /// How long a handler may be silent.
-struct Patience {
-    clock: Arc<dyn surefoot_env::Clock>,
+struct Patience<'a> {
+    clock: &'a Arc<dyn surefoot_env::Clock>,
     inactivity: Duration,
     abort: Duration,
     last_activity: Duration,
@@ -1187,11 +1274,11 @@ struct Patience {
 
 struct Alarm {
     due: Duration,
-    sleep: surefoot_env::BoxFuture,
+    sleep: BoxFuture,
 }
 
-impl Patience {
-    fn new(options: &ResolvedOptions, clock: Arc<dyn surefoot_env::Clock>) -> Self {
+impl<'a> Patience<'a> {
+    fn new(options: &ResolvedOptions, clock: &'a Arc<dyn surefoot_env::Clock>) -> Self {
         let ms = Duration::from_millis;
         let (inactivity, abort) = (ms(options.inactivity_timeout_ms), ms(options.abort_timeout_ms));
         Self { inactivity, abort, last_activity: clock.monotonic(), closed: None, clock }

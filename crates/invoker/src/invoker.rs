@@ -176,7 +176,8 @@ impl Invoker {
 
     /// As [`Self::start_read`], where the replay was read at once.
     pub fn start(self: &Arc<Self>, start: AttemptStart, admission: Admission) {
-        let entries: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
+        let read: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
+        let entries = if start.rest.is_some() { read.max(start.journal_bytes) } else { read };
         let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
         let replay = self.expect_replay(entries.saturating_add(state as u64));
         self.start_read(start, admission, replay);

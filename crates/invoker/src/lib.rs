@@ -17,7 +17,7 @@ mod reach;
 mod retry;
 pub mod transport;
 
-pub use api::{AttemptStart, Destination, EagerState, Live, Mutant, Output, Room, Settings};
+pub use api::{AttemptStart, Destination, EagerState, JournalRest, Live, Mutant, Output, ReadEntries, Room, Settings};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::{Admission, Invoker, ReplayBytes};
 pub use pace::{AnswerPace, COUNTS as ANSWER_COUNTS, WINDOW_MIN as ANSWER_WINDOW_MIN};

@@ -78,7 +78,7 @@ impl ActingPartition {
             id,
             store,
             leads: false,
-            attempts: PartitionAttempts::new(id, mutant),
+            attempts: PartitionAttempts::new(id, shared.settings.journal_part_bytes, mutant),
             outbox: OutboxSender::new(id, shared.outbox_rooms[shared.worker_of(id)].clone(), mutant),
             timers: PartitionTimers::new(shared.count(), mutant),
             chores: PartitionChores::new(mutant),

@@ -5,7 +5,7 @@
 //! (`replay`), or the streams (`invoker`).
 
 use crate::held_back::HeldBack;
-use crate::replay::{ON_WORKER, Replay, StateWish};
+use crate::replay::{ON_WORKER, Replay, StateWish, UnreadJournal};
 use crate::settings::Mutant;
 use crate::starting::{StartQueue, WaitingAttempt};
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ const BACKLOG_PAGE: usize = 256;
 /// Until what ended them is applied, so that none is started twice.
 pub(crate) struct PartitionAttempts {
     partition: PartitionId,
+    journal_part_bytes: u64,
     running: BTreeMap<InvocationId, RunningAttempt>,
     /// By class, where the pass over the running invocations in the tables is: attempts from this turn on are not queued yet, or were
     /// too many to be. New ones come last, so that the pass meets all of them.
@@ -71,16 +72,19 @@ impl FoundAttempt {
 /// An attempt as it stands in the tables at one instant.
 pub(crate) struct PreparedAttempt {
     pub(crate) start: AttemptStart,
-    /// What is to be read from a view of the same instant before it starts; none where the journal was read whole.
+    /// What is to be read from a view of the same instant before it starts; none where enough was read.
     pub(crate) unread: Option<Replay>,
+    /// What is read while it runs, where enough was read.
+    pub(crate) left: Option<UnreadJournal>,
     /// For [`PartitionAttempts::started`].
     pub(crate) notifications: Notifier,
 }
 
 impl PartitionAttempts {
-    pub(crate) fn new(partition: PartitionId, mutant: Mutant) -> Self {
+    /// `journal_part_bytes`: as [`crate::Settings`] has it.
+    pub(crate) fn new(partition: PartitionId, journal_part_bytes: u64, mutant: Mutant) -> Self {
         let (running, backlogs, seen, aside) = Default::default();
-        Self { partition, running, backlogs, seen, aside, mutant }
+        Self { partition, journal_part_bytes, running, backlogs, seen, aside, mutant }
     }
 
     /// A term of this process begins: attempts of an earlier one are void (rule M6), and what runs is found in the tables.
@@ -248,7 +252,8 @@ impl PartitionAttempts {
             false => None,
         };
         let wish = StateWish { object: invocation.target.object_key(), row: state, bytes_max: state_bytes };
-        let mut replay = Replay::new(invocation.life(id), active.journal_len, (state_bytes > 0).then_some(wish));
+        let mut replay = Replay::new(invocation.life(id), active.journal_len, (state_bytes > 0).then_some(wish))
+            .in_parts_of(self.journal_part_bytes);
         let mut start = AttemptStart {
             partition,
             id,
@@ -258,6 +263,7 @@ impl PartitionAttempts {
             commands: active.commands,
             journal_bytes: active.journal_bytes,
             replay: Vec::new(),
+            rest: None,
             state: EagerState::default(),
             read_bytes_max: state.map_or(0, |row| row.answer_bytes_max()),
             retries_since_entry: active.retries_since_entry,
@@ -267,14 +273,14 @@ impl PartitionAttempts {
             tells_answer: false,
             live,
         };
-        let unread = if replay.step(reader, ON_WORKER)? {
-            replay.hand_over(&mut start);
+        let (unread, left) = if replay.step(reader, ON_WORKER)? {
+            let left = replay.hand_over(&mut start);
             misread(self.mutant, &mut start.replay, &notifications);
-            None
+            (None, left)
         } else {
-            Some(replay)
+            (Some(replay), None)
         };
-        Ok(PreparedAttempt { start, unread, notifications })
+        Ok(PreparedAttempt { start, unread, left, notifications })
     }
 
     /// A prepared attempt runs from here on: what its journal takes in reaches it live.
@@ -327,7 +333,7 @@ mod tests {
     const FIRST: Attempt = Attempt(1);
 
     fn attempts() -> PartitionAttempts {
-        PartitionAttempts::new(HERE, Mutant::None)
+        PartitionAttempts::new(HERE, 1 << 20, Mutant::None)
     }
 
     fn waiting(unique: u128, attempt: Attempt) -> WaitingAttempt {
@@ -554,7 +560,7 @@ mod tests {
     fn a_backlog_has_its_turn_while_another_partition_goes_on_starting() {
         let class = AttemptClass::Fresh;
         let mut queue = StartQueue::default();
-        let (mut busy_store, mut busy) = (empty_store(), PartitionAttempts::new(PartitionId(1), Mutant::None));
+        let (mut busy_store, mut busy) = (empty_store(), PartitionAttempts::new(PartitionId(1), 1 << 20, Mutant::None));
         let mut asked = 0;
         let mut ask = |busy: &mut PartitionAttempts, store: &mut Store, queue: &mut StartQueue| {
             asked += 1;

@@ -389,6 +389,7 @@ mod tests {
             attempt_bytes: 0,
             edge_bytes_max: 1,
             load_bytes_max: 0,
+            journal_part_bytes: 1 << 20,
             outbox_bytes_max: 0,
             disk_dir: "/".into(),
             disk_reserve_bytes_max: 0,

@@ -2,17 +2,20 @@
 //!
 //! Owns: reading both, all of one instant (rule M5), in steps. What lies in memory, or costs the engine little, the worker reads at
 //! once; the rest is read from a view by a task of its own, so that no journal holds up other partitions. How many are read so, and
-//! how many bytes, is bounded from before the first read. Does not own: slots and streams (`invoker`).
+//! how many bytes, is bounded from before the first read. Of a large journal most is read while its attempt runs, as the handler takes it. Does
+//! not own: slots and streams (`invoker`).
 
 use crate::handle::Shared;
+use crate::mailbox::Input;
 use crate::views::Lent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use surefoot_env::yield_now;
-use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker, ReplayBytes};
+use surefoot_invoker::{Admission, AttemptStart, EagerState, Invoker, JournalRest, ReadEntries, ReplayBytes};
 use surefoot_machine::{Journal, JournalKey, StateError, StateKey, StateRow, StateValues};
-use surefoot_model::{Entry, Life, ObjectKey, Text};
+use surefoot_model::{Entry, Incarnation, Life, ObjectKey, PartitionId, Text};
 use surefoot_storage::{Limit, Reader};
+use tokio::sync::oneshot;
 
 /// How far a step goes.
 #[derive(Clone, Copy)]
@@ -34,6 +37,9 @@ pub(crate) struct Replay {
     life: Life,
     journal_len: u32,
     entries: Vec<Entry>,
+    entry_bytes: u64,
+    /// Beyond so many bytes the rest of the journal is read as the handler takes it, so that no journal has to fit into memory.
+    part_bytes: u64,
     /// Which of the key's values are still to be read.
     unread: Option<UnreadValues>,
     state: EagerState,
@@ -66,7 +72,12 @@ impl Replay {
             let row = row?;
             Some(UnreadValues { object, bytes_max, row, count: row.values, first: Text::default() })
         });
-        Self { life, journal_len, entries: Vec::new(), unread, state, state_bytes: 0 }
+        Self { life, journal_len, entries: Vec::new(), entry_bytes: 0, part_bytes: u64::MAX, unread, state, state_bytes: 0 }
+    }
+
+    /// See [`crate::Settings`].
+    pub(crate) fn in_parts_of(self, part_bytes: u64) -> Self {
+        Self { part_bytes, ..self }
     }
 
     /// What it takes in memory once it is read, where its journal has so many payload bytes.
@@ -79,7 +90,7 @@ impl Replay {
         journal_bytes.saturating_add(u64::from(self.journal_len) * ENTRY_BYTES).saturating_add(state)
     }
 
-    /// Reads on from the same instant as the steps before; whether that was all.
+    /// Reads on from the same instant as the steps before; whether that is all that an attempt begins with.
     pub(crate) fn step(&mut self, reader: &Reader<'_>, pace: Pace) -> Result<bool, StateError> {
         Ok(self.journal(reader, pace)? && self.state(reader, pace)?)
     }
@@ -89,14 +100,19 @@ impl Replay {
         let keys = (self.entries.len() as u32..end).map(|index| JournalKey { life, index });
         let mut known = reader.known::<Journal, _>(keys, JournalKey { life, index: end }).asking_at_most(pace.engine_reads);
         for _ in 0..pace.rows {
+            if self.entry_bytes >= self.part_bytes {
+                break;
+            }
             let Some(row) = known.next() else { break };
             let gap = || StateError { table: "journal", message: format!("{id} has a journal with gaps") };
-            self.entries.push(row?.1.ok_or_else(gap)?);
+            let entry = row?.1.ok_or_else(gap)?;
+            self.entry_bytes += entry.bytes();
+            self.entries.push(entry);
             if known.engine_bytes() >= pace.engine_bytes {
                 break;
             }
         }
-        Ok(self.entries.len() as u32 == end)
+        Ok(self.entries.len() as u32 == end || self.entry_bytes >= self.part_bytes)
     }
 
     /// The key's values in the order of their names, as far as they fit.
@@ -133,9 +149,64 @@ impl Replay {
         Ok(unread.count == 0)
     }
 
-    /// Puts what was read where the attempt looks for it.
-    pub(crate) fn hand_over(self, start: &mut AttemptStart) {
+    /// Puts what was read where the attempt looks for it. What is left of the journal is to be read while it runs.
+    pub(crate) fn hand_over(self, start: &mut AttemptStart) -> Option<UnreadJournal> {
+        let left = self.left(start.partition);
         (start.replay, start.state) = (self.entries, self.state);
+        left
+    }
+
+    fn left(&self, partition: PartitionId) -> Option<UnreadJournal> {
+        let (life, next, end) = (self.life.incarnation, self.entries.len() as u32, self.journal_len);
+        (next < end).then_some(UnreadJournal { partition, life, next, end, part_bytes: self.part_bytes })
+    }
+}
+
+/// Entries of a journal that an attempt is to know at first and was not given yet. They were there when it was prepared, and are not changed: each
+/// part may be read of an instant of its own (rule M5). They go once the invocation has ended, and its attempt does not count any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnreadJournal {
+    partition: PartitionId,
+    life: Incarnation,
+    next: u32,
+    end: u32,
+    part_bytes: u64,
+}
+
+impl UnreadJournal {
+    pub(crate) fn of(self, shared: &Arc<Shared>) -> Box<JournalRest> {
+        let shared = shared.clone();
+        Box::new(JournalRest { entries: self.end - self.next, read: Box::new(move || Box::pin(self.read(shared))) })
+    }
+
+    async fn read(mut self, shared: Arc<Shared>) -> Option<ReadEntries> {
+        let partition = self.partition;
+        let (reply, receiver) = oneshot::channel();
+        shared.mailbox(partition).push(Input::View { partition, reply });
+        // The view of a partition that has stopped does not come.
+        let view = receiver.await.ok()?;
+        let entries = view.read(|reader| self.next(reader)).map_err(|error| shared.unreadable(partition, error)).ok()??;
+        drop(view);
+        let rest = (self.next < self.end).then(|| self.of(&shared));
+        Some(ReadEntries { entries, rest })
+    }
+
+    /// The next entries; `None` where one is not there.
+    fn next(&mut self, reader: &Reader<'_>) -> Result<Option<Vec<Entry>>, StateError> {
+        let &mut Self { life, end, .. } = self;
+        let keys = (self.next..end).map(|index| JournalKey { life, index });
+        let known = reader.known::<Journal, _>(keys, JournalKey { life, index: end }).asking_at_most(ON_VIEW.engine_reads);
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for row in known.take(ON_VIEW.rows) {
+            let Some(entry) = row?.1 else { return Ok(None) };
+            bytes += entry.bytes();
+            entries.push(entry);
+            if bytes >= self.part_bytes {
+                break;
+            }
+        }
+        self.next += entries.len() as u32;
+        Ok(Some(entries))
     }
 }
 
@@ -226,7 +297,7 @@ impl Load {
                 }
             }
         }
-        replay.hand_over(&mut start);
+        start.rest = replay.hand_over(&mut start).map(|left| left.of(&shared));
         invoker.start_read(start, admission, bytes);
         drop(source);
     }
@@ -346,6 +417,41 @@ mod tests {
         let mut stateless = Replay::new(LIFE, 1, None);
         assert!(stateless.step(&store.read(), ON_WORKER).unwrap());
         check(&stateless, 1, 0);
+    }
+
+    /// Six results of 31 MiB were all in memory until their handler had taken the last of them.
+    #[test]
+    fn an_attempt_begins_with_a_part_of_a_large_journal_and_the_rest_is_read_in_parts() {
+        const ENTRIES: u32 = 5_000;
+        const PART_BYTES: u64 = 200_000;
+        for (in_engine, pace) in [(0, ON_WORKER), (2_000, ON_VIEW), (ENTRIES, ON_VIEW)] {
+            let mut store = store(ENTRIES, 10, in_engine);
+            let mut replay = replay(ENTRIES, &store, usize::MAX).in_parts_of(PART_BYTES);
+            while !replay.step(&store.read(), pace).unwrap() {}
+            assert!(replay.entry_bytes >= PART_BYTES && replay.entry_bytes < PART_BYTES + 1_000);
+            assert_eq!(replay.state.entries.len(), 10, "of the same instant");
+            let mut left = replay.left(PartitionId(0)).unwrap();
+            for round in 0.. {
+                // It goes on beside the attempt, and the key's state changes.
+                let mut txn = store.begin();
+                txn.put::<States>(object(), state_row(round));
+                txn.commit(Lsn(3 + u64::from(round)));
+                let view = store.publish().unwrap();
+                let entries = left.next(&view.read()).unwrap().unwrap();
+                let bytes: u64 = entries.iter().map(Entry::bytes).sum();
+                assert!(!entries.is_empty() && bytes < PART_BYTES + 1_000);
+                replay.entries.extend(entries);
+                if left.next == left.end {
+                    break;
+                }
+            }
+            check(&replay, ENTRIES, 10);
+            let mut txn = store.begin();
+            txn.delete::<Journal>(&JournalKey { life: LIFE.incarnation, index: 4_999 });
+            txn.commit(Lsn(1_000));
+            let mut left = UnreadJournal { next: 4_998, ..left };
+            assert_eq!(left.next(&store.read()).unwrap(), None, "it is gone");
+        }
     }
 
     /// Sixteen journals of any size, or the state of sixteen keys, were in memory before the first of them counted.

@@ -20,6 +20,9 @@ pub struct Settings {
     pub edge_bytes_max: usize,
     /// Bytes of replays that are being read from views; one may pass it alone.
     pub load_bytes_max: u64,
+    /// An attempt begins with so many bytes of its journal, or the entry that makes them more, and reads as many at a time while its handler takes
+    /// them.
+    pub journal_part_bytes: u64,
     /// Bytes of messages between partitions that are sent and not durable; one may pass it alone.
     pub outbox_bytes_max: u64,
     /// A directory on the disk that holds log and tables.

@@ -435,7 +435,8 @@ impl AttemptStarter {
         };
         let eager_state_bytes = |target: &_, pin| self.invoker.eager_state_bytes(target, pin);
         let prepared = partition.attempts.prepare(&partition.store.read(), found, self.invoker.feed(), eager_state_bytes)?;
-        let PreparedAttempt { mut start, unread, notifications } = prepared;
+        let PreparedAttempt { mut start, unread, left, notifications } = prepared;
+        start.rest = left.map(|left| left.of(&self.shared));
         let source = match &unread {
             None => None,
             Some(replay) => {

@@ -126,6 +126,7 @@ pub(crate) fn settings() -> Settings {
         attempt_bytes: 6 << 10,
         edge_bytes_max: 64 << 20,
         load_bytes_max: 64 << 20,
+        journal_part_bytes: 1 << 20,
         outbox_bytes_max: 64 << 20,
         checkpoint_interval_ms: 30_000,
         replay_bytes_max: 16 << 20,

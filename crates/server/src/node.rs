@@ -225,6 +225,7 @@ fn partition_settings(
         attempt_bytes: WAITING_ATTEMPT_BYTES,
         edge_bytes_max: bounded(shares.bytes(Share::EdgeWaits)),
         load_bytes_max: shares.bytes(Share::Loads),
+        journal_part_bytes: (config.memory_bytes / JOURNAL_PARTS).clamp(1, JOURNAL_PART_BYTES_MAX),
         outbox_bytes_max: shares.bytes(Share::Messages),
         checkpoint_interval_ms: millis(config.checkpoint_interval),
         replay_bytes_max: REPLAY_BYTES_MAX,
@@ -247,6 +248,10 @@ fn kafka_settings(config: &Config, node_id: u64, mutant: surefoot_kafka::Mutant)
     }
 }
 
+/// Of a journal, a running attempt has this share of memory at most that has not been handed to its connection, and no more than so many bytes,
+/// or one entry.
+const JOURNAL_PARTS: u64 = 64;
+const JOURNAL_PART_BYTES_MAX: u64 = 1 << 20;
 /// Log bytes of one partition that a restart may have to apply: a tenth of a second or so.
 const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Applying takes microseconds: one thread serves every core's worth of handlers, and hands on in larger batches than two.

@@ -209,6 +209,7 @@ fn recovering(world: &World, engine: &Arc<dyn Engine>) -> Result<Recovering, Str
         attempt_bytes: 6 << 10,
         edge_bytes_max: 64 << 20,
         load_bytes_max: 64 << 20,
+        journal_part_bytes: 1 << 20,
         outbox_bytes_max: 64 << 20,
         checkpoint_interval_ms: u64::MAX,
         replay_bytes_max: u64::MAX,

@@ -7,9 +7,12 @@ mod world;
 
 use bytes::Bytes;
 use expect_test::{Expect, expect};
+use std::collections::VecDeque;
 use std::time::Duration;
+use surefoot_env::BoxFuture;
 use surefoot_invoker::{
-    Destination, EagerState, ExchangeEvent, Live, Mutant, Notifier, Settings, TransportError, UNSENT_BYTES_MAX,
+    Destination, EagerState, ExchangeEvent, JournalRest, Live, Mutant, Notifier, ReadEntries, Settings, TransportError,
+    UNSENT_BYTES_MAX,
 };
 use surefoot_model::catalog::StreamMode;
 use surefoot_model::{AttemptEnd, Entry, RECORD_COST, Resolution, Target, TargetKind, Timestamp, entry_type};
@@ -244,6 +247,128 @@ fn an_aborted_attempt_resets_its_stream_and_reports_nothing() {
     world.abort();
     check(&world, expect!["> reset\n= slot free"]);
     assert_eq!(world.reports(), 0);
+}
+
+/// What is left of a journal, each entry read on its own; the last read finds nothing where it breaks off.
+fn rest(mut left: VecDeque<Entry>, breaks_off: bool) -> Box<JournalRest> {
+    let entries = left.len() as u32 + u32::from(breaks_off);
+    let read = move || -> BoxFuture<_> {
+        let read = left.pop_front().map(|entry| {
+            let is_last = left.is_empty() && !breaks_off;
+            ReadEntries { entries: vec![entry], rest: (!is_last).then(|| rest(left, breaks_off)) }
+        });
+        Box::pin(std::future::ready(read))
+    };
+    Box::new(JournalRest { entries, read: Box::new(read) })
+}
+
+/// An attempt on a journal with two steps that are read while it runs.
+fn start_with_rest(world: &mut World, breaks_off: bool) {
+    let step = |id| command(entry_type::RUN, wire::completable(id));
+    world.start(|start| {
+        start.rest = Some(rest([step(1), step(2)].into(), breaks_off));
+        start.commands = 3;
+        start.journal_bytes = 10;
+    });
+}
+
+/// Six results of 31 MiB were all in memory until their handler had taken the last of them.
+#[test]
+fn the_rest_of_a_journal_is_read_once_what_came_before_has_left_and_comes_before_anything_live() {
+    let mut world = World::new();
+    world.clog(UNSENT_BYTES_MAX + 1);
+    start_with_rest(&mut world, false);
+    world.head();
+    world.notify(3, completion(entry_type::RUN_COMPLETION, 1, Resolution::Void));
+    check(
+        &world,
+        expect![[r#"
+        > Start, 3 known, 0 values, retry 0
+        > Input"#]],
+    );
+    world.unsent(UNSENT_BYTES_MAX);
+    check(
+        &world,
+        expect![[r#"
+        > 0x0411
+        > 0x0411
+        > 0x8011 #1"#]],
+    );
+    world.writes(&[wire::proposes(2, b"x")]);
+    check(&world, expect!["= from 3: proposed #2"]);
+}
+
+#[test]
+fn a_request_ends_behind_the_rest_of_its_journal() {
+    let mut world = World::with(settings(), StreamMode::RequestResponse);
+    world.clog(UNSENT_BYTES_MAX + 1);
+    start_with_rest(&mut world, false);
+    check(
+        &world,
+        expect![[r#"
+        > Start, 3 known, 0 values, retry 0
+        > Input"#]],
+    );
+    world.unsent(0);
+    check(
+        &world,
+        expect![[r#"
+        > 0x0411
+        > 0x0411
+        > half-close"#]],
+    );
+    // One that is asked to suspend meanwhile gets all of it as well.
+    let mut world = World::new();
+    world.clog(UNSENT_BYTES_MAX + 1);
+    start_with_rest(&mut world, false);
+    world.head();
+    world.pass(60 * SECOND);
+    check(
+        &world,
+        expect![[r#"
+        > Start, 3 known, 0 values, retry 0
+        > Input"#]],
+    );
+    world.unsent(0);
+    check(
+        &world,
+        expect![[r#"
+        > 0x0411
+        > 0x0411
+        > half-close"#]],
+    );
+}
+
+#[test]
+fn a_handler_that_never_takes_its_journal_and_a_journal_that_is_gone_end_the_attempt() {
+    let mut world = World::new();
+    world.clog(UNSENT_BYTES_MAX + 1);
+    start_with_rest(&mut world, false);
+    world.head();
+    world.pass(660 * SECOND);
+    check(
+        &world,
+        expect![[r#"
+        > Start, 3 known, 0 values, retry 0
+        > Input
+        > half-close
+        = failed: the handler did not suspend within 600000 ms of being asked to (RT0001); again in 500 ms
+        > reset
+        = slot free"#]],
+    );
+    let mut world = World::new();
+    start_with_rest(&mut world, true);
+    check(
+        &world,
+        expect![[r#"
+        > Start, 4 known, 0 values, retry 0
+        > Input
+        > 0x0411
+        > 0x0411
+        > half-close
+        = failed (ours): the rest of the journal cannot be read; again in 500 ms
+        = slot free"#]],
+    );
 }
 
 #[test]

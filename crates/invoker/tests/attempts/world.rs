@@ -128,6 +128,7 @@ impl World {
             commands: 1,
             journal_bytes: 0,
             replay: vec![command(entry_type::INPUT, wire::input(b"in"))],
+            rest: None,
             state: EagerState { entries: Vec::new(), complete: true },
             read_bytes_max: 0,
             retries_since_entry: 0,
