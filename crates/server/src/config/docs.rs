@@ -52,14 +52,14 @@ Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are b
 
 const MEMORY: &str = "\
 `memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
-body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log; in the tables, and while they are written), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. One handler with
-several values of tens of MiB takes a number of the largest of them more, mostly where table files are merged. At a setting of 64 MiB the process took up to 241 MiB with six results of
-31 MiB (the tests let three values pass beside the 192 MiB) and 330 MiB when their journal was replayed, which is in memory whole (six values pass), 334 MiB with six values of state set one after the other (six values pass), and 547 MiB with six calls at once that have
-parameters and results of as much (no bound is tested). A connection of a client takes 16 KiB more, and a call in progress 8 KiB
+body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log, and in the tables), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. Several of them
+at once take turns: a body waits for the one before it, a result for a checkpoint, and what comes too late for ten seconds is answered 503. On the disk a value lies in pieces of 128 KiB, so that merges of table files
+hold little, and a journal is read in parts of 1 MiB, or one entry, as its handler takes it. At a setting of 64 MiB, where the bound is 192 MiB, the process took up to 117 MiB with six values of state of 31 MiB that one
+handler sets, 100 MiB with six results of 31 MiB, 120 MiB when their journal was replayed after a kill, and 163 MiB with six calls at once that have parameters and results of as much. A connection of a client takes 16 KiB more, and a call in progress 8 KiB
 with its headers (`ingress.concurrent-api-requests-limit`).
 
 What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
-what is gathered for one report (64 KiB of each attempt that sends much). Tables on disk are merged by value, so that a merge of table files that each hold values of tens of MiB has one of them from each in memory at a time. A shared
+what is gathered for one report (64 KiB of each attempt that sends much). A deployment over HTTP/1.1 is sent each request whole, and so its journal is in memory whole. A shared
 handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win over what its client has of
 `memory-size`.
 ";

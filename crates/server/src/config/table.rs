@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "memory-size",
         kind: Kind::Size { field: |c| &mut c.memory_bytes, min: MEMORY_BYTES_MIN },
-        meaning: "What grows with load takes no more memory than this together; the table below says what has which share. The process takes some 128MiB beside it, and more where one handler moves several values of tens of MiB at once. At least 16MiB.",
+        meaning: "What grows with load takes no more memory than this together; the table below says what has which share. The process takes some 128MiB beside it. At least 16MiB.",
     },
     Setting {
         key: "checkpoint-interval",
@@ -226,7 +226,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.journal-size-limit",
         kind: Kind::Size { field: |c| &mut c.worker.invoker.journal_bytes_max, min: 1 },
-        meaning: "Bytes in a journal at which its invocation is paused (SF3001). Each attempt replays the journal whole.",
+        meaning: "Bytes in a journal at which its invocation is paused (SF3001). Each attempt replays the journal whole, read as the handler takes it.",
     },
     Setting {
         key: "worker.invoker.message-size-limit",
