@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "progress of tests that take minutes")]
 
 pub mod broker;
+pub mod by_hand;
 pub mod driver;
 pub mod handlers;
 pub mod judge;

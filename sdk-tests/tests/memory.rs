@@ -6,9 +6,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
-use axum::routing::{get, post};
-use bytes::{BufMut, Bytes, BytesMut};
+use axum::routing::post;
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use restate_sdk::prelude::{Context, ContextSideEffects, ContextTimers, Endpoint, HandlerResult, HttpServer, Json, service};
 use serde_json::json;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use surefoot_client::admin::{InvocationFilter, NewDeployment};
 use surefoot_client::ingress::{Call, Target};
 use surefoot_sdk_tests::Server;
+use surefoot_sdk_tests::by_hand::{self, GET_LAZY_STATE, bytes_field, frame, number_field, output_and_end, set_state};
 use surefoot_sdk_tests::wait::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -171,51 +171,12 @@ const GETS: u32 = 256;
 /// Values or results of one invocation, or calls at once.
 const POURED: u32 = 6;
 const POURED_BYTES: usize = 31 << 20;
-/// Types of messages.
-const GET_LAZY_STATE: u16 = 0x0402;
-const SET_STATE: u16 = 0x0403;
-const OUTPUT: u16 = 0x0401;
-const END: u16 = 0x0003;
-
-/// One frame of the service protocol.
-fn frame(ty: u16, body: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(8 + body.len());
-    frame.put_u16(ty);
-    frame.put_u16(0);
-    frame.put_u32(u32::try_from(body.len()).expect("it is small"));
-    frame.put_slice(body);
-    frame.freeze()
-}
-
-/// A length-delimited field, or a number, of a protobuf message.
-fn bytes_field(tag: u8, value: &[u8]) -> Vec<u8> {
-    [varint(u64::from(tag) << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
-}
-
-fn number_field(tag: u8, value: u64) -> Vec<u8> {
-    [varint(u64::from(tag) << 3), varint(value)].concat()
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push((value & 0x7F) as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
 
 /// Handlers that speak the protocol by hand. `fill` sets a large value, `pour` several; `drown` asks for it many times, says so, and reads nothing;
 /// `echo` answers at once.
 async fn serve_drowning(asked: Arc<Notify>) -> Result<String> {
-    const MANIFEST: &str = r#"{"protocolMode":"BIDI_STREAM","minProtocolVersion":5,"maxProtocolVersion":5,"services":[
-        {"name":"Deep","ty":"VIRTUAL_OBJECT","enableLazyState":true,"handlers":[
-            {"name":"fill","ty":"EXCLUSIVE"},{"name":"pour","ty":"EXCLUSIVE"},{"name":"drown","ty":"EXCLUSIVE"},{"name":"echo","ty":"EXCLUSIVE"}]}]}"#;
-    const MANIFEST_TYPE: &str = "application/vnd.restate.endpointmanifest.v3+json";
-    const INVOCATION_TYPE: &str = "application/vnd.restate.invocation.v5";
-    const SERVER: HeaderName = HeaderName::from_static("x-restate-server");
-    let discover = get(|| async { ([(CONTENT_TYPE, MANIFEST_TYPE), (SERVER, "by-hand/1")], MANIFEST) });
+    const SERVICES: &str = r#"{"name":"Deep","ty":"VIRTUAL_OBJECT","enableLazyState":true,"handlers":[
+        {"name":"fill","ty":"EXCLUSIVE"},{"name":"pour","ty":"EXCLUSIVE"},{"name":"drown","ty":"EXCLUSIVE"},{"name":"echo","ty":"EXCLUSIVE"}]}"#;
     let invoke = |frames: Vec<Bytes>, ends: bool, asked: Option<Arc<Notify>>| {
         post(move |request: Body| {
             let (frames, asked) = (frames.clone(), asked.clone());
@@ -232,25 +193,21 @@ async fn serve_drowning(asked: Arc<Notify>) -> Result<String> {
                     drop(request);
                     Ok(Bytes::new())
                 });
-                ([(CONTENT_TYPE, INVOCATION_TYPE), (SERVER, "by-hand/1")], Body::from_stream(sent.chain(rest)))
+                by_hand::response(Body::from_stream(sent.chain(rest)))
             }
         })
     };
-    let output = [frame(OUTPUT, &bytes_field(14, &bytes_field(1, b"null"))), frame(END, &[])];
-    let set =
-        |name: &[u8], bytes| frame(SET_STATE, &[bytes_field(1, name), bytes_field(3, &bytes_field(1, &noise(bytes)))].concat());
+    let output = vec![Bytes::from(output_and_end())];
+    let set = |name: &[u8], bytes| Bytes::from(set_state(name, &noise(bytes)));
     let sets = (0..POURED).map(|n| set(format!("k{n}").as_bytes(), POURED_BYTES));
-    let gets = (1..=GETS).map(|id| frame(GET_LAZY_STATE, &[bytes_field(1, b"k"), number_field(11, u64::from(id))].concat()));
+    let get = |id| frame(GET_LAZY_STATE, &[bytes_field(1, b"k"), number_field(11, u64::from(id))].concat());
+    let gets = (1..=GETS).map(|id| Bytes::from(get(id)));
     let router = Router::new()
-        .route("/discover", discover)
-        .route("/invoke/Deep/fill", invoke([vec![set(b"k", STATE_BYTES)], output.to_vec()].concat(), true, None))
+        .route("/invoke/Deep/fill", invoke([vec![set(b"k", STATE_BYTES)], output.clone()].concat(), true, None))
         .route("/invoke/Deep/pour", invoke(sets.chain(output.clone()).collect(), true, None))
-        .route("/invoke/Deep/echo", invoke(output.to_vec(), true, None))
+        .route("/invoke/Deep/echo", invoke(output, true, None))
         .route("/invoke/Deep/drown", invoke(gets.collect(), false, Some(asked)));
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
-    let address = listener.local_addr().context("read the address")?;
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    Ok(format!("http://{address}"))
+    by_hand::serve(SERVICES, router).await
 }
 
 /// Bytes that no compression makes smaller.
