@@ -94,9 +94,9 @@ impl Ingress {
         &self.0.metrics
     }
 
-    /// Waits for room for more submissions. **Errors**: the disk is full, which is not waited for, or memory was for a while.
-    pub(crate) async fn room(&self) -> Result<(), Error> {
-        let room = within(&*self.env().clock, ROOM_WAIT_MAX, self.0.partitions.room()).await.ok_or(Error::NoRoom)?;
+    /// Waits for room for more that a service is to do. **Errors**: the disk is full, which is not waited for, or memory was for a while.
+    pub(crate) async fn room(&self, service: &str) -> Result<(), Error> {
+        let room = within(&*self.env().clock, ROOM_WAIT_MAX, self.0.partitions.room(service)).await.ok_or(Error::NoRoom)?;
         room.map_err(Error::Stopped)
     }
 

@@ -120,8 +120,9 @@ impl Service {
             Wish::Invoke(head) => head,
         };
         // What cannot be appended is not read either: the client's connection fills up instead of our memory.
-        self.ingress.room().await.inspect_err(refused)?;
-        let Received { bytes, room } = self.bodies.receive(body, || self.ingress.room()).await.inspect_err(refused)?;
+        let room = || self.ingress.room(&head.service.name);
+        room().await.inspect_err(refused)?;
+        let Received { bytes, room } = self.bodies.receive(body, room).await.inspect_err(refused)?;
         let path = ingress_path(&parts.uri);
         let (request, delay) = whole(&head, parts, &path, bytes).inspect_err(refused)?;
         if head.point.is_send {

@@ -19,7 +19,7 @@ pub struct Settings {
     /// Bytes of journals and state being replayed at a time; one attempt may pass it alone.
     pub replay_bytes_max: usize,
     /// Bytes that attempts have reported and that are not applied yet, each report with [`surefoot_model::RECORD_COST`]; beyond it attempts
-    /// stop reading, and none starts. One report may pass it alone.
+    /// stop reading, those of each deployment in turn, and none starts of a deployment that waits so. One report may pass it alone.
     pub report_bytes_max: usize,
     /// Bytes of state that handlers have asked for and that have not come, each value as large as any of its key's may be. One may pass it
     /// alone.
@@ -57,6 +57,8 @@ pub enum Mutant {
     NeverGiveUp,
     /// Goes on sending to a handler that does not read (rule O6).
     SendUnread,
+    /// Has a report wait behind those of all attempts, whatever their deployments (rule O8).
+    OneLine,
 }
 
 /// Where an attempt runs.
@@ -171,10 +173,13 @@ pub trait Output: Send + Sync {
     /// ask again.
     fn has_room(&self);
 
-    /// Whether memory lets attempts start and read on (rule C7). Where it does not, the caller of `try_reserve` is told when to ask
-    /// again. Only checkpoints free that memory, and they wait for no attempt.
+    /// Whether memory lets attempts start and read on (rule C7), those at least whose deployments have brought little. Where it does not,
+    /// the caller of `try_reserve` is told when to ask again. Only checkpoints free that memory, and they wait for no attempt.
     fn has_memory(&self) -> bool;
 
+    /// Whether it lets attempts of this deployment: of one that has brought much it may not (rule O8).
+    fn has_memory_of(&self, deployment: DeploymentId) -> bool;
+
     /// Completes while it does.
-    fn memory(&self) -> BoxFuture;
+    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture;
 }

@@ -66,6 +66,8 @@ const READS_MAX: u32 = AttemptProgress::READS_MAX as u32;
 const EVENT_BYTES: usize = 64 << 10;
 /// What an event, and each of its items, takes beside payloads.
 const FIXED_BYTES: usize = 128;
+/// What an item of an event counts beside that until it is applied, in time, as [`RECORD_COST`] does for the event.
+const ITEM_COST: usize = 1 << 10;
 /// What the server puts around a payload (ids, headers of a request) may exceed the limit on messages by this much.
 const ENVELOPE_BYTES: usize = 1 << 20;
 /// What has come of a handler's message counts from this size on.
@@ -915,7 +917,7 @@ impl<'a> Attempt<'a> {
             let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
             let grow = async move {
                 let _waiting = PartWaiting::new(invoker.clone(), deployment);
-                invoker.parts.grow(&mut part, bytes).await;
+                invoker.parts.grow(deployment, &mut part, bytes).await;
                 part
             };
             let Some(grown) = self.until_aborted(Box::pin(grow)).await else { return Next::Aborted };
@@ -1110,23 +1112,28 @@ impl<'a> Attempt<'a> {
             // Apart, so that the task of an attempt that only waits is small.
             Box::pin(self.room_for_reads()).await?;
         }
-        let permits = self.invoker.report_permits(RECORD_COST as usize + self.item_bytes + more);
-        let reports = self.invoker.reports.clone();
+        let cost = RECORD_COST as usize + self.items.len() * ITEM_COST + self.item_bytes + more;
+        let permits = self.invoker.report_permits(cost);
+        if self.invoker.output.has_memory_of(self.pin.deployment)
+            && let Ok(permit) = self.invoker.reports.clone().try_acquire_many_owned(permits)
+        {
+            return Some(Room::new(permit));
+        }
+        // Apart as well.
+        Box::pin(self.wait_for_room(permits)).await
+    }
+
+    async fn wait_for_room(&mut self, permits: u32) -> Option<Room> {
+        let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
         loop {
-            if !self.invoker.output.has_memory() {
-                self.until_aborted(self.invoker.output.memory()).await?;
+            if !invoker.output.has_memory_of(deployment) {
+                self.until_aborted(invoker.output.memory_of(deployment)).await?;
             }
-            if let Ok(permit) = reports.clone().try_acquire_many_owned(permits) {
-                return Some(Room::new(permit));
-            }
-            let acquired = self.until_aborted(Box::pin(reports.clone().acquire_many_owned(permits))).await?;
-            let permit = acquired.expect("the semaphore is never closed");
+            let permit = self.until_aborted(Box::pin(invoker.clone().report_room(deployment, permits))).await?;
             // What others reported before may lie in the tables by now, and fill them.
-            if self.invoker.output.has_memory() {
+            if invoker.output.has_memory_of(deployment) {
                 return Some(Room::new(permit));
             }
-            drop(permit);
-            self.invoker.output.has_room();
         }
     }
 
@@ -1137,8 +1144,9 @@ impl<'a> Attempt<'a> {
         let mut all = match reads.clone().try_acquire_many_owned(permits) {
             Ok(permit) => permit,
             Err(_) => {
-                let acquired = self.until_aborted(Box::pin(reads.acquire_many_owned(permits))).await?;
-                acquired.expect("the semaphore is never closed")
+                let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
+                let take = async move { invoker.read_lines.take(deployment, &invoker.reads, permits).await };
+                self.until_aborted(Box::pin(take)).await?
             }
         };
         for _ in 1..count {

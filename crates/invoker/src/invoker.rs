@@ -3,6 +3,7 @@
 use crate::api::{AttemptStart, Destination, Mutant, Output, Settings};
 use crate::attempt::{self, Chosen, Failure};
 use crate::feed::{Feeds, Line, Notifications, Notifier};
+use crate::lines::Lines;
 use crate::metrics::Metrics;
 use crate::parts::{MessagePart, Parts, permits};
 use crate::places::{Idle, Places};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use surefoot_env::Env;
 use surefoot_model::catalog::{Catalog, Deployment, ResolvedOptions};
 use surefoot_model::{CatalogCell, DeploymentId, Entry, Pin, Target};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// WARN lines about failing invocations per second of this node.
 const WARNINGS_PER_SECOND: u32 = 10;
@@ -34,8 +35,10 @@ pub struct Invoker {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// What may be reported before it is applied, as [`surefoot_model::RECORD_COST`] counts.
     pub(crate) reports: Arc<Semaphore>,
+    pub(crate) report_lines: Lines,
     /// Bytes of state that handlers have asked for, and that have not come.
     pub(crate) reads: Arc<Semaphore>,
+    pub(crate) read_lines: Lines,
     pub(crate) parts: Parts,
     places: Arc<Places>,
     pub(crate) reach: Reach,
@@ -70,6 +73,8 @@ impl Invoker {
             headers: settings.additional_headers.iter().filter_map(header).collect(),
             reports: Arc::new(Semaphore::new(permits(settings.report_bytes_max, usize::MAX) as usize)),
             reads: Arc::new(Semaphore::new(permits(settings.read_bytes_max, usize::MAX) as usize)),
+            report_lines: Lines::default(),
+            read_lines: Lines::default(),
             parts: Parts::new(settings.part_bytes_max),
             feeds: Feeds::new(settings.live_bytes_max),
             env,
@@ -84,7 +89,7 @@ impl Invoker {
         })
     }
 
-    /// Takes a place if there is memory, one is free, and replays and reports on their way are below their bounds. It is for one [`Self::admit`] and
+    /// Takes a place if there is memory, one is free, and replays on their way are below their bound. It is for one [`Self::admit`] and
     /// [`Self::start`], or [`Self::release`] where nothing is to start after all.
     pub fn try_reserve(&self) -> bool {
         if !self.can_take_in() || !self.output.has_memory() {
@@ -102,9 +107,9 @@ impl Invoker {
         self.can_take_in() && self.places.free() > 0
     }
 
-    /// Replays and reports on their way are below their bounds. While attempts wait to report more of them would only wait longer.
+    /// Replays on their way are below their bound.
     fn can_take_in(&self) -> bool {
-        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max && self.reports.available_permits() > 0
+        self.replay_bytes.load(Ordering::Relaxed) < self.settings.replay_bytes_max
     }
 
     /// Starts wait, and an attempt that only waits has not been asked for its place.
@@ -124,18 +129,20 @@ impl Invoker {
     }
 
     /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places, and one that
-    /// cannot be connected to is tried by one at a time (rule O5).
+    /// cannot be connected to is tried by one at a time (rule O5). While its attempts wait to report, or for memory, none begins.
     /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
         // An attempt without a deployment fails at once.
         let Some(deployment) = self.deployment_at(destination) else { return usize::MAX };
-        self.reach.share_left(deployment, self.places.watch_within_reach(), self.env.clock.monotonic())
+        let share = self.reach.share_left(deployment, self.places.watch_within_reach(), self.env.clock.monotonic());
+        if share > 0 && self.output.has_memory_of(deployment) { share } else { 0 }
     }
 
     /// Whether that is any at all, for those who do not wait.
     pub fn has_share(&self, destination: &Destination) -> bool {
         let share = |deployment| self.reach.share(deployment, self.places.within_reach(), self.env.clock.monotonic());
-        self.deployment_at(destination).is_none_or(|deployment| share(deployment) > 0)
+        let may_begin = |deployment| share(deployment) > 0 && self.output.has_memory_of(deployment);
+        self.deployment_at(destination).is_none_or(may_begin)
     }
 
     /// Why attempts wait that are for there, where it cannot be connected to.
@@ -160,6 +167,9 @@ impl Invoker {
         let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
         let deployment = chosen.deployment.id;
         let began = self.env.clock.monotonic();
+        if !self.output.has_memory_of(deployment) {
+            return None;
+        }
         let leave = self.reach.try_begin(deployment, places_left, began);
         if leave == Leave::Waits {
             return None;
@@ -235,6 +245,13 @@ impl Invoker {
         if before >= max && before - bytes < max {
             self.output.has_room();
         }
+    }
+
+    /// Room among reports. While attempts of a deployment wait for it none of them begins: more would only wait longer.
+    pub(crate) async fn report_room(self: Arc<Self>, deployment: DeploymentId, permits: u32) -> OwnedSemaphorePermit {
+        let _waiting = ReportWaiting::new(self.clone(), deployment);
+        let line = if self.settings.mutant == Mutant::OneLine { DeploymentId(0) } else { deployment };
+        self.report_lines.take(line, &self.reports, permits).await
     }
 
     /// Permits of `reports` for an event of so many bytes: all of them for one that is larger.
@@ -410,6 +427,27 @@ impl Drop for Begun {
         }
         self.answered();
         self.heard();
+    }
+}
+
+/// An attempt of a deployment that waits to report, until dropped.
+struct ReportWaiting {
+    invoker: Arc<Invoker>,
+    deployment: DeploymentId,
+}
+
+impl ReportWaiting {
+    fn new(invoker: Arc<Invoker>, deployment: DeploymentId) -> Self {
+        invoker.reach.on_report_waits(deployment);
+        Self { invoker, deployment }
+    }
+}
+
+impl Drop for ReportWaiting {
+    fn drop(&mut self) {
+        if self.invoker.reach.on_report_waited(self.deployment) {
+            self.invoker.output.has_room();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod attempt;
 mod completions;
 mod feed;
 mod invoker;
+mod lines;
 mod metrics;
 mod pace;
 mod parts;

@@ -4,6 +4,7 @@
 //! while others wait. Does not own: which deployments start less meanwhile (`reach`), or the bytes (`attempt`).
 
 use crate::invoker::Invoker;
+use crate::lines::Lines;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub(crate) struct Parts {
     room: Arc<Semaphore>,
     /// Leave for one message to grow beyond it.
     beyond: Arc<Semaphore>,
+    lines: Lines,
     /// Messages that wait for room.
     waiting: AtomicUsize,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn new(bytes_max: usize) -> Self {
         let room = Arc::new(Semaphore::new(permits(bytes_max, usize::MAX) as usize));
-        Self { bytes_max, room, beyond: Arc::new(Semaphore::new(1)), waiting: AtomicUsize::new(0) }
+        Self { bytes_max, room, beyond: Arc::new(Semaphore::new(1)), lines: Lines::default(), waiting: AtomicUsize::new(0) }
     }
 
     /// Room for nothing yet of a message that comes from now on.
@@ -57,14 +59,17 @@ impl Parts {
 
     /// Waits until a message may grow to so many bytes. One at a time may grow beyond the bound: those that hold a part cannot all wait for
     /// each other.
-    pub(crate) async fn grow(&self, part: &mut MessagePart, bytes: usize) {
+    pub(crate) async fn grow(&self, deployment: DeploymentId, part: &mut MessagePart, bytes: usize) {
         let missing = part.missing(bytes);
-        tokio::select! {
-            biased;
-            // Over when the other arm wins, either of them.
-            room = self.room.clone().acquire_many_owned(missing) => part.room.merge(room.expect("the semaphore is never closed")),
-            leave = self.beyond.clone().acquire_owned() => part.beyond = leave.ok(),
-        }
+        let grow = async {
+            tokio::select! {
+                biased;
+                // Over when the other arm wins, either of them.
+                room = self.room.clone().acquire_many_owned(missing) => part.room.merge(room.expect("the semaphore is never closed")),
+                leave = self.beyond.clone().acquire_owned() => part.beyond = leave.ok(),
+            }
+        };
+        self.lines.in_turn(deployment, grow).await;
     }
 
     /// Whether messages wait for room now.

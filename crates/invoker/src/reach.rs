@@ -67,21 +67,23 @@ struct Intake {
     unheard: usize,
     /// So many of them make it grow by one each.
     growing: usize,
-    /// Messages that wait for room. Nothing begins meanwhile.
+    /// Messages that wait for room.
     waiting: usize,
+    /// Reports that do. Nothing begins meanwhile.
+    reporting: usize,
     /// When it was full last.
     full_at: Duration,
 }
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { size: UNHEARD_MIN, unheard: 0, growing: 0, waiting: 0, full_at: Duration::ZERO }
+        Self { size: UNHEARD_MIN, unheard: 0, growing: 0, waiting: 0, reporting: 0, full_at: Duration::ZERO }
     }
 }
 
 impl Intake {
     fn room(&self) -> usize {
-        if self.waiting > 0 { 0 } else { self.size.saturating_sub(self.unheard) }
+        if self.reporting > 0 { 0 } else { self.size.saturating_sub(self.unheard + self.waiting) }
     }
 
     fn begin(&mut self, now: Duration) {
@@ -108,7 +110,7 @@ impl Intake {
     }
 
     fn is_as_new(&self) -> bool {
-        self.unheard == 0 && self.waiting == 0
+        self.unheard == 0 && self.waiting == 0 && self.reporting == 0
     }
 }
 
@@ -314,6 +316,23 @@ impl Reach {
         let Some(known) = deployments.get_mut(&deployment) else { return false };
         known.intake.waiting -= 1;
         known.take_awaited_intake()
+    }
+
+    /// A report of the deployment waits for room.
+    pub(crate) fn on_report_waits(&self, deployment: DeploymentId) {
+        self.lock().entry(deployment).or_default().intake.reporting += 1;
+    }
+
+    /// One waits no more. Whether somebody who is held back may ask again.
+    pub(crate) fn on_report_waited(&self, deployment: DeploymentId) -> bool {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return false };
+        known.intake.reporting -= 1;
+        let is_awaited = known.take_awaited_intake();
+        if known.is_as_new() {
+            deployments.remove(&deployment);
+        }
+        is_awaited
     }
 
     /// An attempt has brought something, or nothing for a while, or has ended. Whether somebody who is held back may ask again.

@@ -6,6 +6,7 @@
 use crate::answers::Answer;
 use crate::apply::apply_entry;
 use crate::attempts::PartitionAttempts;
+use crate::brought::Tally;
 use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
 use crate::given::try_given;
@@ -96,7 +97,13 @@ impl ActingPartition {
     }
 
     /// Applies a durable entry, then carries out its effects while this process leads.
-    pub(crate) fn apply(&mut self, entry: &LogEntry, monotonic_ms: u64, queue: &mut StartQueue) -> Result<(), String> {
+    pub(crate) fn apply(
+        &mut self,
+        entry: &LogEntry,
+        monotonic_ms: u64,
+        queue: &mut StartQueue,
+        tally: &mut Tally,
+    ) -> Result<(), String> {
         let mut effects = std::mem::take(&mut self.effects);
         let machine_mutant = match self.shared.settings.mutant {
             Mutant::LookAtSettings => MachineMutant::EvictNamed,
@@ -104,6 +111,7 @@ impl ActingPartition {
         };
         let event = apply_entry(&mut self.store, entry, &mut effects, machine_mutant).map_err(|error| error.to_string())?;
         self.housekeeping.applied(entry.payload.len() as u64, monotonic_ms);
+        tally.on_event(&event, entry.payload.len() as u64);
         self.attempts.on_event(&event);
         self.chores.on_event(&event);
         self.timers.on_event(&event);

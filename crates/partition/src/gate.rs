@@ -1,23 +1,40 @@
 //! Room: how much memory the tables take, how much waits to be applied, how much of the disk is free, and who waits until it is less.
 //!
-//! Owns: two thresholds of memory, and what follows from those of the disk. At the first one the outer edges wait (rules O3, R2). At
-//! the second one, above it, attempts neither start nor read on, and nothing is sent from partition to partition, and no chore goes on:
-//! only checkpoints free that memory, and they wait for nobody. What was taken counts against the disk from then on until it lies in the
-//! tables, so that a burst between two looks at the disk does not fill it. Large results that clients do not take count as memory, for the
-//! edges and for attempts. Does not own: when a checkpoint is due (`housekeeping`), or
-//! how much of the disk is free (`disk`).
+//! Owns: marks of memory, and what follows from those of the disk. At one mark the outer edges wait (rules O3, R2), at one above it attempts
+//! neither start nor read on: only checkpoints free that memory, and they wait for nobody. Both are lower for deployments that have brought
+//! much lately, and between the lower pair and the higher one nothing is sent from partition to partition, and no chore goes on: handlers
+//! that send without end leave room to those who bring little (rule O8). What was taken counts against the disk from then on until it lies
+//! in the tables, so that a burst between two looks at the disk does not fill it. Large results that clients do not take count as memory,
+//! for the edges and for attempts. Does not own: when a checkpoint is due (`housekeeping`), how much of the disk is free (`disk`), or who
+//! has brought much (`brought`).
 
+use crate::brought::{Brought, Tally};
 use crate::mailbox::{Input, Mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use surefoot_model::{CatalogCell, DeploymentId};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// What may be durable and not applied by a worker before the edges wait, as [`surefoot_model::RECORD_COST`] counts. A call waits behind all
 /// of it: two thousand small entries take a worker some fifty milliseconds.
 const WAITING_COST_MAX: u64 = 16 << 20;
 
-/// Attempts wait beyond this many hundredths of the bound at which the edges wait.
-const ATTEMPTS_PERCENT: u64 = 125;
+/// Who waits beyond how many hundredths of [`Gate::tables_bytes_max`]. Edges and attempts of a deployment that has brought much:
+const MUCH: Marks = Marks { edges: 100, attempts: 110 };
+/// Messages from partition to partition, and chores: most are for what attempts have brought.
+const WORK_PERCENT: u64 = 115;
+/// Edges and attempts of the other deployments.
+const LITTLE: Marks = Marks { edges: 120, attempts: 125 };
+
+/// What the tables take at most for a byte that attempts have reported and that is not durable, where it is small.
+const REPORTED_COPIES: u64 = 3;
+
+#[derive(Clone, Copy)]
+struct Marks {
+    edges: u64,
+    attempts: u64,
+}
 
 /// What the disk has yet to take for each byte on its way: in the log, as an entry of a journal, and, where it is a call, in the log once
 /// more and as the input of what is called. The log has it once it is durable, and a table once it is applied.
@@ -68,7 +85,27 @@ pub struct DiskStatus {
 /// What tables, and what waits for them, may take at the bound of the edges, so that they take no more than so many bytes at that of
 /// attempts.
 pub fn edges_bytes_max(bytes_max: u64) -> u64 {
-    bytes_max / ATTEMPTS_PERCENT * 100
+    bytes_max / LITTLE.attempts * 100
+}
+
+/// Tells those who wait that there is room.
+#[derive(Default)]
+struct RoomNews {
+    /// Of deployments that have brought much.
+    much: Notify,
+    little: Notify,
+}
+
+impl RoomNews {
+    fn all(&self) {
+        self.much.notify_waiters();
+        self.little.notify_waiters();
+    }
+
+    /// So that nothing is missed between a look and the wait that follows it.
+    fn listen(&self) -> (Notified<'_>, Notified<'_>) {
+        (self.much.notified(), self.little.notified())
+    }
 }
 
 /// Goes by the sum over all workers.
@@ -88,10 +125,13 @@ pub(crate) struct Gate {
     disk: Mutex<DiskStatus>,
     /// The node has stopped: nobody waits any more.
     has_ended: AtomicBool,
-    room: Notify,
-    attempts_room: Notify,
+    brought: Mutex<Brought>,
+    edges_room: RoomNews,
+    attempts_room: RoomNews,
     /// Attempts found no room since this was last looked at.
     attempts_wait: AtomicBool,
+    /// Attempts of deployments that have brought much did.
+    much_waits: AtomicBool,
     /// Messages or chores did.
     work_waits: AtomicBool,
 }
@@ -108,9 +148,11 @@ impl Gate {
             checkpoint_waits: AtomicBool::new(false),
             disk: Mutex::default(),
             has_ended: AtomicBool::new(false),
-            room: Notify::new(),
-            attempts_room: Notify::new(),
+            brought: Mutex::default(),
+            edges_room: RoomNews::default(),
+            attempts_room: RoomNews::default(),
             attempts_wait: AtomicBool::new(false),
+            much_waits: AtomicBool::new(false),
             work_waits: AtomicBool::new(false),
         }
     }
@@ -154,8 +196,20 @@ impl Gate {
 
     fn may_ask_again(&self) -> bool {
         let attempts_may = self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst);
+        let much_may = self.has_room_for_much() && self.much_waits.swap(false, Ordering::SeqCst);
         let work_may = self.has_work_memory() && self.work_waits.swap(false, Ordering::SeqCst);
-        attempts_may || work_may
+        attempts_may || much_may || work_may
+    }
+
+    /// What a worker has applied since it last said so.
+    pub(crate) fn brought(&self, tally: &mut Tally, catalog: &CatalogCell) {
+        if !tally.is_empty() {
+            self.brought.lock().unwrap_or_else(PoisonError::into_inner).take(tally, &catalog.load());
+        }
+    }
+
+    fn brings_much(&self, deployment: DeploymentId) -> bool {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).is_much(deployment)
     }
 
     pub(crate) fn checkpoint_waits(&self) -> bool {
@@ -172,7 +226,7 @@ impl Gate {
         self.open_if_room();
         if status.room != DiskRoom::Enough {
             // Those who wait for memory are not to wait for the disk.
-            self.room.notify_waiters();
+            self.edges_room.all();
         }
         self.let_workers_ask();
     }
@@ -201,15 +255,33 @@ impl Gate {
 
     fn open_if_room(&self) {
         if self.shortage().is_none() {
-            self.room.notify_waiters();
+            self.edges_room.all();
+        } else if self.shortage_at(LITTLE).is_none() {
+            self.edges_room.little.notify_waiters();
         }
-        if self.has_attempts_room() {
-            self.attempts_room.notify_waiters();
+        if self.has_room_for_much() {
+            self.attempts_room.all();
+        } else if self.has_attempts_room() {
+            self.attempts_room.little.notify_waiters();
         }
     }
 
-    /// What the edges find no room in; none if they may go on.
+    /// What the edges find no room in, whoever comes; none if all may go on.
     pub(crate) fn shortage(&self) -> Option<Shortage> {
+        self.shortage_at(MUCH)
+    }
+
+    /// The same for those who come for this deployment; none: for one that is not known.
+    fn shortage_for(&self, deployment: impl FnOnce() -> Option<DeploymentId>) -> Option<Shortage> {
+        match self.shortage() {
+            Some(Shortage::Memory) if deployment().is_some_and(|deployment| !self.brings_much(deployment)) => {
+                self.shortage_at(LITTLE)
+            }
+            shortage => shortage,
+        }
+    }
+
+    fn shortage_at(&self, marks: Marks) -> Option<Shortage> {
         if self.has_ended() {
             return None;
         }
@@ -218,11 +290,12 @@ impl Gate {
         }
         let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
         let is_behind = waiting > bytes_max / 4 || self.mailboxes.iter().any(|worker| worker.waiting_cost() > WAITING_COST_MAX);
-        let fits = self.bytes(waiting) + self.untaken_bytes() <= bytes_max && !is_behind;
+        let fits = self.bytes(waiting) + self.untaken_bytes() <= percent(bytes_max, marks.edges) && !is_behind;
         (!fits).then_some(Shortage::Memory)
     }
 
-    /// Whether attempts may start and read on. Where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
+    /// Whether attempts may start and read on, those at least whose deployments have brought little. Where not, [`Self::set`] and
+    /// [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_attempts(&self) -> bool {
         if self.has_attempts_room() {
             return true;
@@ -234,16 +307,42 @@ impl Gate {
 
     /// As [`Self::try_attempts`], for those who do not wait.
     pub(crate) fn has_attempts_room(&self) -> bool {
-        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(self.untaken_bytes())
+        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(self.untaken_bytes(), LITTLE.attempts)
+    }
+
+    /// As [`Self::try_attempts`], for those of one deployment.
+    pub(crate) fn try_attempts_of(&self, deployment: DeploymentId) -> bool {
+        if self.has_attempts_room_of(deployment) {
+            return true;
+        }
+        self.much_waits.store(true, Ordering::SeqCst);
+        // Who brings much is not told of room that is there and not for it: it would ask again and again.
+        if !self.has_attempts_room() {
+            self.attempts_wait.store(true, Ordering::SeqCst);
+        }
+        // As above.
+        self.has_attempts_room_of(deployment)
+    }
+
+    fn has_attempts_room_of(&self, deployment: DeploymentId) -> bool {
+        self.has_room_for_much() || self.has_attempts_room() && !self.brings_much(deployment)
+    }
+
+    /// Whether attempts may start and read on whose deployments have brought much. What they have reported and is on its way counts with
+    /// what the tables will take: those who bring little are to find their room when it is applied.
+    fn has_room_for_much(&self) -> bool {
+        let queued: u64 = self.mailboxes.iter().map(Mailbox::queued_bytes).sum();
+        let beside = self.untaken_bytes() + queued.min(self.tables_bytes_max() / 10) * REPORTED_COPIES;
+        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(beside, MUCH.attempts)
     }
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
     pub(crate) fn has_work_memory(&self) -> bool {
-        self.has_ended() || self.has_memory_beside(0)
+        self.has_ended() || self.has_memory_beside(0, WORK_PERCENT)
     }
 
-    fn has_memory_beside(&self, bytes: u64) -> bool {
-        self.bytes(self.waiting_bytes()) + bytes <= self.tables_bytes_max().saturating_mul(ATTEMPTS_PERCENT) / 100
+    fn has_memory_beside(&self, bytes: u64, mark: u64) -> bool {
+        self.bytes(self.waiting_bytes()) + bytes <= percent(self.tables_bytes_max(), mark)
     }
 
     /// A client has been given so many bytes. Where it does not take them they wait in memory, and others for that.
@@ -300,53 +399,69 @@ impl Gate {
         self.open_if_room();
     }
 
-    /// Completes while tables and what waits for them are within their bounds and the disk has room. Events of running invocations do not come this way.
-    pub(crate) async fn wait(&self) {
+    /// Completes while tables and what waits for them are within their bounds for this deployment (none: one that is not known), and the
+    /// disk has room. Events of running invocations do not come this way.
+    pub(crate) async fn wait(&self, deployment: impl Fn() -> Option<DeploymentId>) {
         loop {
-            let room = self.room.notified();
-            if self.shortage().is_none() {
+            let (much, little) = self.edges_room.listen();
+            if self.shortage_for(&deployment).is_none() {
                 return;
             }
-            room.await;
+            self.hear(&deployment, much, little).await;
         }
     }
 
     /// As [`Self::wait`], for those that can be sent away. **Errors**: the disk has no room, which may last.
-    pub(crate) async fn wait_memory(&self) -> Result<(), Shortage> {
+    pub(crate) async fn wait_memory(&self, deployment: impl Fn() -> Option<DeploymentId>) -> Result<(), Shortage> {
         loop {
-            let room = self.room.notified();
-            match self.shortage() {
+            let (much, little) = self.edges_room.listen();
+            match self.shortage_for(&deployment) {
                 None => return Ok(()),
                 Some(Shortage::Disk) => return Err(Shortage::Disk),
-                Some(Shortage::Memory) => room.await,
+                Some(Shortage::Memory) => self.hear(&deployment, much, little).await,
             }
         }
     }
 
-    /// Completes while attempts may read on.
-    pub(crate) async fn wait_attempts(&self) {
+    /// Completes while attempts of a deployment may read on.
+    pub(crate) async fn wait_attempts(&self, deployment: DeploymentId) {
         loop {
-            let room = self.attempts_room.notified();
-            if self.has_attempts_room() {
+            let (much, little) = self.attempts_room.listen();
+            if self.has_attempts_room_of(deployment) {
                 return;
             }
-            room.await;
+            self.hear(|| Some(deployment), much, little).await;
         }
     }
+
+    /// Those who bring much are not told of room that is not for them. Whoever brings little by now hears of it with them, and soon: it is
+    /// brought down by checkpoints, which wait for nobody.
+    async fn hear(&self, deployment: impl Fn() -> Option<DeploymentId>, much: Notified<'_>, little: Notified<'_>) {
+        if deployment().is_some_and(|deployment| !self.brings_much(deployment)) { little.await } else { much.await }
+    }
+}
+
+/// So many hundredths.
+fn percent(bytes: u64, hundredths: u64) -> u64 {
+    bytes.saturating_mul(hundredths) / 100
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::pin::pin;
+    use std::sync::Arc;
     use std::task::{Context, Waker};
     use surefoot_env::Wake;
     use surefoot_log::{Entry, Sink};
-    use surefoot_model::{Epoch, Lsn, PartitionId, RECORD_COST};
+    use surefoot_model::{Attempt, AttemptProgress, Epoch, Event, InvocationId, Lsn, PartitionId, Pin, RECORD_COST};
 
     fn is_ready(wait: impl Future<Output = ()>) -> bool {
         pin!(wait).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
+
+    const MANY: DeploymentId = DeploymentId(1);
+    const FEW: DeploymentId = DeploymentId(2);
 
     fn gate(bytes_max: u64) -> Gate {
         Gate::new(vec![Mailbox::new(Wake::new())], bytes_max)
@@ -357,8 +472,91 @@ mod tests {
         let gate = gate(1_000);
         for (bytes, edges, attempts) in [(1_000, true, true), (1_001, false, true), (1_250, false, true), (1_251, false, false)] {
             gate.set(0, bytes, (0, 0));
-            assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{bytes}");
+            assert_eq!((is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY))), (edges, attempts), "{bytes}");
         }
+    }
+
+    /// How often somebody was woken.
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// One deployment has brought much, and another one little.
+    fn bring_much(gate: &Gate) {
+        let mut tally = Tally::default();
+        for (deployment, reports) in [(MANY, 100), (FEW, 1)] {
+            let pin = Pin { deployment, protocol: 5 };
+            let (id, attempt) = (InvocationId { partition_key: 1, unique: 1 }, Attempt(1));
+            let progress = AttemptProgress { id, attempt, first_command: 0, pin, items: Vec::new(), end: None };
+            let event = Event::AttemptProgressed(Box::new(progress));
+            (0..reports).for_each(|_| tally.on_event(&event, 10));
+        }
+        gate.brought(&mut tally, &CatalogCell::default());
+    }
+
+    /// Handlers that sent commands without end kept memory above the bound of the edges, and calls of others were refused.
+    #[test]
+    fn a_deployment_that_brings_much_waits_before_the_others_do() {
+        let gate = gate(1_000);
+        let is_open = || {
+            let edges = [MANY, FEW].map(|deployment| is_ready(gate.wait(|| Some(deployment))));
+            (edges, [MANY, FEW].map(|deployment| is_ready(gate.wait_attempts(deployment))))
+        };
+        gate.set(0, 1_150, (0, 0));
+        assert_eq!(is_open(), ([true; 2], [true; 2]), "nobody has brought much");
+        bring_much(&gate);
+        for (bytes, expected) in [
+            (1_000, ([true, true], [true, true])),
+            (1_001, ([false, true], [true, true])),
+            (1_100, ([false, true], [true, true])),
+            (1_101, ([false, true], [false, true])),
+            (1_200, ([false, true], [false, true])),
+            (1_201, ([false, false], [false, true])),
+            (1_250, ([false, false], [false, true])),
+            (1_251, ([false, false], [false, false])),
+        ] {
+            gate.set(0, bytes, (0, 0));
+            assert_eq!(is_open(), expected, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn who_brings_much_is_told_of_its_own_room_alone_and_once() {
+        let gate = gate(1_000);
+        bring_much(&gate);
+        gate.set(0, 1_300, (0, 0));
+        let mut waits = [MANY, FEW].map(|deployment| Box::pin(gate.wait_attempts(deployment)));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut are_ready = || waits.each_mut().map(|wait| wait.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+        assert_eq!(are_ready(), [false; 2]);
+        assert!(!gate.try_attempts_of(MANY));
+        assert!(gate.set(0, 1_101, (0, 0)), "others may ask");
+        assert!(!gate.try_attempts_of(MANY) && !gate.set(0, 1_101, (0, 0)), "it would ask again and again");
+        assert_eq!((woken.0.load(Ordering::Relaxed), are_ready()), (1, [false, true]), "one is woken");
+        assert!(gate.set(0, 1_100, (0, 0)), "it has room of its own");
+    }
+
+    #[test]
+    fn reports_on_their_way_count_for_those_who_bring_much() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        bring_much(&gate);
+        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
+        gate.set(0, 1_000, (0, 0));
+        let may = || [MANY, FEW].map(|deployment| gate.try_attempts_of(deployment));
+        mailbox.queued(33);
+        assert_eq!(may(), [true, true]);
+        mailbox.queued(1);
+        assert_eq!(may(), [false, true]);
+        mailbox.durable(vec![Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload: vec![0; 34].into() }]);
+        assert!(gate.set(0, 1_034, (1, 34)), "those who found no room may ask again");
+        assert_eq!(may(), [true, true]);
     }
 
     /// Clients that read nothing of their results held memory that nobody counted.
@@ -366,7 +564,8 @@ mod tests {
     fn results_that_clients_do_not_take_count_for_edges_and_attempts_and_nothing_else() {
         let gate = gate(1_000);
         gate.set(0, 600, (0, 0));
-        let allowed = || (is_ready(gate.wait()), is_ready(gate.wait_attempts()), gate.has_work_memory(), gate.wants_taken());
+        let allowed =
+            || (is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY)), gate.has_work_memory(), gate.wants_taken());
         for (given, expected) in
             [(400, (true, true, true, false)), (1, (false, true, true, true)), (250, (false, false, true, true))]
         {
@@ -439,9 +638,9 @@ mod tests {
         let mailbox = Mailbox::new(Wake::new());
         let gate = Gate::new(vec![mailbox.clone()], 1_000);
         gate.set(0, 1_000, (0, 0));
-        gate.set_checkpoint(251, false);
+        gate.set_checkpoint(151, false);
         assert!(!gate.try_work() && mailbox.is_empty());
-        gate.set_checkpoint(250, false);
+        gate.set_checkpoint(150, false);
         let mut inputs = std::collections::VecDeque::new();
         mailbox.take(&mut inputs);
         assert!(matches!(inputs.pop_front(), Some(Input::SlotFreed)));
@@ -453,13 +652,13 @@ mod tests {
     fn messages_and_chores_wait_for_memory_and_are_told_once_but_never_wait_for_the_disk() {
         let gate = gate(1_000);
         gate.set_disk(DiskStatus { room: DiskRoom::Reserve, ..DiskStatus::default() });
-        gate.set(0, 1_250, (0, 0));
+        gate.set(0, 1_150, (0, 0));
         assert!(gate.has_work_memory(), "they make room there");
-        gate.set(0, 1_251, (0, 0));
+        gate.set(0, 1_151, (0, 0));
         assert!(!gate.has_work_memory() && !gate.try_work());
-        assert!(!gate.set(0, 1_251, (0, 0)), "there is none yet");
-        assert!(gate.set(0, 1_250, (0, 0)));
-        assert!(!gate.set(0, 1_250, (0, 0)), "nobody asked since");
+        assert!(!gate.set(0, 1_151, (0, 0)), "there is none yet");
+        assert!(gate.set(0, 1_150, (0, 0)));
+        assert!(!gate.set(0, 1_150, (0, 0)), "nobody asked since");
     }
 
     #[test]
@@ -472,12 +671,12 @@ mod tests {
             (DiskRoom::Enough, true, true),
         ] {
             gate.set_disk(DiskStatus { room, ..DiskStatus::default() });
-            assert_eq!((is_ready(gate.wait()), is_ready(gate.wait_attempts())), (edges, attempts), "{room:?}");
+            assert_eq!((is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY))), (edges, attempts), "{room:?}");
             assert_eq!(gate.shortage(), (!edges).then_some(Shortage::Disk));
         }
         gate.set(0, 1_001, (0, 0));
         assert_eq!(gate.shortage(), Some(Shortage::Memory));
-        let mut waits = Box::pin(gate.wait_memory());
+        let mut waits = Box::pin(gate.wait_memory(|| None));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
         gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
@@ -515,7 +714,7 @@ mod tests {
     fn nobody_waits_for_a_node_that_has_stopped() {
         let gate = gate(1_000);
         gate.set(0, 5_000, (0, 0));
-        let (mut edge, mut attempt) = (Box::pin(gate.wait()), Box::pin(gate.wait_attempts()));
+        let (mut edge, mut attempt) = (Box::pin(gate.wait(|| None)), Box::pin(gate.wait_attempts(MANY)));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         gate.end();

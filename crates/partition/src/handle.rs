@@ -25,8 +25,8 @@ use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId, Status,
-    StreamId, Submission, SubscriptionId, Timestamp, encoding,
+    CatalogCell, DeploymentId, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId,
+    Status, StreamId, Submission, SubscriptionId, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -276,10 +276,14 @@ impl Partitions {
         self.0.gate.disk()
     }
 
-    /// Completes while there is room for more at the edge: to be asked before anything of a submission is read. **Errors**: a disk
-    /// that is full is not waited for.
-    pub async fn room(&self) -> Result<(), Stopped> {
-        self.0.gate.wait_memory().await.map_err(|_| Stopped::DiskFull)
+    /// Completes while there is room at the edge for more that a service is to do: to be asked before anything of a submission is read.
+    /// **Errors**: a disk that is full is not waited for.
+    pub async fn room(&self, service: &str) -> Result<(), Stopped> {
+        self.0.gate.wait_memory(|| self.deployment_of(service)).await.map_err(|_| Stopped::DiskFull)
+    }
+
+    fn deployment_of(&self, service: &str) -> Option<DeploymentId> {
+        self.0.catalog.load().deployment_of(service).map(|deployment| deployment.id)
     }
 
     /// Submits an invocation once there is room at the edge; a disk that is full is not waited for. `awaits_result`: the answer is its result, and not only that it is
@@ -288,7 +292,7 @@ impl Partitions {
         let partition = submission.id.partition(self.count());
         let request = self.open_request(partition)?;
         submission.request = Some(Request { id: request.id, awaits_result });
-        self.room().await?;
+        self.room(&submission.target.service).await?;
         self.0.expect_running(partition)?;
         let event = Event::InvocationSubmitted(Box::new(submission));
         let permit = self.permit(&event).await?;
@@ -304,8 +308,9 @@ impl Partitions {
     /// Events of one caller keep their order per partition if it awaits each call before the next. What goes to a partition that
     /// has stopped waits in its log (rule K5).
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
+        let service = if let Event::InvocationSubmitted(submission) = &event { Some(&submission.target.service) } else { None };
         let permit = loop {
-            self.0.gate.wait().await;
+            self.0.gate.wait(|| self.deployment_of(service?)).await;
             let permit = self.permit(&event).await?;
             if self.0.gate.has_edges_disk() || self.0.gate.has_ended() {
                 break permit;

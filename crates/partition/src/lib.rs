@@ -13,6 +13,7 @@ mod acting;
 mod answers;
 mod apply;
 mod attempts;
+mod brought;
 mod checkpointer;
 mod chores;
 mod clients;

@@ -373,9 +373,13 @@ impl Output for Reports {
         self.0.gate.try_attempts()
     }
 
-    fn memory(&self) -> BoxFuture {
+    fn has_memory_of(&self, deployment: DeploymentId) -> bool {
+        self.0.gate.try_attempts_of(deployment)
+    }
+
+    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture {
         let gate = self.0.gate.clone();
-        Box::pin(async move { gate.wait_attempts().await })
+        Box::pin(async move { gate.wait_attempts(deployment).await })
     }
 }
 

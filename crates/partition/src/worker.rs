@@ -5,6 +5,7 @@
 //! (`acting`), or how one stops alone (`owned`).
 
 use crate::acting::{ActingPartition, TurnDone, TurnTime};
+use crate::brought::Tally;
 use crate::gate::DiskRoom;
 use crate::handle::Shared;
 use crate::mailbox::{Input, Mailbox};
@@ -40,6 +41,8 @@ pub(crate) struct Worker {
     next_held_look_ms: u64,
     /// Entries that were applied since the gate was told what the tables take, and their bytes: it counts them as waiting until then.
     applied: (u64, u64),
+    /// Who brought them.
+    tally: Tally,
     /// What the active layers of its partitions may take, as of its last turn: attempts that another worker has started since are seen
     /// with the next one, within [`CLOCK_REREAD`].
     active_bytes_max: u64,
@@ -121,6 +124,7 @@ impl Worker {
             inputs: VecDeque::new(),
             next_held_look_ms: 0,
             applied: (0, 0),
+            tally: Tally::default(),
             active_bytes_max: u64::MAX,
             stopping: None,
         }
@@ -182,8 +186,8 @@ impl Worker {
         self.applied.1 += entries.iter().map(|entry| entry.payload.len() as u64).sum::<u64>();
         for entry in entries {
             let monotonic_ms = self.monotonic_ms();
-            let queue = &mut self.starter.queue;
-            self.partitions.guard(entry.partition, |partition| partition.apply(&entry, monotonic_ms, queue));
+            let (queue, tally) = (&mut self.starter.queue, &mut self.tally);
+            self.partitions.guard(entry.partition, |partition| partition.apply(&entry, monotonic_ms, queue, tally));
         }
     }
 
@@ -214,6 +218,7 @@ impl Worker {
         gate.set_attempts(self.shared.settings.attempt_bytes.saturating_mul(self.invoker.running() as u64));
         self.active_bytes_max = self.shared.settings.active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
         self.partitions.checkpoint_largest(self.active_bytes_max);
+        gate.brought(&mut self.tally, &self.shared.catalog);
         let applied = std::mem::take(&mut self.applied);
         if self.shared.gate.set(self.number, self.partitions.memory_bytes(), applied) {
             self.shared.slot_freed();

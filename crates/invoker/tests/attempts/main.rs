@@ -41,7 +41,7 @@ fn begin(mut world: World) -> World {
 
 /// An attempt of a node that has room for so many reports of a little each.
 fn with_room_for(reports: usize) -> World {
-    let report_bytes_max = reports * (RECORD_COST as usize + 2_000);
+    let report_bytes_max = reports * (RECORD_COST as usize + 3_000);
     begin(World::with(Settings { report_bytes_max, ..settings() }, StreamMode::Bidirectional))
 }
 
@@ -971,15 +971,24 @@ fn a_deployment_whose_messages_wait_begins_little_and_others_do_not_notice() {
     let mut world = with_room_for_a_part(99);
     let destination = Destination::Newest("Object".into());
     let mut lives: Vec<Notifier> = Vec::new();
-    for _ in 0..3 {
-        brings_a_part(&mut world);
-        lives.push(world.take_live());
+    for waiting in 0..16 {
+        while lives.len() < 2 + waiting {
+            brings_a_part(&mut world);
+            lives.push(world.take_live());
+        }
+        if waiting > 0 {
+            assert_eq!(world.invoker.share_left(&destination), 16 - waiting, "what is small passes those that wait");
+        }
     }
-    assert_eq!((world.invoker.share_left(&destination), world.invoker.has_place()), (0, true), "one waits");
+    brings_a_part(&mut world);
+    lives.push(world.take_live());
+    assert_eq!((world.invoker.share_left(&destination), world.invoker.has_place()), (0, true), "so many wait");
     world.story();
-    lives.remove(0);
+    // Those that came first have room; then nobody waits.
+    lives.drain(..17);
     world.run();
-    check(&world, expect!["> reset\n= slot free\n= room for replays"]);
+    let story = world.story();
+    assert!(story.contains("= room for replays"), "{story}");
     for left in (1..=16).rev() {
         assert_eq!(world.invoker.share_left(&destination), left, "none waits any more");
         world.start(|_| ());
@@ -1215,7 +1224,7 @@ fn a_handler_that_outruns_the_log_waits_and_still_hears_what_comes() {
     world.notify(3, completion(entry_type::SLEEP_COMPLETION, 9, Resolution::Void));
     check(&world, expect!["= from 1: SetState\n= from 2: SetState"]);
     assert_eq!(world.unread(), 1);
-    assert!(!world.invoker.try_reserve() && !world.invoker.has_place(), "another attempt would only wait, too");
+    assert!(!world.invoker.has_share(&Destination::Newest("Object".into())), "another attempt would only wait, too");
     // However long it takes, the handler is not to blame.
     world.pass(700 * SECOND);
     check(&world, expect![""]);
@@ -1234,6 +1243,49 @@ fn an_attempt_that_waits_for_the_log_can_be_aborted() {
     check(&world, expect!["> reset\n= slot free"]);
     world.sync();
     assert_eq!(world.reports(), 1);
+}
+
+/// A neighbour's report stood behind those of all attempts of a deployment that sent without end (rule O8).
+#[test]
+fn reports_of_a_deployment_wait_in_turn_and_those_of_another_one_behind_one_of_them() {
+    let reported = |mutant| {
+        let settings = Settings { report_bytes_max: 1, attempts_max: 9, mutant, ..settings() };
+        let mut world = World::with(settings, StreamMode::Bidirectional);
+        let mut lives: Vec<Notifier> = Vec::new();
+        for service in ["Object", "Object", "Object", "Object", "Neighbour"] {
+            let target = Target::new(TargetKind::Service, service, "", "run");
+            world.start(|start| start.target = target);
+            world.head();
+            lives.push(world.take_live());
+        }
+        (0..5).for_each(|at| world.writes_at(at, &[wire::run(1)]));
+        let may_begin = ["Object", "Neighbour"].map(|service| world.invoker.has_share(&Destination::Newest(service.into())));
+        assert_eq!(may_begin, [false; 2], "reports of both wait");
+        while world.reports() < 5 {
+            world.sync();
+        }
+        let may_begin = ["Object", "Neighbour"].map(|service| world.invoker.has_share(&Destination::Newest(service.into())));
+        assert_eq!(may_begin, [true; 2]);
+        (0..5).map(|at| world.report_at(at).attempt.0).collect::<Vec<_>>()
+    };
+    assert_eq!(reported(Mutant::None), [1, 2, 5, 3, 4]);
+    assert_eq!(reported(Mutant::OneLine), [1, 2, 3, 4, 5], "the variant is caught");
+}
+
+/// No attempt of any deployment began while those of one waited to report.
+#[test]
+fn a_deployment_whose_reports_wait_begins_nothing_and_others_do_not_notice() {
+    let mut world = with_room_for(1);
+    let [object, neighbour] = ["Object", "Neighbour"].map(|service| Destination::Newest(service.into()));
+    let value = vec![0; 9_000];
+    world.writes(&[wire::set_state(b"a", &value)]);
+    world.writes(&[wire::set_state(b"b", &value)]);
+    assert!(world.invoker.has_place() && world.invoker.share_left(&neighbour) > 0);
+    assert_eq!(world.invoker.share_left(&object), 0);
+    world.story();
+    world.sync();
+    check(&world, expect!["= room for replays\n= from 2: SetState"]);
+    assert!(world.invoker.share_left(&object) > 0);
 }
 
 /// Rule O6.

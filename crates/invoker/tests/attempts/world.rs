@@ -26,6 +26,8 @@ use surefoot_model::{
 /// Unix time at which every test begins: 2023-11-14, 22:13:20.
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const DEPLOYMENT: DeploymentId = DeploymentId(1);
+/// Another one, which serves `Neighbour/run`.
+const NEIGHBOUR: DeploymentId = DeploymentId(2);
 
 pub(crate) type Events = Arc<Mutex<Wire>>;
 
@@ -320,10 +322,12 @@ fn registered(mode: StreamMode, http: HttpVersion) -> Catalog {
     let handlers = [("run", TargetKind::ObjectExclusive), ("see", TargetKind::ObjectShared)];
     let service = Service::new("Object", ServiceKind::VirtualObject, handlers.map(|(name, target)| Handler::new(name, target)));
     let deployment = Deployment { mode, http, ..Deployment::at(DEPLOYMENT, "http://handlers/") }.serving([service]);
-    let service = deployment.services[0].clone();
+    let service = Service::new("Neighbour", ServiceKind::Service, [Handler::new("run", TargetKind::Service)]);
+    let neighbour = Deployment { mode, http, ..Deployment::at(NEIGHBOUR, "http://neighbours/") }.serving([service]);
+    let services = [&deployment, &neighbour].map(|deployment| deployment.services[0].clone());
     Catalog {
-        deployments: [(DEPLOYMENT, Arc::new(deployment))].into(),
-        services: [("Object".into(), Arc::new(service))].into(),
+        deployments: [deployment, neighbour].map(|deployment| (deployment.id, Arc::new(deployment))).into(),
+        services: services.map(|service| (service.name.clone(), Arc::new(service))).into(),
         ..Catalog::default()
     }
 }
@@ -355,7 +359,11 @@ impl Output for Partition {
         true
     }
 
-    fn memory(&self) -> BoxFuture {
+    fn has_memory_of(&self, _: DeploymentId) -> bool {
+        true
+    }
+
+    fn memory_of(&self, _: DeploymentId) -> BoxFuture {
         Box::pin(std::future::ready(()))
     }
 }
