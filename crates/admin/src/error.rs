@@ -14,6 +14,22 @@ use surefoot_protocol::discovery;
 pub enum Error {
     #[error("request field '{field}' is invalid: {reason}")]
     Field { field: &'static str, reason: String },
+    #[error("the body is not what this route takes: {reason}")]
+    Body { status: StatusCode, reason: String },
+    #[error("the body is larger than the limit of {0} bytes")]
+    BodyTooLarge(usize),
+    #[error("the request's body ended early: {0}")]
+    BodyUnreadable(String),
+    #[error("the query is not what this route takes: {0}")]
+    Query(String),
+    #[error("'{text}' in the path is no {what}")]
+    Path { what: &'static str, text: String },
+    #[error("there is no such route")]
+    RouteNotFound,
+    #[error("this route does not take that method: the header `allow` names those it takes")]
+    Method,
+    #[error("version 1 of this API is not served: use one from {oldest} to {newest}, such as /v{newest}/deployments")]
+    ApiVersion { oldest: u8, newest: u8 },
     #[error("this server serves plain HTTP endpoints only: {0} is not supported")]
     NotSupported(&'static str),
     #[error("'{0}' is not supported by this version of surefoot yet")]
@@ -45,8 +61,6 @@ pub enum Error {
     #[error("handler '{handler}' of service '{service}' does not exist")]
     HandlerNotFound { service: String, handler: String },
 
-    #[error("request field 'invocation_id' is invalid: bad format")]
-    InvocationId,
     #[error("invocation '{0}' does not exist")]
     InvocationNotFound(InvocationId),
     #[error("invocation '{0}' has completed already")]
@@ -125,9 +139,15 @@ impl From<Stopped> for Error {
 impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
+            Self::Body { status, .. } => *status,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Field { .. }
+            | Self::BodyUnreadable(_)
+            | Self::Query(_)
+            | Self::Path { .. }
+            | Self::ApiVersion { .. }
             | Self::NotSupported(_)
-            | Self::InvocationId
             | Self::SourceClusterUnknown { .. }
             | Self::Source(_)
             | Self::Sink(_)
@@ -145,7 +165,8 @@ impl Error {
             | Self::InvocationNotFound(_)
             | Self::ClusterNotFound(_)
             | Self::SubscriptionNotFound(_)
-            | Self::ParkedNotFound { .. } => StatusCode::NOT_FOUND,
+            | Self::ParkedNotFound { .. }
+            | Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::AddressTaken(_)
             | Self::TypeChanged(_)
             | Self::InvocationCompleted(_)
@@ -188,7 +209,7 @@ impl Error {
             Self::Field { .. } => "SF2002",
             Self::NotSupported(_) | Self::NotSupportedYet(_) | Self::DeletesByForceOnly => "SF2003",
             Self::DeploymentNotFound(_) | Self::ServiceNotFound(_) | Self::HandlerNotFound { .. } => "SF2004",
-            Self::InvocationId => "SF2005",
+            Self::Path { .. } => "SF2005",
             Self::InvocationNotFound(_) => "SF2006",
             Self::InvocationCompleted(_) => "SF2007",
             Self::InvocationNotCompleted(_) => "SF2008",
@@ -209,6 +230,12 @@ impl Error {
             Self::BackupRuns => "SF2023",
             Self::BackupDirectory(_) => "SF2024",
             Self::BackupFailed(_) => "SF2025",
+            Self::Body { .. } => "SF2026",
+            Self::Query(_) => "SF2027",
+            Self::BodyTooLarge(_) => "SF2028",
+            Self::BodyUnreadable(_) => "SF2029",
+            Self::RouteNotFound | Self::ApiVersion { .. } => "SF2030",
+            Self::Method => "SF2031",
         }
     }
 

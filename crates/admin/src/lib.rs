@@ -10,6 +10,7 @@ mod clusters;
 mod deployments;
 mod discover;
 mod error;
+mod extract;
 mod invocations;
 mod listen;
 mod routes;

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::Request;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -113,13 +113,12 @@ async fn receive(body: &mut IncomingBody<Incoming>) -> Result<Bytes, Response> {
         Err(error) => error,
     };
     if error.is::<LengthLimitError>() {
-        let text = "Failed to buffer the request body: length limit exceeded";
-        return Err((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
+        return Err(Error::BodyTooLarge(BODY_BYTES_MAX).into_response());
     }
     Err(match error.downcast::<BodyFault>().map(|fault| *fault) {
         Ok(fault @ BodyFault::Slow { .. }) => Error::BodyTooSlow(fault.to_string()).into_response(),
         Ok(fault @ BodyFault::GaveWay { .. }) => Error::BodyGaveWay(fault.to_string()).into_response(),
-        Ok(fault) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {fault}")).into_response(),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {error}")).into_response(),
+        Ok(fault) => Error::BodyUnreadable(fault.to_string()).into_response(),
+        Err(error) => Error::BodyUnreadable(error.to_string()).into_response(),
     })
 }

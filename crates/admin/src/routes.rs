@@ -5,19 +5,19 @@
 
 use crate::backups::NewBackup;
 use crate::clusters::{ClusterPatch, cluster_json};
+use crate::extract::{JsonBody, Path, Query, path_id};
 use crate::invocations::InvocationQuery;
 use crate::subscriptions::{ParkedQuery, SubscriptionJson, SubscriptionQuery};
 use crate::{Admin, Error, NewCluster, NewDeployment, NewSubscription, Registration};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, patch, post};
 use axum::{Json, Router};
 use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
-use std::str::FromStr;
 use surefoot_listener::NoAnswer;
-use surefoot_model::{DeploymentId, InvocationId, Operation, SubscriptionId};
+use surefoot_model::Operation;
 
 /// What clients take this server for when they check whether they can speak to it.
 const COMPATIBLE_VERSION: &str = "1.7.12";
@@ -33,12 +33,12 @@ pub(crate) fn router(admin: Admin) -> Router {
     for version in OLDEST_API..=NEWEST_API {
         router = router.nest(&format!("/v{version}"), api(version));
     }
-    router.with_state(admin)
+    router.fallback(no_such_route).method_not_allowed_fallback(wrong_method).with_state(admin)
 }
 
 /// The routes of one API version; they differ in `POST /deployments` only.
 fn api(version: u8) -> Router<Admin> {
-    let register = move |State(admin): State<Admin>, Json(body): Json<NewDeployment>| register(admin, version, body);
+    let register = move |State(admin): State<Admin>, JsonBody(body): JsonBody<NewDeployment>| register(admin, version, body);
     Router::new()
         .route("/health", get(health))
         .route("/version", get(show_version))
@@ -78,33 +78,22 @@ impl IntoResponse for Error {
     }
 }
 
-/// An id in a path that is none: told as text, before the API looks at it.
-struct BadPath(&'static str, String);
-
-impl IntoResponse for BadPath {
-    fn into_response(self) -> Response {
-        (StatusCode::BAD_REQUEST, format!("Invalid URL: Cannot parse `{}` as {} id", self.1, self.0)).into_response()
-    }
-}
-
-fn path_id<T: FromStr>(what: &'static str, text: String) -> Result<T, BadPath> {
-    text.parse().map_err(|_| BadPath(what, text))
-}
-
-fn invocation_id(text: &str) -> Result<InvocationId, Error> {
-    text.parse().map_err(|_| Error::InvocationId)
-}
-
 /// What was made, and where it is.
 fn created(status: StatusCode, location: String, body: impl Serialize) -> Response {
     let location = HeaderValue::try_from(location).expect("ids and names of clusters are visible ASCII");
     (status, [(LOCATION, location)], Json(body)).into_response()
 }
 
-async fn too_old() -> Response {
-    let text =
-        format!("Unsupported Admin API version V1. This server supports versions between V{OLDEST_API} and V{NEWEST_API}.");
-    (StatusCode::BAD_REQUEST, text).into_response()
+async fn too_old() -> Error {
+    Error::ApiVersion { oldest: OLDEST_API, newest: NEWEST_API }
+}
+
+async fn no_such_route() -> Error {
+    Error::RouteNotFound
+}
+
+async fn wrong_method() -> Error {
+    Error::Method
 }
 
 async fn health(State(admin): State<Admin>) -> Result<(), Error> {
@@ -142,7 +131,8 @@ async fn show_version(State(admin): State<Admin>) -> Json<Version> {
 
 async fn register(admin: Admin, version: u8, body: NewDeployment) -> Result<Response, Error> {
     if body.uri.is_none() && body.arn.is_none() {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "expected a field 'uri' with the address of an endpoint").into_response());
+        let reason = "expected a field 'uri' with the address of an endpoint".to_owned();
+        return Err(Error::Body { status: StatusCode::UNPROCESSABLE_ENTITY, reason });
     }
     let is_oldest = version == OLDEST_API;
     let force = body.force.unwrap_or(is_oldest);
@@ -161,9 +151,8 @@ async fn list_deployments(State(admin): State<Admin>) -> impl IntoResponse {
     Json(admin.list_deployments())
 }
 
-async fn show_deployment(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
-    let id: DeploymentId = path_id("deployment", id)?;
-    Ok(admin.show_deployment(id).map(Json).into_response())
+async fn show_deployment(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    admin.show_deployment(path_id("deployment id", &id)?).map(Json)
 }
 
 #[derive(Default, Deserialize)]
@@ -175,12 +164,12 @@ async fn delete_deployment(
     State(admin): State<Admin>,
     Path(id): Path<String>,
     Query(Force { force }): Query<Force>,
-) -> Result<Response, BadPath> {
-    let id = path_id("deployment", id)?;
+) -> Result<StatusCode, Error> {
+    let id = path_id("deployment id", &id)?;
     if force != Some(true) {
-        return Ok(Error::DeletesByForceOnly.into_response());
+        return Err(Error::DeletesByForceOnly);
     }
-    Ok(admin.delete_deployment(id).await.map(|()| StatusCode::ACCEPTED).into_response())
+    admin.delete_deployment(id).await.map(|()| StatusCode::ACCEPTED)
 }
 
 async fn list_services(State(admin): State<Admin>) -> impl IntoResponse {
@@ -204,7 +193,7 @@ async fn list_invocations(State(admin): State<Admin>, Query(query): Query<Invoca
 }
 
 async fn show_invocation(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    admin.show_invocation(invocation_id(&id)?).await.map(Json)
+    admin.show_invocation(path_id("invocation id", &id)?).await.map(Json)
 }
 
 async fn operate(State(admin): State<Admin>, Path((id, action)): Path<(String, String)>) -> Result<StatusCode, Error> {
@@ -216,16 +205,16 @@ async fn operate(State(admin): State<Admin>, Path((id, action)): Path<(String, S
         "purge-journal" => Operation::PurgeJournal,
         "cancel" => return Err(Error::NotSupportedYet("cancel")),
         "restart-as-new" => return Err(Error::NotSupportedYet("restart-as-new")),
-        _ => return Ok(StatusCode::NOT_FOUND),
+        _ => return Err(Error::RouteNotFound),
     };
-    admin.operate(invocation_id(&id)?, operation).await
+    admin.operate(path_id("invocation id", &id)?, operation).await
 }
 
 async fn list_clusters(State(admin): State<Admin>) -> impl IntoResponse {
     Json(admin.list_clusters())
 }
 
-async fn create_cluster(State(admin): State<Admin>, Json(body): Json<NewCluster>) -> Result<Response, Error> {
+async fn create_cluster(State(admin): State<Admin>, JsonBody(body): JsonBody<NewCluster>) -> Result<Response, Error> {
     let cluster = admin.create_cluster(body).await?;
     Ok(created(StatusCode::CREATED, format!("kafka-clusters/{}", cluster.name), cluster_json(&cluster, None)))
 }
@@ -246,7 +235,7 @@ async fn show_cluster(
 async fn update_cluster(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Json(body): Json<ClusterPatch>,
+    JsonBody(body): JsonBody<ClusterPatch>,
 ) -> Answer<impl Serialize> {
     let cluster = admin.update_cluster(&name, body.properties).await?;
     Ok(Json(cluster_json(&cluster, None)))
@@ -264,40 +253,37 @@ async fn list_subscriptions(State(admin): State<Admin>, Query(query): Query<Subs
     admin.list_subscriptions(query).await.map(Json)
 }
 
-async fn subscribe(State(admin): State<Admin>, Json(body): Json<NewSubscription>) -> Result<Response, Error> {
+async fn subscribe(State(admin): State<Admin>, JsonBody(body): JsonBody<NewSubscription>) -> Result<Response, Error> {
     let subscription = admin.subscribe(body).await?;
     Ok(created(StatusCode::CREATED, format!("subscriptions/{}", subscription.id), SubscriptionJson::plain(&subscription)))
 }
 
-async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, BadPath> {
-    let id: SubscriptionId = path_id("subscription", id)?;
-    Ok(admin.show_subscription(id).await.map(Json).into_response())
+async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
+    admin.show_subscription(path_id("subscription id", &id)?).await.map(Json)
 }
 
 async fn unsubscribe(
     State(admin): State<Admin>,
     Path(id): Path<String>,
     Query(Force { force }): Query<Force>,
-) -> Result<Response, BadPath> {
-    let id = path_id("subscription", id)?;
-    let status = |is_gone| if is_gone { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(admin.unsubscribe(id, force.unwrap_or(false)).await.map(status).into_response())
+) -> Result<StatusCode, Error> {
+    let is_gone = admin.unsubscribe(path_id("subscription id", &id)?, force.unwrap_or(false)).await?;
+    Ok(if is_gone { StatusCode::OK } else { StatusCode::ACCEPTED })
 }
 
 async fn list_parked(
     State(admin): State<Admin>,
     Path(id): Path<String>,
     Query(query): Query<ParkedQuery>,
-) -> Result<Response, BadPath> {
-    let id = path_id("subscription", id)?;
-    Ok(admin.list_parked(id, query).await.map(Json).into_response())
+) -> Answer<impl Serialize> {
+    admin.list_parked(path_id("subscription id", &id)?, query).await.map(Json)
 }
 
-async fn discard_parked(State(admin): State<Admin>, Path((id, n)): Path<(String, String)>) -> Result<Response, BadPath> {
-    let (id, n) = (path_id("subscription", id)?, path_id("parked record", n)?);
-    Ok(admin.discard_parked(id, n).await.map(|()| StatusCode::OK).into_response())
+async fn discard_parked(State(admin): State<Admin>, Path((id, n)): Path<(String, String)>) -> Result<StatusCode, Error> {
+    let (id, n) = (path_id("subscription id", &id)?, path_id("number of a parked record", &n)?);
+    admin.discard_parked(id, n).await.map(|()| StatusCode::OK)
 }
 
-async fn back_up(State(admin): State<Admin>, Json(body): Json<NewBackup>) -> Answer<impl Serialize> {
+async fn back_up(State(admin): State<Admin>, JsonBody(body): JsonBody<NewBackup>) -> Answer<impl Serialize> {
     admin.back_up(body).await.map(Json)
 }

@@ -87,8 +87,8 @@ async fn what_cannot_be_registered_says_why() {
         ("x-none: 1", r#"{"uri":"http://h"}"#, 415),
     ] {
         let answer = send(address, "POST /deployments", &[content_type], body).await;
-        assert_eq!(answer.status, status, "{body}");
-        assert!(answer.header("content-type").unwrap().starts_with("text/plain"));
+        assert_eq!((answer.status, &answer.json()["restate_code"]), (status, &"SF2026".into()), "{body}");
+        assert!(answer.json()["message"].as_str().unwrap().starts_with("[SF2026] "), "{}", answer.body);
     }
     let breaking = world.post("/deployments", &json!({"uri": format!("http://{}", changed.address), "breaking": true})).await;
     assert_eq!((breaking.status, &breaking.json()["services"][0]["revision"]), (201, &2.into()));
@@ -160,6 +160,49 @@ async fn the_port_speaks_versions_two_to_four() {
         ("GET /subscriptions/x", 400),
     ] {
         assert_eq!(world.ask(line).await.status, status, "{line}");
+    }
+    world.stop().await;
+}
+
+/// A script that looked for the code of a refusal found none where the request itself was wrong.
+#[tokio::test]
+async fn each_request_that_is_not_what_a_route_takes_is_refused_with_a_code() {
+    let dir = tempdir().unwrap();
+    let world = World::bare(dir.path(), |_| ()).await;
+    let address = world.serving.summary().admin;
+    let json = "content-type: application/json";
+    let subscription = "sub_10000000000000000000001";
+    let broken = ["POST /deployments", "POST /kafka-clusters", "PATCH /kafka-clusters/c", "POST /subscriptions", "POST /backup"];
+    for line in broken {
+        for (content_type, body, status) in [(json, "{", 400), (json, "", 400), (json, "[1]", 422), ("x-none: 1", "{}", 415)] {
+            let answer = send(address, line, &[content_type], body).await;
+            assert_eq!((answer.status, &answer.json()["restate_code"]), (status, &"SF2026".into()), "{line} {body}");
+        }
+    }
+    for (line, status, code) in [
+        ("GET /invocations?state=running", 400, "SF2027"),
+        ("GET /invocations?limit=x", 400, "SF2002"),
+        ("GET /subscriptions?sinks=a", 400, "SF2027"),
+        (&format!("GET /subscriptions/{subscription}/parked?limit=x"), 400, "SF2027"),
+        ("DELETE /kafka-clusters/c?force=perhaps", 400, "SF2027"),
+        ("GET /kafka-clusters/c?include_subscriptions=7", 400, "SF2027"),
+        ("GET /deployments/dp_x", 400, "SF2005"),
+        ("DELETE /deployments/dp_x?force=true", 400, "SF2005"),
+        ("GET /subscriptions/x", 400, "SF2005"),
+        ("DELETE /subscriptions/x", 400, "SF2005"),
+        ("GET /subscriptions/x/parked", 400, "SF2005"),
+        (&format!("DELETE /subscriptions/{subscription}/parked/x"), 400, "SF2005"),
+        ("GET /invocations/x", 400, "SF2005"),
+        ("GET /services/%ff", 400, "SF2005"),
+        ("PATCH /invocations/x/nonsense", 404, "SF2030"),
+        ("GET /nope", 404, "SF2030"),
+        ("GET /v5/health", 404, "SF2030"),
+        ("GET /v1/health", 400, "SF2030"),
+        ("PUT /deployments", 405, "SF2031"),
+    ] {
+        let answer = send(address, line, &[], "").await;
+        assert_eq!((answer.status, &answer.json()["restate_code"]), (status, &code.into()), "{line}");
+        assert_eq!(answer.header("allow").is_some(), status == 405, "{line}");
     }
     world.stop().await;
 }
@@ -335,7 +378,7 @@ async fn a_body_that_is_too_large_is_told() {
     let world = World::bare(dir.path(), |_| ()).await;
     let large = "x".repeat((2 << 20) + 1);
     let told = send(world.serving.summary().admin, "POST /deployments", &["content-type: application/json"], &large).await;
-    assert_eq!((told.status, told.body.as_str()), (413, "Failed to buffer the request body: length limit exceeded"));
+    assert_eq!((told.status, &told.json()["restate_code"]), (413, &"SF2028".into()));
     let foreign = send(world.serving.summary().admin, "GET /services", &["origin: http://evil.example.com"], "").await;
     assert_eq!((foreign.status, &foreign.json()["restate_code"]), (403, &"SF2015".into()));
     world.stop().await;
@@ -346,7 +389,7 @@ async fn ports_refuse_until_the_node_is_ready() {
     use surefoot_ingress::{ArrivalBounds, BodyBounds, Limits};
     use surefoot_listener::{ConnectionBounds, Visitors};
     let env = surefoot_env::Env::production(tokio::runtime::Handle::current());
-    let (connections, visitors) = (ConnectionBounds { connections_max: 10 }, Visitors::new(true, &[], &[]));
+    let (connections, visitors) = (ConnectionBounds { connections_max: 10, half_closed_max: 0 }, Visitors::new(true, &[], &[]));
     let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ingress, admin) = (bind().await, bind().await);
     let addresses = (ingress.local_addr().unwrap(), admin.local_addr().unwrap());
