@@ -189,7 +189,7 @@ impl Ingress {
             SubmissionError::UnknownHandler => {
                 Error::HandlerNotFound { service: request.service.to_owned(), handler: request.handler.to_owned() }
             }
-            SubmissionError::KeyTooLong(_) => Error::KeyTooLong(error.to_string()),
+            SubmissionError::KeyTooLong(_) | SubmissionError::IdempotencyKeyTooLong(_) => Error::KeyTooLong(error.to_string()),
         })
     }
 

@@ -1075,10 +1075,12 @@ impl<'a> Attempt<'a> {
         let submission =
             build_submission(&catalog, &settings.defaults, self.invoker.env.ids.random_u128(), new).map_err(|error| {
                 let hint = match error {
-                    SubmissionError::UnknownService | SubmissionError::UnknownHandler => "; register a deployment that serves it",
-                    SubmissionError::KeyTooLong(_) => "",
+                    SubmissionError::UnknownService | SubmissionError::UnknownHandler => {
+                        "; register a deployment that serves it (RT0018)"
+                    }
+                    SubmissionError::KeyTooLong(_) | SubmissionError::IdempotencyKeyTooLong(_) => " (RT0017)",
                 };
-                refuse(format!("cannot call {service}/{handler}: {error}{hint} (RT0018)"))
+                refuse(format!("cannot call {service}/{handler}: {error}{hint}"))
             })?;
         Ok(Action::Call {
             partition: submission.id.partition(settings.partitions),

@@ -127,7 +127,8 @@ impl Mapping<'_> {
             origin: Origin::Subscription(self.subscription.id),
         };
         let mut submission = build_submission(self.catalog, self.defaults, unique, new).map_err(|error| match error {
-            SubmissionError::KeyTooLong(_) => Refused::Parked(Reason::KeyTooLong),
+            // A Kafka record has no idempotency key.
+            SubmissionError::KeyTooLong(_) | SubmissionError::IdempotencyKeyTooLong(_) => Refused::Parked(Reason::KeyTooLong),
             SubmissionError::UnknownService | SubmissionError::UnknownHandler => Refused::NoHandler,
         })?;
         // The id lies where every delivery of this Kafka record goes, whatever its handler is by then (rule K3).

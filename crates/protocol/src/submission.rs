@@ -23,7 +23,7 @@ pub struct NewSubmission<'a, K, V> {
     pub origin: Origin,
 }
 
-/// Bytes of a key of an object or workflow, and of the name of a value in its state. With service names and their escapes both fit
+/// Bytes of a key of an object or workflow, of an idempotency key, and of the name of a value in an object's state. With service names and their escapes both fit
 /// into one key of the tables, which holds 64 KiB.
 pub const KEY_BYTES_MAX: usize = 12_000;
 
@@ -36,6 +36,8 @@ pub enum SubmissionError {
     UnknownHandler,
     #[error("the key has {0} bytes, more than the {KEY_BYTES_MAX} that a key may have")]
     KeyTooLong(usize),
+    #[error("the idempotency key has {0} bytes, more than the {KEY_BYTES_MAX} that a key may have")]
+    IdempotencyKeyTooLong(usize),
 }
 
 /// A submission with a new id, unless an idempotency key or a workflow's key names it. The same `random` gives the same id and seed (rule
@@ -51,6 +53,11 @@ pub fn build_submission<K: AsRef<str>, V: AsRef<str>>(
     let key = if service.is_keyed() { new.key } else { "" };
     if key.len() > KEY_BYTES_MAX {
         return Err(SubmissionError::KeyTooLong(key.len()));
+    }
+    if let Some(name) = new.idempotency_key
+        && name.len() > KEY_BYTES_MAX
+    {
+        return Err(SubmissionError::IdempotencyKeyTooLong(name.len()));
     }
     let target = Target { kind: handler.target, service: service.name.clone(), key: key.into(), handler: handler.name.clone() };
     Ok(Submission {

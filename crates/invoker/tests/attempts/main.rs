@@ -828,7 +828,7 @@ fn a_call_that_cannot_be_says_what_would_help() {
     assert_eq!(call("Object", ""), "a call of Object/run needs a key (RT0018)");
     assert_eq!(
         call("Object", &"k".repeat(KEY_BYTES_MAX + 1)),
-        "cannot call Object/run: the key has 12001 bytes, more than the 12000 that a key may have (RT0018)"
+        "cannot call Object/run: the key has 12001 bytes, more than the 12000 that a key may have (RT0017)"
     );
 }
 

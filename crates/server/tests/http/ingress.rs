@@ -131,6 +131,15 @@ async fn what_is_refused_and_why() {
             assert_eq!(answer.source(), "ingress", "{line}");
         }
     }
+    // A key names state, and an idempotency key a result: each was as long as a request's head may be.
+    let longest = "k".repeat(12_000);
+    let named = world.call("POST /Svc/echo", &[JSON, &format!("idempotency-key: {longest}")], "1").await;
+    assert_eq!(named.status, 200, "{}", named.body);
+    let longer = world.call("POST /Svc/echo", &[JSON, &format!("idempotency-key: {longest}k")], "1").await;
+    let keyed = world.call(&format!("POST /Obj/{longest}k/echo"), &[JSON], "1").await;
+    for refused in [longer, keyed] {
+        assert_eq!((refused.status, &refused.json()["restate_code"]), (400, &"SF1007".into()), "{}", refused.body);
+    }
     world.stop().await;
 }
 
