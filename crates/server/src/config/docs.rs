@@ -56,7 +56,7 @@ body, message or value of 32 MiB is in memory several times on its way (as it co
 at once take turns: a body waits for the one before it, a result for a checkpoint, and what comes too late for ten seconds is answered 503. On the disk a value lies in pieces of 128 KiB, so that merges of table files
 hold little, and a journal is read in parts of 1 MiB, or one entry, as its handler takes it. At a setting of 64 MiB, where the bound is 192 MiB, the process took up to 117 MiB with six values of state of 31 MiB that one
 handler sets, 100 MiB with six results of 31 MiB, 120 MiB when their journal was replayed after a kill, and 170 MiB with six calls at once that have parameters and results of as much. A connection of a client takes 16 KiB more, and a call in progress 8 KiB
-with its headers (`ingress.concurrent-api-requests-limit`).
+with its headers (`ingress.concurrent-api-requests-limit`). A connection over HTTP/2 on which hundreds of calls came at a time has kept half a MiB more until it ends.
 
 What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
 what is gathered for one report (64 KiB of each attempt that sends much). A deployment over HTTP/1.1 is sent each request whole, and so its journal is in memory whole. A shared

@@ -153,7 +153,7 @@ impl Default for Config {
             admin: Admin { bind_address: Address::localhost(9070) },
             shutdown_timeout: Duration::from_secs(60),
             log_format: LogFormat::Pretty,
-            log_filter: "warn,surefoot=info".to_owned(),
+            log_filter: "warn,surefoot=info,h2=error".to_owned(),
             retry: RetryPolicySettings {
                 initial_interval: ms(defaults.retry.initial_interval_ms),
                 factor: defaults.retry.factor,

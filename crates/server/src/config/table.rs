@@ -90,7 +90,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "log-filter",
         kind: Kind::Text(|c| &mut c.log_filter),
-        meaning: "Which log lines are written: levels, each for everything or for a target.",
+        meaning: "Which log lines are written: levels, each for everything or for a target. As it is it leaves out warnings of the library for HTTP/2 (`h2`): whom it speaks with can cause as many as it likes.",
     },
     Setting {
         key: "memory-size",
