@@ -76,6 +76,15 @@ impl Server {
         Ok(self.process.as_ref().context("the server is down")?.id())
     }
 
+    /// Bytes of memory that the process has had at its peak since it was started.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.id()?);
+        let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("find the peak")?;
+        let kib = line.split_whitespace().next().context("find the number")?.parse::<u64>().context("read the number")?;
+        Ok(kib << 10)
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the server is down")?.kill()

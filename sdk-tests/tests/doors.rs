@@ -1,4 +1,4 @@
-//! What comes in at the doors: too many connections, slow bodies, too few descriptors. Others do not notice, and it passes by itself.
+//! What comes in at the doors: too many connections or calls, slow bodies, too few descriptors. Others do not notice, and it passes by itself.
 
 use anyhow::{Context, Result, ensure};
 use axum::Router;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use surefoot_client::admin::NewDeployment;
 use surefoot_client::ingress::{Call, Target};
 use surefoot_sdk_tests::Server;
+use surefoot_sdk_tests::wait::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -155,6 +156,116 @@ async fn announced_bodies_that_trickle_hold_up_nobody() -> Result<()> {
         }
     }
     server.expect_quiet(&[])
+}
+
+/// Calls over HTTP/2, written by hand: all at once, and without waiting for anything.
+mod http2 {
+    use super::*;
+
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const WINDOW_UPDATE: u8 = 8;
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// A field that no table keeps.
+    fn field(name: &str, value: &str) -> Vec<u8> {
+        let text = |text: &str| [&[u8::try_from(text.len()).expect("it is short")], text.as_bytes()].concat();
+        [vec![0], text(name), text(value)].concat()
+    }
+
+    /// So many calls of a path on one connection, which are all there are. Returns how many were answered, and how many were refused unread.
+    pub(super) async fn calls(address: &str, path: &str, count: usize) -> Result<(usize, usize)> {
+        let head = [field(":method", "POST"), field(":scheme", "http"), field(":path", path), field(":authority", "localhost")];
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(SETTINGS, 0, 0, &[]));
+        bytes.extend(frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()));
+        for number in 0..u32::try_from(count)? {
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 2 * number + 1, &head.concat()));
+        }
+        let mut stream = TcpStream::connect(address).await.context("connect")?;
+        stream.write_all(&bytes).await.context("send calls")?;
+        let (mut answered, mut refused) = (0, 0);
+        while answered + refused < count {
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.context("read a frame's header")?;
+            let [high, middle, low, kind, flags, ..] = header;
+            let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+            stream.read_exact(&mut payload).await.context("read a frame")?;
+            match kind {
+                HEADERS | DATA if flags & END_STREAM > 0 => answered += 1,
+                RST_STREAM => refused += 1,
+                GOAWAY => anyhow::bail!("the connection ends: {}", String::from_utf8_lossy(&payload)),
+                _ => {}
+            }
+        }
+        Ok((answered, refused))
+    }
+}
+
+/// All of them were taken in before the first was answered: 243 MiB at a setting of 64 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_calls_at_once_on_each_of_many_connections_are_answered_within_the_bound_on_memory() -> Result<()> {
+    const CONNECTIONS: usize = 150;
+    const CALLS: usize = 1_000;
+    const MIB: u64 = 1 << 20;
+    /// The setting, and what the process takes beside it.
+    const BOUND: u64 = (64 + 128) * MIB;
+    let server = start(None, &[("MEMORY_SIZE", "64MiB")]).await?;
+    let address = server.ingress_address();
+    let clients = (0..CONNECTIONS).map(|_| {
+        let address = address.clone();
+        tokio::spawn(async move { http2::calls(&address, "/Later/run/send?delay=24h", CALLS).await })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        let answers = tokio::time::timeout(LIMIT, client).await.context("an answer to each call")??;
+        ensure!(answers? == (CALLS, 0), "each is told whether it was taken");
+    }
+    send(&server, 10).await?;
+    let peak = server.peak_bytes()?;
+    eprintln!("{CONNECTIONS} connections with {CALLS} calls each: a peak of {} MiB at a memory-size of 64 MiB", peak / MIB);
+    ensure!(peak <= BOUND, "{} MiB", peak / MIB);
+    server.expect_quiet(&[])
+}
+
+/// Of many more clients than places thousands saw their connection end, or reset: those above all that did not send at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_more_clients_than_places_are_answered_or_told_to_come_again_however_late_they_ask() -> Result<()> {
+    const DESCRIPTORS: u32 = 256;
+    const CLIENTS: usize = 500;
+    let server = start(Some(DESCRIPTORS), &[]).await?;
+    let mut clients = idle(&server, CLIENTS).await?;
+    // All have been accepted, so most of them have given way.
+    let accepted = "surefoot_ingress_http_connection_created_total ";
+    eventually("all connections", LIMIT, || async {
+        let page = server.admin().metrics().await.context("ask for metrics")?;
+        let line = page.lines().find_map(|line| line.strip_prefix(accepted)).context("connections are counted")?;
+        ensure!(line.trim().parse::<usize>()? >= CLIENTS, "{line} so far");
+        Ok(())
+    })
+    .await?;
+    let head =
+        "POST /Later/run/send?delay=24h HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1";
+    let mut heard = BTreeMap::new();
+    for client in &mut clients {
+        // One that has been told, and took too long, may not be listened to any more.
+        let _ = client.write_all(format!("{head}\r\n\r\n1").as_bytes()).await;
+        *heard.entry(answer_of(client).await?).or_insert(0) += 1;
+    }
+    eprintln!("{CLIENTS} clients at {DESCRIPTORS} descriptors heard {heard:?}");
+    let told: usize = heard.iter().filter(|(line, _)| line.contains("202") || line.contains("503")).map(|(_, count)| count).sum();
+    ensure!(told == CLIENTS, "{heard:?}");
+    drop(clients);
+    send(&server, 10).await?;
+    server.expect_quiet(&["cannot accept connections for now"])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,17 +120,8 @@ async fn until_completed(server: &Server, count: usize) -> Result<()> {
     .await
 }
 
-/// The peak of the process since it was started.
-fn peak(server: &Server) -> Result<u64> {
-    let path = format!("/proc/{}/status", server.id()?);
-    let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("find the peak")?;
-    let kib = line.split_whitespace().next().context("find the number")?.parse::<u64>().context("read the number")?;
-    Ok(kib << 10)
-}
-
 fn expect_bounded(server: &Server, what: &str) -> Result<()> {
-    let peak = peak(server)?;
+    let peak = server.peak_bytes()?;
     eprintln!("{what}: a peak of {} MiB at a memory-size of {} MiB", peak / MIB, MEMORY_SIZE / MIB);
     ensure!(peak <= MEMORY_SIZE + BESIDE, "{what}: {} MiB", peak / MIB);
     Ok(())

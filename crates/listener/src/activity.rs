@@ -7,22 +7,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
+use surefoot_env::Clock;
 
 /// Counters of one connection.
-#[derive(Default)]
 pub(crate) struct Activity {
+    clock: Arc<dyn Clock>,
     /// Requests whose answer is being made.
     answering: AtomicUsize,
     /// Answers on their way to the client.
     sending: AtomicUsize,
     /// Something has begun, ended or left since this was last asked.
     has_moved: AtomicBool,
+    /// Requests that have come.
+    requests: AtomicU64,
     /// The port's count of requests when this connection's newest one ended; 0 before that.
     newest: AtomicU64,
     /// Bodies that their client has not gone on with, by number.
     awaited: Mutex<BTreeMap<u64, Awaited>>,
     /// Bodies that are awaited are given up: the connection is wanted for others.
     gives_way: AtomicBool,
+    /// Milliseconds on the clock when a request ended last, or it came: while it is unused, since when.
+    unused_ms: AtomicU64,
+    /// It speaks HTTP/1.1: what it sends ends with the bodies of its requests.
+    is_http1: AtomicBool,
 }
 
 /// A body that its client has not gone on with.
@@ -69,6 +76,23 @@ impl Drop for Awaiting {
 }
 
 impl Activity {
+    /// Of a connection that has just come.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        let unused_ms = AtomicU64::new(milliseconds(clock.monotonic()));
+        Self {
+            clock,
+            answering: AtomicUsize::new(0),
+            sending: AtomicUsize::new(0),
+            has_moved: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            newest: AtomicU64::new(0),
+            awaited: Mutex::default(),
+            gives_way: AtomicBool::new(false),
+            unused_ms,
+            is_http1: AtomicBool::new(false),
+        }
+    }
+
     /// Since when all that is in progress waits for bodies that come too slowly; none where something does not.
     pub(crate) fn stalled_since(&self, now: Duration) -> Option<Duration> {
         let awaited = self.awaited();
@@ -100,6 +124,26 @@ impl Activity {
         self.answering.load(Ordering::Relaxed) == 0 && self.sending.load(Ordering::Relaxed) == 0
     }
 
+    /// For how long closing it would have cut off nothing; none where it would now.
+    pub(crate) fn unused_for(&self, now: Duration) -> Option<Duration> {
+        let since = Duration::from_millis(self.unused_ms.load(Ordering::Relaxed));
+        self.is_unused().then(|| now.saturating_sub(since))
+    }
+
+    /// Requests that have come so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn speaks_http1(&self) {
+        self.is_http1.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its client has sent all of its request, and has no answer yet.
+    pub(crate) fn waits_for_answer_alone(&self) -> bool {
+        self.is_http1.load(Ordering::Relaxed) && !self.is_unused() && self.awaited().is_empty()
+    }
+
     /// Higher for a connection that was used later.
     pub(crate) fn newest(&self) -> u64 {
         self.newest.load(Ordering::Relaxed)
@@ -108,6 +152,17 @@ impl Activity {
     fn moved(&self) {
         self.has_moved.store(true, Ordering::Relaxed);
     }
+
+    /// A request has been answered, or its answer has left: told before it is counted, so that the connection looks idle, or unused for
+    /// long, at no time.
+    fn ends(&self) {
+        self.moved();
+        self.unused_ms.store(milliseconds(self.clock.monotonic()), Ordering::Relaxed);
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A request whose answer is being made, until it is dropped.
@@ -122,6 +177,7 @@ impl Answering {
     /// `count`: of the port's requests.
     pub(crate) fn new(activity: Arc<Activity>, count: &AtomicU64) -> Self {
         activity.answering.fetch_add(1, Ordering::Relaxed);
+        activity.requests.fetch_add(1, Ordering::Relaxed);
         activity.newest.store(count.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         activity.moved();
         Self(activity)
@@ -136,7 +192,7 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.moved();
+        self.0.ends();
         self.0.answering.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -153,7 +209,7 @@ impl Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.moved();
+        self.0.ends();
         self.0.sending.fetch_sub(1, Ordering::Relaxed);
     }
 }

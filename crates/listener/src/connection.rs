@@ -4,14 +4,19 @@
 
 use crate::activity::Answering;
 use crate::incoming::IncomingBody;
+use crate::intake::Fresh;
 use crate::outgoing::{OutgoingBody, Taking};
 use crate::registry::{Member, Membership, Order};
 use crate::server::HttpAnswers;
+use crate::socket::ClientSocket;
+use http::header::CONNECTION;
+use http::{HeaderValue, Version};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{SockRef, TcpKeepalive};
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +46,35 @@ const YIELD: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(40);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: Arc<S>, membership: Membership) {
-    set_options(&stream);
+/// A connection that gives way before its client has sent anything, with its place.
+pub(crate) struct Unheard {
+    pub(crate) stream: TcpStream,
+    pub(crate) place: Membership,
+}
+
+/// Serves a connection to its end. One that gives way unheard is handed back, for its client may just be about to ask.
+pub(crate) async fn serve<S: HttpAnswers>(
+    stream: TcpStream,
+    env: Env,
+    answers: Arc<S>,
+    membership: Membership,
+) -> Option<Unheard> {
+    let mut patience = env.clock.sleep(FIRST_REQUEST);
+    let mut byte = [0];
+    let first = tokio::select! {
+        biased;
+        // It stays there to be read. That the socket is said to be readable does not mean that something has come.
+        come = stream.peek(&mut byte) => come.map(drop).map_err(|_| Order::Cut),
+        // A word that is not heard is told again at the next call.
+        order = membership.member.order_after(Order::Stay) => Err(order),
+        // Polled by reference: it keeps its due time.
+        () = &mut patience => Err(Order::Cut),
+    };
+    match first {
+        Ok(()) => {}
+        Err(Order::Yield) => return Some(Unheard { stream, place: membership }),
+        Err(_) => return None,
+    }
     let mut builder = auto::Builder::new(OnTasks(env.tasks.clone()));
     builder.http1().max_buf_size(HTTP1_BUFFER_BYTES);
     builder
@@ -61,23 +93,37 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
     let served = Arc::new(Served { answers, member: member.clone(), env: env.clone() });
     let answer = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let (served, answering) = (served.clone(), Answering::new(activity.clone(), membership.requests()));
-        let leftovers = membership.leftovers().clone();
+        let (leftovers, mut fresh) = (membership.leftovers().clone(), Some(Fresh::new(membership.intakes())));
+        let is_http1 = request.version() < Version::HTTP_2;
+        if is_http1 {
+            activity.speaks_http1();
+        }
         let request = request.map(|body| IncomingBody::of_connection(body, clock.clone(), answering.awaiting(), leftovers));
         async move {
             // Apart: a connection takes in all its requests at once, and the answer to one takes room once it is begun.
-            let answer = Box::pin(served.answers.answer(request)).await?;
+            let mut answer = Box::pin(served.answers.answer(request));
+            let answer = poll_fn(|cx| {
+                let polled = answer.as_mut().poll(cx);
+                // From here on it is in progress, or refused.
+                fresh = None;
+                polled
+            });
+            let answer = answer.await?;
             // Before the one ends the other begins: in between, the connection would look unused.
             let sending = answering.into_sending();
-            let answer = answer.map(|body| OutgoingBody::new(body, sending));
+            let mut answer = answer.map(|body| OutgoingBody::new(body, sending));
             if let Some(taking) = answer.body().taking() {
                 served.env.tasks.spawn(Box::pin(served.clone().cut_if_too_slow(taking)));
+            } else if is_http1 && served.member.leaves_for_others() {
+                // A client that is told sends nothing more here; one whose connection ends unsaid may just have.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, crate::NoAnswer>(answer)
         }
     });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
+    let socket = ClientSocket::new(stream, &membership, env.clock.clone());
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), answer));
     let (mut order, mut is_closing) = (Order::Stay, false);
-    let mut patience = env.clock.sleep(FIRST_REQUEST);
     loop {
         tokio::select! {
             biased;
@@ -86,13 +132,13 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
                 if let Err(error) = ended {
                     tracing::debug!(error, "a client's connection broke");
                 }
-                return;
+                return None;
             }
             // A word that is not heard is told again at the next call.
             told = member.order_after(order) => {
                 order = told;
                 match order {
-                    Order::Cut => return,
+                    Order::Cut => return None,
                     Order::Yield | Order::GiveWay => patience = env.clock.sleep(YIELD),
                     Order::Stay | Order::Finish => {}
                 }
@@ -105,7 +151,7 @@ pub(crate) async fn serve<S: HttpAnswers>(stream: TcpStream, env: Env, answers: 
                 // An answer that its client does not take is no reason to stay; one that is still being made is.
                 if member.activity.was_idle() || is_unused {
                     if is_closing {
-                        return; // half a request, or a client that does not read its goodbye
+                        return None; // half a request, or a client that does not read its goodbye
                     }
                     is_closing = true;
                     connection.as_mut().graceful_shutdown();
@@ -137,7 +183,8 @@ impl<S: HttpAnswers> Served<S> {
     }
 }
 
-fn set_options(stream: &TcpStream) {
+/// To be set before anything is read or written.
+pub(crate) fn set_options(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
@@ -166,6 +213,7 @@ where
 mod tests {
     use super::*;
     use crate::registry::Registry;
+    use crate::server::ConnectionBounds;
     use crate::testing::ToldClock;
     use bytes::Bytes;
     use http_body_util::Full;
@@ -218,9 +266,12 @@ mod tests {
         let (stream, _) = listener.accept().await.expect("the connection");
         let clock = ToldClock::default();
         let env = Env { clock: Arc::new(clock.clone()), ..Env::production(tokio::runtime::Handle::current()) };
-        let (answers, registry) = (Arc::new(Answers::default()), Registry::new(1));
-        let membership = registry.enter(&clock).await.expect("a place");
-        let serving = tokio::spawn(serve(stream, env, answers.clone(), membership));
+        let (answers, registry) =
+            (Arc::new(Answers::default()), Registry::new(ConnectionBounds { connections_max: 1, half_closed_max: 0 }));
+        let slot = registry.wait_for_slot(&clock).await.expect("a place");
+        let membership = registry.enter(slot, Arc::new(clock.clone()));
+        let serving = serve(stream, env, answers.clone(), membership);
+        let serving = tokio::spawn(async move { assert!(serving.await.is_none(), "it has asked") });
         client.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.expect("room for a request");
         answers.asked.notified().await;
         (registry, client, serving, answers, clock)

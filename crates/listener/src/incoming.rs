@@ -218,7 +218,7 @@ mod tests {
     fn a_body_whose_connection_is_wanted_for_others_is_told_so() {
         use crate::activity::{Activity, Answering};
         use std::sync::atomic::AtomicU64;
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(Arc::new(ToldClock::default())));
         let answering = Answering::new(activity.clone(), &AtomicU64::new(0));
         let (fed, clock) = (Fed::default(), ToldClock::default());
         let (inner, leftovers) = (fed.clone(), Leftovers::default());

@@ -1,16 +1,19 @@
 //! Ports that speak HTTP/1.1, and HTTP/2 with prior knowledge, for every room that serves one.
 //!
-//! Owns: accepting, the bound on connections and what gives way at it, patience with clients that ask for nothing or do not read, the
-//! memory of a socket, which web pages may ask, what is left of a refused body, and the drain. Does not own: binding a port, or
-//! what a request means.
+//! Owns: accepting, the bound on connections and what gives way at it, what one hears that finds no place, how fast requests are taken in,
+//! patience with clients that ask for nothing or do not read, the memory of a socket, which web pages may ask, what is left of a refused
+//! body, and the drain. Does not own: binding a port, or what a request means.
 
 mod activity;
 mod connection;
+mod goodbye;
 mod incoming;
+mod intake;
 mod leftover;
 mod outgoing;
 mod registry;
 mod server;
+mod socket;
 #[cfg(test)]
 mod testing;
 mod visitors;

@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_large_answer_leaves_in_pieces_and_is_on_its_way_until_the_last() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(Arc::new(ToldClock::default())));
         let sending = Answering::new(activity.clone(), &AtomicU64::new(0)).into_sending();
         let mut body = OutgoingBody::new(Full::new(Bytes::from(vec![b'x'; 2 * PIECE_BYTES + 1])), sending);
         assert_eq!(body.size_hint().exact(), Some(2 * PIECE_BYTES as u64 + 1));
@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn a_large_answer_becomes_too_slow_where_little_of_it_is_taken_between_two_looks_while_others_wait() {
         let clock = ToldClock::default();
-        let sending = || Answering::new(Arc::new(Activity::default()), &AtomicU64::new(0)).into_sending();
+        let sending =
+            || Answering::new(Arc::new(Activity::new(Arc::new(ToldClock::default()))), &AtomicU64::new(0)).into_sending();
         let body = |bytes| OutgoingBody::new(Full::new(Bytes::from(vec![b'x'; bytes])), sending());
         assert!(body(PIECE_BYTES - 1).taking().is_none(), "it leaves at once");
         let mut large = body(9 * LEAST_BYTES as usize);

@@ -1,13 +1,15 @@
 //! The connections of one port: how many there may be, and which of them give way.
 //!
 //! At the bound the connections that have been unused for longest are closed, so that clients that keep connections for later do not
-//! shut others out; and where there are none, those whose requests do not come, at a byte now and then, are refused. Where all are in use
-//! a new one waits for a moment. Does not own: a connection's own time limits, or what one is told that found no place.
+//! shut others out; one of HTTP/1.1 that is in use is closed with its answer, which says so, for each that waits; and where requests do not
+//! come, at a byte now and then, they are refused. Does not own: a connection's own time limits, or what one is told that found no place.
 
 use crate::activity::Activity;
+use crate::intake::Intake;
 use crate::leftover::Leftovers;
+use crate::server::ConnectionBounds;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::Clock;
@@ -16,13 +18,20 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// Of all connections, the share that gives way together: finding them looks at all.
 const YIELDING_SHARE: usize = 32;
 
-/// A new connection has this long before it counts as unused: its first request is on its way, as a rule.
-const FIRST_MOMENT: Duration = Duration::from_millis(500);
+/// A connection counts as unused after this long: the first request of a new one is on its way, as a rule, and the next one of a client
+/// that has just had an answer. To a new one that gives way it is said; over HTTP/1.1 a request on another one may cross with its close.
+const NEVER_USED: Duration = Duration::from_millis(500);
+const UNUSED: Duration = Duration::from_secs(2);
 /// How often a full port looks for connections that have become unused.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a new connection waits for a place. Longer than those take that give way; and once one has waited for so long in vain, those
 /// behind it find none at once.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(4);
+
+const OPEN: &str = "the semaphore is never closed";
+
+/// A place.
+pub(crate) type Slot = OwnedSemaphorePermit;
 
 /// What a connection is told. A later one is stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +50,18 @@ pub(crate) enum Order {
 /// A connection as its port sees it.
 pub(crate) struct Member {
     pub(crate) activity: Arc<Activity>,
-    /// When it found its place.
-    since: Duration,
     order: AtomicU8,
     told: Notify,
+    /// It closes, and its place is another's.
+    leaves: AtomicBool,
+    crowd: Arc<Crowd>,
+}
+
+/// Those that wait for a place, and those that leave one for them.
+#[derive(Default)]
+struct Crowd {
+    waiting: AtomicUsize,
+    leaving: AtomicUsize,
 }
 
 impl Member {
@@ -62,8 +79,23 @@ impl Member {
 
     /// Whether it may give way to others, with nothing cut off.
     fn may_yield(&self, now: Duration) -> bool {
-        let was_used = self.activity.newest() > 0;
-        self.activity.is_unused() && self.order() < Order::Yield && (was_used || now.saturating_sub(self.since) >= FIRST_MOMENT)
+        let patience = if self.activity.requests() == 0 { NEVER_USED } else { UNUSED };
+        self.order() < Order::Yield && self.activity.unused_for(now).is_some_and(|time| time >= patience)
+    }
+
+    /// Whether it is to close with its next answer: more wait than leave.
+    pub(crate) fn leaves_for_others(&self) -> bool {
+        let is_wanted = self.crowd.leaving.load(Ordering::Relaxed) < self.crowd.waiting.load(Ordering::Relaxed);
+        is_wanted && self.leave()
+    }
+
+    /// False: it leaves already.
+    fn leave(&self) -> bool {
+        let is_first = !self.leaves.swap(true, Ordering::Relaxed);
+        if is_first {
+            self.crowd.leaving.fetch_add(1, Ordering::Relaxed);
+        }
+        is_first
     }
 
     fn order(&self) -> Order {
@@ -78,6 +110,9 @@ impl Member {
 
     pub(crate) fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Relaxed);
+        if order >= Order::Yield {
+            self.leave();
+        }
         if order == Order::GiveWay {
             self.activity.give_way();
         }
@@ -85,9 +120,24 @@ impl Member {
     }
 }
 
+impl Drop for Member {
+    fn drop(&mut self) {
+        if *self.leaves.get_mut() {
+            self.crowd.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 pub(crate) struct Registry {
     connections_max: usize,
     slots: Arc<Semaphore>,
+    /// What all are told.
+    order: AtomicU8,
+    crowd: Arc<Crowd>,
+    /// Held by the one of those that wait which looks for others that may give way.
+    looking: tokio::sync::Mutex<()>,
+    intake: Arc<Intake>,
+    ends_held_back: Arc<Semaphore>,
     members: Mutex<BTreeMap<u64, Arc<Member>>>,
     next: AtomicU64,
     /// Of all connections.
@@ -102,43 +152,76 @@ pub(crate) struct Membership {
     registry: Arc<Registry>,
     number: u64,
     pub(crate) member: Arc<Member>,
-    _slot: OwnedSemaphorePermit,
+    intake: Arc<Intake>,
+    _slot: Slot,
 }
 
 impl Registry {
-    pub(crate) fn new(connections_max: usize) -> Arc<Self> {
-        let connections_max = connections_max.clamp(1, u32::MAX as usize);
-        let slots = Arc::new(Semaphore::new(connections_max));
-        let (members, next, requests) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        let (leftovers, is_full) = (Leftovers::default(), AtomicBool::new(false));
-        Arc::new(Self { connections_max, slots, members, next, requests, leftovers, is_full })
+    pub(crate) fn new(bounds: ConnectionBounds) -> Arc<Self> {
+        let connections_max = bounds.connections_max.clamp(1, u32::MAX as usize);
+        Arc::new(Self {
+            connections_max,
+            slots: Arc::new(Semaphore::new(connections_max)),
+            order: AtomicU8::new(Order::Stay as u8),
+            crowd: Arc::default(),
+            looking: tokio::sync::Mutex::default(),
+            intake: Intake::of_port(),
+            ends_held_back: Arc::new(Semaphore::new(bounds.half_closed_max.min(connections_max))),
+            members: Mutex::default(),
+            next: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            leftovers: Leftovers::default(),
+            is_full: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits for a place that nobody has who waits, and makes none.
+    pub(crate) async fn slot(&self) -> Slot {
+        self.slots.clone().acquire_owned().await.expect(OPEN)
     }
 
     /// Waits for a place, to which others give way. `None`: all are in use.
-    pub(crate) async fn enter(self: &Arc<Self>, clock: &dyn Clock) -> Option<Membership> {
+    pub(crate) async fn wait_for_slot(&self, clock: &dyn Clock) -> Option<Slot> {
         let slot = match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Some(slot),
-            Err(_) => self.wait_for_slot(clock).await,
+            Err(_) => self.others_give_way(clock).await,
         };
         self.is_full.store(slot.is_none(), Ordering::Relaxed);
-        let slot = slot?;
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (activity, order) = (Arc::default(), AtomicU8::new(Order::Stay as u8));
-        let member = Arc::new(Member { activity, since: clock.monotonic(), order, told: Notify::new() });
-        self.lock().insert(number, member.clone());
-        Some(Membership { registry: self.clone(), number, member, _slot: slot })
+        slot
     }
 
-    async fn wait_for_slot(&self, clock: &dyn Clock) -> Option<OwnedSemaphorePermit> {
+    /// A connection takes its place.
+    pub(crate) fn enter(self: &Arc<Self>, slot: Slot, clock: Arc<dyn Clock>) -> Membership {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut members = self.lock();
+        let member = Arc::new(Member {
+            activity: Arc::new(Activity::new(clock)),
+            order: AtomicU8::new(self.order.load(Ordering::SeqCst)),
+            told: Notify::new(),
+            leaves: AtomicBool::new(false),
+            crowd: self.crowd.clone(),
+        });
+        members.insert(number, member.clone());
+        drop(members);
+        Membership { registry: self.clone(), number, member, intake: Intake::of_connection(), _slot: slot }
+    }
+
+    async fn others_give_way(&self, clock: &dyn Clock) -> Option<Slot> {
+        let _waiting = Waiting::new(self.crowd.clone());
         let mut slot = std::pin::pin!(self.slots.clone().acquire_owned());
         let patience = if self.is_full.load(Ordering::Relaxed) { LOOK_AGAIN } else { PLACE_WAIT_MAX };
         let due = clock.monotonic() + patience;
+        let mut looking = None;
         loop {
-            self.make_room(clock.monotonic());
+            // One looks for all.
+            looking = looking.or_else(|| self.looking.try_lock().ok());
+            if looking.is_some() {
+                self.make_room(clock.monotonic());
+            }
             tokio::select! {
                 biased;
                 // Polled by reference: it keeps its place in the queue.
-                slot = slot.as_mut() => return Some(slot.expect("the semaphore is never closed")),
+                slot = slot.as_mut() => return Some(slot.expect(OPEN)),
                 // A timer has nothing to lose. A connection that was in use may be unused by now.
                 () = clock.sleep(LOOK_AGAIN) => {}
             }
@@ -151,7 +234,7 @@ impl Registry {
     /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind.
     pub(crate) fn make_room(&self, now: Duration) {
         let members = self.lock();
-        let share = (self.connections_max / YIELDING_SHARE).max(1);
+        let share = (self.connections_max / YIELDING_SHARE).max(self.crowd.waiting.load(Ordering::Relaxed)).max(1);
         let mut unused: Vec<&Arc<Member>> = members.values().filter(|member| member.may_yield(now)).collect();
         // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
         unused.sort_by_key(|member| member.activity.newest());
@@ -168,8 +251,11 @@ impl Registry {
         }
     }
 
+    /// Those that are there, and those that come later.
     pub(crate) fn tell_all(&self, order: Order) {
-        for member in self.lock().values() {
+        let members = self.lock();
+        self.order.fetch_max(order as u8, Ordering::SeqCst);
+        for member in members.values() {
             member.tell(order);
         }
     }
@@ -177,7 +263,7 @@ impl Registry {
     /// Returns when no connection is left, and lets none in any more.
     pub(crate) async fn emptied(&self) {
         let all = u32::try_from(self.connections_max).expect("bounded when it was made");
-        let slots = self.slots.acquire_many(all).await.expect("the semaphore is never closed");
+        let slots = self.slots.acquire_many(all).await.expect(OPEN);
         slots.forget();
     }
 
@@ -192,9 +278,35 @@ impl Membership {
         &self.registry.requests
     }
 
+    /// Of the port, and of this connection.
+    pub(crate) fn intakes(&self) -> [Arc<Intake>; 2] {
+        [self.registry.intake.clone(), self.intake.clone()]
+    }
+
+    /// The port's leave to wait for answers of clients that send nothing more.
+    pub(crate) fn ends_held_back(&self) -> &Arc<Semaphore> {
+        &self.registry.ends_held_back
+    }
+
     /// The port's leave to wait for what is left of refused bodies.
     pub(crate) fn leftovers(&self) -> &Leftovers {
         &self.registry.leftovers
+    }
+}
+
+/// One that waits for a place, until it is dropped.
+struct Waiting(Arc<Crowd>);
+
+impl Waiting {
+    fn new(crowd: Arc<Crowd>) -> Self {
+        crowd.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(crowd)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -219,19 +331,29 @@ mod tests {
         }
     }
 
-    fn enter(registry: &Arc<Registry>) -> Membership {
-        poll(pin!(registry.enter(&ToldClock::default()))).flatten().expect("there is a place")
+    fn registry(connections_max: usize) -> Arc<Registry> {
+        Registry::new(ConnectionBounds { connections_max, half_closed_max: 0 })
+    }
+
+    /// A connection that waits for a place and takes it.
+    async fn come(registry: &Arc<Registry>, clock: &ToldClock) -> Option<Membership> {
+        let slot = registry.wait_for_slot(clock).await?;
+        Some(registry.enter(slot, Arc::new(clock.clone())))
+    }
+
+    fn enter(registry: &Arc<Registry>, clock: &ToldClock) -> Membership {
+        poll(pin!(come(registry, clock))).flatten().expect("there is a place")
     }
 
     #[test]
     fn at_the_bound_the_one_unused_for_longest_gives_way() {
-        let registry = Registry::new(3);
-        let (used, busy, unused) = (enter(&registry), enter(&registry), enter(&registry));
+        let registry = registry(3);
+        let clock = ToldClock::default();
+        let (used, busy, unused) = (enter(&registry, &clock), enter(&registry, &clock), enter(&registry, &clock));
         drop(Answering::new(used.member.activity.clone(), &registry.requests));
         let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
-        let clock = ToldClock::default();
         clock.pass(1);
-        let mut waiting = pin!(registry.enter(&clock));
+        let mut waiting = pin!(come(&registry, &clock));
         assert!(poll(waiting.as_mut()).is_none());
         assert_eq!([&used, &busy, &unused].map(|m| m.member.order()), [Order::Stay, Order::Stay, Order::Yield]);
         assert_eq!(poll(pin!(unused.member.order_after(Order::Stay))), Some(Order::Yield));
@@ -242,10 +364,10 @@ mod tests {
     /// Its client had just sent its request, and saw the connection end.
     #[test]
     fn one_that_has_just_come_does_not_give_way_before_its_first_request_can_be_here() {
-        let registry = Registry::new(1);
-        let new = enter(&registry);
+        let registry = registry(1);
         let clock = ToldClock::default();
-        let mut waiting = pin!(registry.enter(&clock));
+        let new = enter(&registry, &clock);
+        let mut waiting = pin!(come(&registry, &clock));
         assert!(poll(waiting.as_mut()).is_none());
         assert_eq!(new.member.order(), Order::Stay);
         clock.pass(1);
@@ -256,8 +378,9 @@ mod tests {
     /// Bodies that did not come held all places for half a minute.
     #[test]
     fn where_all_are_in_use_bodies_that_do_not_come_give_way_and_others_do_not() {
-        let registry = Registry::new(3);
-        let members = [(); 3].map(|()| enter(&registry));
+        let registry = registry(3);
+        let clock = ToldClock::default();
+        let members = [(); 3].map(|()| enter(&registry, &clock));
         let requests: Vec<_> =
             members.iter().map(|member| Answering::new(member.member.activity.clone(), &registry.requests)).collect();
         let second = Duration::from_secs;
@@ -277,12 +400,12 @@ mod tests {
 
     #[test]
     fn who_finds_no_place_is_told_so_and_those_behind_it_at_once() {
-        let registry = Registry::new(1);
-        let busy = enter(&registry);
-        let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let registry = registry(1);
         let clock = ToldClock::default();
+        let busy = enter(&registry, &clock);
+        let _in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
         for seconds in [PLACE_WAIT_MAX.as_secs(), 1] {
-            let mut waiting = pin!(registry.enter(&clock));
+            let mut waiting = pin!(come(&registry, &clock));
             assert!(poll(waiting.as_mut()).is_none());
             clock.pass(seconds - 1);
             assert!(poll(waiting.as_mut()).is_none(), "a place may become free");
@@ -293,11 +416,11 @@ mod tests {
 
     #[test]
     fn connections_in_use_are_not_closed_for_others() {
-        let registry = Registry::new(1);
-        let busy = enter(&registry);
-        let in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let registry = registry(1);
         let clock = ToldClock::default();
-        let mut waiting = pin!(registry.enter(&clock));
+        let busy = enter(&registry, &clock);
+        let in_progress = Answering::new(busy.member.activity.clone(), &registry.requests);
+        let mut waiting = pin!(come(&registry, &clock));
         assert!(poll(waiting.as_mut()).is_none());
         let sending = in_progress.into_sending();
         clock.due();
@@ -306,18 +429,44 @@ mod tests {
         drop(sending);
         clock.due();
         assert!(poll(waiting.as_mut()).is_none());
+        assert_eq!(busy.member.order(), Order::Stay, "its client may ask again, which crosses with a close");
+        clock.pass(UNUSED.as_secs());
+        assert!(poll(waiting.as_mut()).is_none());
         assert_eq!(busy.member.order(), Order::Yield, "it is looked for again");
+    }
+
+    /// Clients that called again at once saw their connection reset.
+    #[test]
+    fn of_those_in_use_as_many_leave_with_their_answer_as_wait() {
+        let registry = registry(3);
+        let clock = ToldClock::default();
+        let busy = [(); 3].map(|()| enter(&registry, &clock));
+        let _in_progress = [0, 1, 2].map(|at| Answering::new(busy[at].member.activity.clone(), &registry.requests));
+        assert!(!busy[0].member.leaves_for_others(), "nobody waits");
+        let (mut one, mut other) = (pin!(come(&registry, &clock)), pin!(come(&registry, &clock)));
+        assert!(poll(one.as_mut()).is_none() && poll(other.as_mut()).is_none());
+        assert_eq!([0, 1, 2, 1].map(|at| busy[at].member.leaves_for_others()), [true, true, false, false]);
+        let [first, second, third] = busy;
+        drop((first, second));
+        let (Some(Some(_one)), Some(Some(_other))) = (poll(one.as_mut()), poll(other.as_mut())) else {
+            panic!("both have their place")
+        };
+        assert!(!third.member.leaves_for_others(), "nobody waits any more");
     }
 
     #[test]
     fn a_registry_is_empty_when_all_have_left() {
-        let registry = Registry::new(2);
-        let member = enter(&registry);
+        let registry = registry(2);
+        let clock = ToldClock::default();
+        let member = enter(&registry, &clock);
+        let slot = poll(pin!(registry.wait_for_slot(&clock))).flatten().expect("there is a place");
         let mut emptied = pin!(registry.emptied());
         assert!(poll(emptied.as_mut()).is_none());
         registry.tell_all(Order::Cut);
         assert_eq!(member.member.order(), Order::Cut);
-        drop(member);
+        let late = registry.enter(slot, Arc::new(clock));
+        assert_eq!(late.member.order(), Order::Cut, "it came while the others were told");
+        drop((member, late));
         assert!(poll(emptied.as_mut()).is_some());
     }
 }

@@ -2,32 +2,30 @@
 //!
 //! Owns: accepting and the drain. Does not own: one connection (`connection`), or their number (`registry`).
 
-use crate::connection;
+use crate::connection::Unheard;
 use crate::incoming::IncomingBody;
-use crate::registry::{Order, Registry};
+use crate::registry::{Order, Registry, Slot};
+use crate::{connection, goodbye};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Wait after a failed accept, as when the process is out of file descriptors; meanwhile unused connections give way.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts are told at most this often.
 const ACCEPT_TOLD: Duration = Duration::from_secs(30);
-/// What a client hears where all places are in use, over HTTP/1.1; over HTTP/2 it is a connection that closes. How many have been told
-/// and may still read it, and for how long: the oldest of more are closed.
-const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\ncontent-length: 52\r\n\
-                        connection: close\r\n\r\nall connections are in use: keep fewer, or try later";
-const GOODBYES_MAX: usize = 8;
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Connections that have been accepted and wait for a place, or hear that there is none: so many for each that may have one, within bounds.
+/// The others stay in the kernel's queue.
+const WAITING_SHARE: usize = 8;
+const WAITING_MIN: usize = 8;
+const WAITING_MAX: usize = 64;
 /// How long connections that are cut may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -58,15 +56,18 @@ pub struct NoAnswer;
 /// Bounds on the connections of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionBounds {
-    /// Connections at a time, at least 1. At the bound unused ones give way, and requests that do not come; where there are none, a new one
-    /// waits for a moment and is refused.
+    /// Connections at a time, at least 1, besides an eighth of as many (8 to 64) that wait for a place. At the bound unused ones give way,
+    /// those that have had their answer, and requests that do not come; where there are none, a new one waits for a moment and is refused.
     pub connections_max: usize,
+    /// Of these, over HTTP/1.1, so many whose client has closed its sending side behind its request have their answer. To all others
+    /// that is an end, and their request is dropped, as what asks for something that has no use without its client wants it.
+    pub half_closed_max: usize,
 }
 
 /// A port that is served.
 pub struct HttpServer {
-    /// Dropped, it stops the accepting.
-    stop: Option<oneshot::Sender<()>>,
+    /// Dropped, it stops the accepting, and the waiting for a place.
+    stop: Option<Stop>,
     accepting: oneshot::Receiver<()>,
     registry: Arc<Registry>,
     env: Env,
@@ -81,13 +82,15 @@ impl HttpServer {
         purpose: &'static str,
         answers: Arc<S>,
     ) -> Self {
-        let (stop, stopped) = oneshot::channel();
+        let stop = Stop(Arc::new(Semaphore::new(0)));
+        let stopped = Stopped(stop.0.clone());
         let (done, accepting) = oneshot::channel();
-        let registry = Registry::new(bounds.connections_max);
-        let goodbyes = VecDeque::with_capacity(GOODBYES_MAX);
-        let port = Port { listener, env: env.clone(), registry: registry.clone(), goodbyes, purpose, told: None };
+        let registry = Registry::new(bounds);
+        let waiting = (bounds.connections_max / WAITING_SHARE).clamp(WAITING_MIN, WAITING_MAX);
+        let waiting = Arc::new(Semaphore::new(waiting));
+        let port = Port { listener, env: env.clone(), registry: registry.clone(), waiting, stopped, purpose, told: None };
         env.tasks.spawn(Box::pin(async move {
-            port.accept(answers, stopped).await;
+            port.accept(answers).await;
             // Nobody waits any more once the deadline has passed.
             let _ = done.send(());
         }));
@@ -120,48 +123,69 @@ impl HttpServer {
     }
 }
 
-/// Says that all places are taken, and reads what the client has sent until it goes: a close with something unread would take the answer
-/// away again.
-async fn say_goodbye(mut stream: TcpStream) -> io::Result<()> {
-    stream.write_all(NO_PLACE.as_bytes()).await?;
-    stream.shutdown().await?;
-    let mut unread = [0; 4 << 10];
-    while stream.read(&mut unread).await? > 0 {}
-    Ok(())
+/// Tells all that wait to stop, when it is dropped.
+struct Stop(Arc<Semaphore>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+#[derive(Clone)]
+struct Stopped(Arc<Semaphore>);
+
+impl Stopped {
+    /// Completes once the port stops.
+    async fn told(&self) {
+        // There are no permits: it ends by being closed.
+        let _ = self.0.acquire().await;
+    }
 }
 
 struct Port {
     listener: TcpListener,
     env: Env,
     registry: Arc<Registry>,
-    /// Connections that are being refused, the oldest first. Each ends when its sender is dropped.
-    goodbyes: VecDeque<oneshot::Sender<()>>,
+    /// Leave to wait for a place, or to hear that there is none.
+    waiting: Arc<Semaphore>,
+    stopped: Stopped,
     purpose: &'static str,
     /// When a failed accept was told last.
     told: Option<Duration>,
 }
 
+/// What a connection may do that is accepted.
+enum Leave {
+    Wait(OwnedSemaphorePermit),
+    /// All that may wait do, and there is a place none of them has taken: those hear that there is none.
+    Enter(Slot),
+}
+
 impl Port {
-    async fn accept<S: HttpAnswers>(mut self, answers: Arc<S>, mut stopped: oneshot::Receiver<()>) {
+    async fn accept<S: HttpAnswers>(mut self, answers: Arc<S>) {
+        let stopped = self.stopped.clone();
         loop {
             let next = async {
-                let stream = self.listener.accept().await?.0;
-                // A connection beyond the bound waits here, alone; the others stay in the kernel's queue.
-                Ok::<_, io::Error>((stream, self.registry.enter(&*self.env.clock).await))
+                let leave = tokio::select! {
+                    biased;
+                    // Dropped midway, a permit that has come goes to the next that asks.
+                    wait = self.waiting.clone().acquire_owned() => Leave::Wait(wait.expect("the semaphore is never closed")),
+                    slot = self.registry.slot() => Leave::Enter(slot),
+                };
+                Ok::<_, io::Error>((self.listener.accept().await?.0, leave))
             };
             let accepted = tokio::select! {
                 biased;
-                // A channel that has spoken or closed is not asked again.
-                _ = &mut stopped => return,
+                // It stays told.
+                () = stopped.told() => return,
                 // Dropped midway, at the stop: a connection that was accepted and not served closes.
                 accepted = next => accepted,
             };
             match accepted {
-                Ok((stream, None)) => self.refuse(stream),
-                Ok((stream, Some(membership))) => {
+                Ok((stream, leave)) => {
                     answers.accepted();
-                    let serving = connection::serve(stream, self.env.clone(), answers.clone(), membership);
-                    self.env.tasks.spawn(Box::pin(serving));
+                    self.env.tasks.spawn(Box::pin(self.received(stream, leave, answers.clone())));
                 }
                 Err(error) => {
                     self.registry.make_room(self.env.clock.monotonic());
@@ -172,27 +196,40 @@ impl Port {
         }
     }
 
-    /// Nothing of its request is read: it is the same whatever that is.
-    fn refuse(&mut self, stream: TcpStream) {
-        self.goodbyes.retain(|goodbye| !goodbye.is_closed());
-        if self.goodbyes.len() >= GOODBYES_MAX {
-            self.goodbyes.pop_front();
+    /// A connection, from its acceptance to its end.
+    fn received<S: HttpAnswers>(&self, stream: TcpStream, leave: Leave, answers: Arc<S>) -> impl Future<Output = ()> + use<S> {
+        let (env, registry, leaves) = (self.env.clone(), self.registry.clone(), self.waiting.clone());
+        let (stopped, purpose) = (self.stopped.clone(), self.purpose);
+        async move {
+            connection::set_options(&stream);
+            let (slot, waiting) = match leave {
+                Leave::Enter(slot) => (Some(slot), None),
+                Leave::Wait(waiting) => {
+                    let slot = tokio::select! {
+                        biased;
+                        // It stays told.
+                        () = stopped.told() => None,
+                        // Dropped midway, at the stop: a place that has come is given back.
+                        slot = registry.wait_for_slot(&*env.clock) => slot,
+                    };
+                    (slot, Some(waiting))
+                }
+            };
+            let clock = env.clock.clone();
+            let Some(slot) = slot else {
+                tracing::debug!(port = purpose, "a connection found no place");
+                goodbye::say(stream, &*clock).await;
+                return;
+            };
+            drop(waiting);
+            let membership = registry.enter(slot, clock.clone());
+            let Some(Unheard { stream, place }) = connection::serve(stream, env, answers, membership).await else { return };
+            tracing::debug!(port = purpose, "a connection gave its place away before it was used");
+            // Its place is free at once, unless too many hear that there is none.
+            let leave = leaves.try_acquire_owned();
+            let _place = leave.is_err().then_some(place);
+            goodbye::say(stream, &*clock).await;
         }
-        let (goodbye, ended) = oneshot::channel();
-        self.goodbyes.push_back(goodbye);
-        let (clock, purpose) = (self.env.clock.clone(), self.purpose);
-        tracing::debug!(port = purpose, "a connection found no place");
-        self.env.tasks.spawn(Box::pin(async move {
-            tokio::select! {
-                biased;
-                // A goodbye that is not heard is no loss.
-                _ = say_goodbye(stream) => {}
-                // A channel that has closed is not asked again.
-                _ = ended => {}
-                // A timer has nothing to lose.
-                () = clock.sleep(GOODBYE) => {}
-            }
-        }));
     }
 
     fn tell(&mut self, error: &io::Error) {

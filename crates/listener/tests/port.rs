@@ -48,7 +48,8 @@ async fn start(connections_max: usize) -> (SocketAddr, HttpServer, Arc<Echo>) {
     let address = listener.local_addr().unwrap();
     let echo = Arc::new(Echo::default());
     let env = Env::production(tokio::runtime::Handle::current());
-    let server = HttpServer::start(listener, env, ConnectionBounds { connections_max }, "tests", echo.clone());
+    let server =
+        HttpServer::start(listener, env, ConnectionBounds { connections_max, half_closed_max: 1 }, "tests", echo.clone());
     (address, server, echo)
 }
 
@@ -89,7 +90,11 @@ async fn at_the_bound_unused_connections_give_way_to_those_that_ask() {
     let mut unused = TcpStream::connect(address).await.unwrap();
     let mut half = TcpStream::connect(address).await.unwrap();
     half.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
-    let giving_way = tokio::spawn(async move { is_closed(&mut unused).await && is_closed(&mut half).await });
+    let giving_way = tokio::spawn(async move {
+        let mut heard = String::new();
+        unused.read_to_string(&mut heard).await.unwrap();
+        (heard, is_closed(&mut half).await)
+    });
     let mut kept = Vec::new();
     while kept.len() < 20 || !giving_way.is_finished() {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -97,7 +102,8 @@ async fn at_the_bound_unused_connections_give_way_to_those_that_ask() {
         assert!(answer(&mut stream, 4).await.ends_with("body"));
         kept.push(stream);
     }
-    assert!(giving_way.await.unwrap(), "they never asked");
+    let (heard, is_closed) = giving_way.await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 503") && is_closed, "they never asked: {heard}");
     echo.told.notify_one();
     assert!(answer(&mut busy, 4).await.ends_with("told"), "one in use is not cut");
     drop((busy, used, kept));
@@ -149,4 +155,83 @@ async fn a_drain_lets_answers_leave_and_cuts_what_does_not_end() {
     echo.hanging.notified().await;
     server.drain(Duration::ZERO).await;
     assert!(is_closed(&mut endless).await);
+}
+
+/// `nc` and others close their sending side behind their request; they saw the connection end, and their call went on unseen.
+#[tokio::test]
+async fn a_client_that_has_closed_its_sending_side_has_its_answer() {
+    let (address, server, echo) = start(1).await;
+    let mut half = TcpStream::connect(address).await.unwrap();
+    ask(&mut half, "/hang").await;
+    half.shutdown().await.unwrap();
+    echo.hanging.notified().await;
+    echo.told.notify_one();
+    assert!(answer(&mut half, 4).await.ends_with("told"));
+    assert!(is_closed(&mut half).await, "there is nothing more to come");
+    // Its place is another's.
+    let mut next = TcpStream::connect(address).await.unwrap();
+    ask(&mut next, "/").await;
+    answer(&mut next, 4).await;
+    // One whose body is not whole has none.
+    next.write_all(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbo").await.unwrap();
+    next.shutdown().await.unwrap();
+    assert!(is_closed(&mut next).await);
+    server.drain(Duration::from_secs(30)).await;
+}
+
+/// A client that called again and again saw its connection end between two calls, or reset.
+#[tokio::test]
+async fn who_leaves_while_others_wait_is_told_with_its_answer() {
+    let (address, server, _) = start(1).await;
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    ask(&mut busy, "/").await;
+    assert!(!answer(&mut busy, 4).await.contains("connection: close"), "nobody waits");
+    let mut waiting = TcpStream::connect(address).await.unwrap();
+    ask(&mut waiting, "/").await;
+    loop {
+        ask(&mut busy, "/").await;
+        if answer(&mut busy, 4).await.contains("connection: close") {
+            break;
+        }
+    }
+    assert!(is_closed(&mut busy).await);
+    assert!(answer(&mut waiting, 4).await.ends_with("body"));
+    server.drain(Duration::from_secs(30)).await;
+}
+
+/// They saw their connections reset: what they had sent was not read, or came behind the answer.
+#[tokio::test]
+async fn clients_that_find_no_place_hear_so_and_see_no_reset() {
+    const CLIENTS: usize = 40;
+    let (address, server, echo) = start(1).await;
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    ask(&mut busy, "/hang").await;
+    echo.hanging.notified().await;
+    let refused = (0..CLIENTS).map(|n| {
+        tokio::spawn(async move {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let is_http2 = n % 2 == 0;
+            let asked: &[u8] =
+                if is_http2 { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" } else { &[b'x'; 256 << 10] };
+            if !is_http2 {
+                client.write_all(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 262144\r\n\r\n").await.unwrap();
+            }
+            client.write_all(asked).await.unwrap();
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            if is_http2 {
+                const GOAWAY_BEHIND_NONE: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                assert!(heard.ends_with(&GOAWAY_BEHIND_NONE), "{heard:?}");
+            } else {
+                let heard = String::from_utf8(heard).unwrap();
+                assert!(heard.starts_with("HTTP/1.1 503") && heard.contains("retry-after: "), "{heard}");
+            }
+        })
+    });
+    for client in refused.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    echo.told.notify_one();
+    assert!(answer(&mut busy, 4).await.ends_with("told"));
+    server.drain(Duration::from_secs(30)).await;
 }

@@ -25,10 +25,16 @@ use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
 use surefoot_listener::{ConnectionBounds, Visitors};
 use surefoot_storage::{FjallEngine, FjallOptions};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Of the connections of clients, the share that may have closed their sending side and wait for an answer: a client that has gone looks the
+/// same for a minute or two.
+const HALF_CLOSED_SHARE: usize = 8;
+/// Connections that the kernel holds until they are accepted; the system may bound them lower (`net.core.somaxconn`).
+const BACKLOG: u32 = 4_096;
 
 /// A start that finds no room is tried again once so much more is free than before, which is looked at this often, or after this long.
 const START_ROOM_BYTES: u64 = 1 << 20;
@@ -108,6 +114,8 @@ impl Serving {
         let visitors =
             |address: SocketAddr, origins: &[String]| Visitors::new(address.ip().is_loopback(), &config.allowed_hosts, origins);
         let shares = MemoryShares::of(config.memory_bytes);
+        let connections_max = descriptors.clients(config.memory_bytes);
+        let connections = ConnectionBounds { connections_max, half_closed_max: connections_max / HALF_CLOSED_SHARE };
         let limits = Limits {
             bodies: BodyBounds {
                 body_bytes_max: config.request_bytes_max(),
@@ -117,11 +125,12 @@ impl Serving {
                 },
             },
             requests_max: usize::try_from(config.requests_max()).unwrap_or(usize::MAX),
-            connections: ConnectionBounds { connections_max: descriptors.clients(config.memory_bytes) },
+            connections,
             visitors: visitors(addresses.0, &config.ingress.allowed_origins),
         };
         let ingress = surefoot_ingress::Server::start(ingress_port, env.clone(), limits);
-        let operators = ConnectionBounds { connections_max: descriptors.operators() };
+        // An operator's command that is ended is to end what it asked for.
+        let operators = ConnectionBounds { connections_max: descriptors.operators(), half_closed_max: 0 };
         let admin_server = surefoot_admin::Server::start(admin_port, env.clone(), operators, visitors(addresses.1, &[]));
         let tables = data_dir.tables();
         let mut patience = StartPatience::new(&env, data_dir.log());
@@ -261,7 +270,7 @@ fn advertised(config: &Config, address: SocketAddr) -> String {
 }
 
 async fn bind(address: &Address, purpose: &'static str, flag: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address.to_string()).await.map_err(|source| {
+    listen(address).await.map_err(|source| {
         let hint = match source.kind() {
             io::ErrorKind::AddrInUse => format!("stop the process that has the port, or choose another with {flag}"),
             io::ErrorKind::PermissionDenied => format!("choose a port from 1024 with {flag}"),
@@ -269,6 +278,21 @@ async fn bind(address: &Address, purpose: &'static str, flag: &str) -> Result<Tc
         };
         Error::Bind { address: address.clone(), purpose, source, hint }
     })
+}
+
+/// Listens at the first of the name's addresses that can be had.
+async fn listen(address: &Address) -> io::Result<TcpListener> {
+    let mut refusal = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
+    for address in lookup_host(address.to_string()).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of the process before this one do not hold the port.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
 }
 
 fn local(listener: &TcpListener) -> SocketAddr {

@@ -1,0 +1,213 @@
+//! A client's socket: how much of it is read at a time, and where it ends.
+//!
+//! Owns: turns of reading, none for a client that takes no answers, and the end of what a client sends while its call waits for an answer:
+//! over HTTP/1.1 a client may close its sending side behind its request, and still read. Does not own: how many requests of a port have
+//! come (`intake`), or HTTP.
+
+use crate::activity::Activity;
+use crate::intake::{CONNECTION_MAX, Turn};
+use crate::registry::Membership;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use surefoot_env::{BoxFuture, Clock};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes that are read of a connection before others have their turn. What one brings of requests is not bounded by anything else: a turn is
+/// as long as [`CONNECTION_MAX`] of them are, going by the turn before, and each twice as long as that while none comes (a body does).
+const TURN_BYTES_FIRST: usize = 2 << 10;
+const TURN_BYTES_MIN: usize = 1 << 10;
+const TURN_BYTES_MAX: usize = 16 << 10;
+/// How often it is looked whether a client that sends nothing more is still there: the kernel asks it, and knows after a minute or two.
+const LOOK: Duration = Duration::from_secs(5);
+
+pub(crate) struct ClientSocket {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    clock: Arc<dyn Clock>,
+    turn: Turn,
+    /// Of this turn, and what is left of it; and requests that had come before it.
+    turn_bytes: usize,
+    left_bytes: usize,
+    requests: u64,
+    is_over: bool,
+    /// The client does not take what is written: requests that had come until then.
+    blocked_since: Option<u64>,
+    /// Who reads on once it does.
+    blocked: Option<Waker>,
+    end: End,
+    /// Leave to hold back an end, for all connections of a port.
+    ends: Arc<Semaphore>,
+}
+
+/// The end of what a client sends.
+enum End {
+    NotYet,
+    /// It has come, and is told once the call that waits has its answer. With the next look whether its client is still there.
+    HeldBack {
+        look: BoxFuture,
+        _leave: OwnedSemaphorePermit,
+    },
+    Told,
+}
+
+impl ClientSocket {
+    pub(crate) fn new(stream: TcpStream, membership: &Membership, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            stream,
+            activity: membership.member.activity.clone(),
+            clock,
+            turn: Turn::new(membership.intakes()),
+            turn_bytes: TURN_BYTES_FIRST,
+            left_bytes: TURN_BYTES_FIRST,
+            requests: 0,
+            is_over: false,
+            blocked_since: None,
+            blocked: None,
+            end: End::NotYet,
+            ends: membership.ends_held_back().clone(),
+        }
+    }
+
+    /// What the last turn brought is known by now: it was taken in once nothing more was read.
+    fn next_turn(&mut self) {
+        let (read, requests) = (self.turn_bytes - self.left_bytes, self.activity.requests());
+        let came = usize::try_from(requests - self.requests).unwrap_or(usize::MAX);
+        self.turn_bytes = next_turn_bytes(self.turn_bytes, read, came);
+        (self.left_bytes, self.requests, self.is_over) = (self.turn_bytes, requests, false);
+    }
+
+    /// Reads within this turn. Nothing read: the end.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        if self.is_over {
+            self.next_turn();
+        }
+        // Answers that a client does not take pile up, and it may not have ever more of them. What it goes on with is read: a client may
+        // take nothing before it has sent all of a body.
+        if self.blocked_since.is_some_and(|requests| self.activity.requests() - requests >= CONNECTION_MAX as u64) {
+            self.blocked = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if self.left_bytes == 0 {
+            self.is_over = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(self.turn.poll(cx));
+        let bytes_max = self.left_bytes.min(buf.remaining());
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(bytes_max));
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut part) else {
+            self.is_over = true;
+            return Poll::Pending;
+        };
+        let bytes = part.filled().len();
+        buf.advance(bytes);
+        self.left_bytes -= bytes;
+        Poll::Ready(read.map(|()| bytes))
+    }
+
+    fn written<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_pending() {
+            self.blocked_since.get_or_insert_with(|| self.activity.requests());
+        } else {
+            self.blocked_since = None;
+            if let Some(blocked) = self.blocked.take() {
+                blocked.wake();
+            }
+        }
+        written
+    }
+
+    /// Ready when the end may be told. **Errors**: the client has gone.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let End::HeldBack { look, .. } = &mut self.end {
+            if !self.activity.waits_for_answer_alone() {
+                break;
+            }
+            ready!(look.as_mut().poll(cx));
+            *look = self.clock.sleep(LOOK);
+            if let Some(error) = self.stream.take_error()? {
+                return Poll::Ready(Err(error));
+            }
+        }
+        self.end = End::Told;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// After a turn of so many bytes, of which so many were read and brought so many requests.
+fn next_turn_bytes(turn_bytes: usize, read: usize, came: usize) -> usize {
+    let bytes = match (read, came) {
+        (0, _) => turn_bytes,
+        (_, 0) => 2 * turn_bytes,
+        (_, _) => read.saturating_mul(CONNECTION_MAX) / came,
+    };
+    bytes.clamp(TURN_BYTES_MIN, TURN_BYTES_MAX)
+}
+
+impl AsyncRead for ClientSocket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let End::NotYet = this.end {
+            let is_asked = buf.remaining() > 0;
+            if ready!(this.poll_turn(cx, buf))? > 0 || !is_asked {
+                return Poll::Ready(Ok(()));
+            }
+            this.end = match this.ends.clone().try_acquire_owned() {
+                Ok(leave) if this.activity.waits_for_answer_alone() => {
+                    End::HeldBack { look: this.clock.sleep(LOOK), _leave: leave }
+                }
+                _ => End::Told,
+            };
+        }
+        this.poll_end(cx)
+    }
+}
+
+impl AsyncWrite for ClientSocket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_brings_a_bounded_number_of_requests_and_a_body_in_large_pieces() {
+        let mut bytes = TURN_BYTES_FIRST;
+        for _ in 0..10 {
+            bytes = next_turn_bytes(bytes, bytes, 0);
+        }
+        assert_eq!(bytes, TURN_BYTES_MAX, "a body");
+        for request in [20, 90, 250] {
+            let bytes = next_turn_bytes(bytes, bytes, bytes / request);
+            assert!(bytes / request <= CONNECTION_MAX + 1, "{request}: {bytes}");
+        }
+        assert_eq!(next_turn_bytes(2_048, 0, 0), 2_048, "a wait says nothing");
+        assert_eq!(next_turn_bytes(2_048, 300, 1), TURN_BYTES_MAX, "one request is no crowd");
+    }
+}
