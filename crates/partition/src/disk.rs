@@ -65,7 +65,10 @@ impl DiskWatch {
         };
         let before = gate.disk();
         let reserve = if settings.mutant == Mutant::IgnoreDisk { 0 } else { settings.disk_reserve_bytes_max };
-        let now = next(&before, space, reserve, gate.unwritten_bytes(), log.retained().room, gate.checkpoint_waits());
+        let mut now = next(&before, space, reserve, gate.unwritten_bytes(), log.retained().room, gate.checkpoint_waits());
+        if settings.mutant == Mutant::StayShut && before.room != DiskRoom::Enough && now.room == DiskRoom::Enough {
+            now.room = DiskRoom::Work;
+        }
         // Before anybody is refused: who is told by an answer finds the same in the metrics.
         metrics::gauge!("surefoot_disk_free_bytes").set(space.free as f64);
         metrics::gauge!("surefoot_disk_edges_refused").set(f64::from(u8::from(now.room != DiskRoom::Enough)));
@@ -159,6 +162,93 @@ impl Steps for DiskWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{NodeLife, TestLog, TestNode, settings};
+    use std::fmt::{Debug, Write};
+    use std::io;
+    use std::sync::Mutex;
+    use surefoot_storage::{Batch, MemEngine, View};
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata};
+
+    /// The lines of ERROR that are written while it is the default.
+    #[derive(Clone, Default)]
+    struct Errors(Arc<Mutex<Vec<String>>>);
+
+    impl tracing::Subscriber for Errors {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() == Level::ERROR
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            let mut line = Line::default();
+            event.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[derive(Default)]
+    struct Line(String);
+
+    impl Visit for Line {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            write!(self.0, "{field}={value:?} ").unwrap();
+        }
+    }
+
+    /// An engine in which nothing that was deleted gives its room back while so much is missing.
+    struct Stuck {
+        engine: MemEngine,
+        needed: Mutex<Option<u64>>,
+    }
+
+    impl Engine for Stuck {
+        fn view(&self) -> Arc<dyn View> {
+            self.engine.view()
+        }
+        fn commit(&self, batch: &Batch) -> io::Result<()> {
+            self.engine.commit(batch)
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.engine.flush()
+        }
+        fn lacks_room(&self) -> Option<u64> {
+            *self.needed.lock().unwrap()
+        }
+    }
+
+    #[test]
+    fn that_nothing_deleted_gives_its_room_back_is_told_once_with_what_is_needed_until_something_does() {
+        let engine = MemEngine::new();
+        let node = TestNode::start(&Arc::<TestLog>::default(), &engine, NodeLife(1), settings());
+        let stuck = Arc::new(Stuck { engine, needed: Mutex::default() });
+        let mut watch = DiskWatch::new(node.shared.clone(), Wake::new(), &(stuck.clone() as Arc<dyn Engine>));
+        let errors = Errors::default();
+        let mut told = |needed: Option<u64>| {
+            *stuck.needed.lock().unwrap() = needed;
+            tracing::subscriber::with_default(errors.clone(), || _ = watch.look());
+            std::mem::take(&mut *errors.0.lock().unwrap())
+        };
+        assert_eq!(told(None), [] as [&str; 0]);
+        let lines = told(Some(123_456));
+        assert!(
+            matches!(&lines[..], [line] if line.contains("needed_bytes=123456 ") && line.contains("free_bytes=")),
+            "{lines:?}"
+        );
+        assert!(lines[0].contains("no room on the disk to give back what was deleted"), "{lines:?}");
+        for needed in [123_456, 123_456, 99] {
+            assert_eq!(told(Some(needed)), [] as [&str; 0], "it was said");
+        }
+        assert_eq!(told(None), [] as [&str; 0], "it goes on");
+        let lines = told(Some(77));
+        assert!(matches!(&lines[..], [line] if line.contains("needed_bytes=77 ")), "{lines:?}");
+    }
 
     const RESERVE: u64 = 800;
     const TOTAL: u64 = 100_000;

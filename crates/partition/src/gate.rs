@@ -10,6 +10,7 @@
 
 use crate::brought::{Brought, Tally};
 use crate::mailbox::{Input, Mailbox};
+use crate::settings::Mutant;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use surefoot_model::{CatalogCell, DeploymentId};
@@ -134,6 +135,7 @@ pub(crate) struct Gate {
     much_waits: AtomicBool,
     /// Messages or chores did.
     work_waits: AtomicBool,
+    mutant: Mutant,
 }
 
 impl Gate {
@@ -154,7 +156,13 @@ impl Gate {
             attempts_wait: AtomicBool::new(false),
             much_waits: AtomicBool::new(false),
             work_waits: AtomicBool::new(false),
+            mutant: Mutant::None,
         }
+    }
+
+    /// The same, broken on purpose.
+    pub(crate) fn with_mutant(self, mutant: Mutant) -> Self {
+        Self { mutant, ..self }
     }
 
     /// What all attempts that run take. Tables can be written to the disk, and make room for them.
@@ -254,7 +262,9 @@ impl Gate {
     }
 
     fn open_if_room(&self) {
-        if self.shortage().is_none() {
+        if self.mutant == Mutant::LoseRoom {
+            // Nobody at the edges hears of it.
+        } else if self.shortage().is_none() {
             self.edges_room.all();
         } else if self.shortage_at(LITTLE).is_none() {
             self.edges_room.little.notify_waiters();

@@ -96,6 +96,10 @@ pub enum Mutant {
     ShowTwice,
     /// Leaves nothing of the disk free (rule R2).
     IgnoreDisk,
+    /// Leaves the edges shut once the disk was short (rule R2).
+    StayShut,
+    /// Wakes nobody who waits at the edges once there is room (rule R2).
+    LoseRoom,
     /// Leaves notifications at the end of a journal out of its replay, and does not send them live either (rule M5).
     ShowLess,
 }

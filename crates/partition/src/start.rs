@@ -34,6 +34,12 @@ use tokio::sync::oneshot;
 pub enum StartError {
     #[error("partition {partition}: {message}")]
     Partition { partition: PartitionId, message: String },
+    /// The catalog's: what other partitions do without.
+    #[error(
+        "partition {partition} cannot go on, and no other without it: {message}; restore the data directory as a whole from a backup (`surefoot \
+         doctor` lists what is damaged)"
+    )]
+    Unreadable { partition: PartitionId, message: String },
     #[error("the tables cannot be made durable: {0}")]
     Engine(String),
     #[error("the log holds records of partition {0}, which this node was not created with")]
@@ -69,7 +75,7 @@ impl Recovered {
     /// Goes on without this partition, if the node can.
     fn stop(&mut self, message: String) -> Result<(), StartError> {
         if self.id == PartitionId::CATALOG {
-            return Err(StartError::Partition { partition: self.id, message });
+            return Err(StartError::Unreadable { partition: self.id, message });
         }
         tracing::error!(partition = %self.id, error = message, "partition stopped; its data is kept, other partitions run on");
         self.store = Err(message);
@@ -262,7 +268,7 @@ impl Recovering {
             catalog_edit: Arc::default(),
             invoker: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
-            gate: Arc::new(Gate::new(boxes, settings.memory_bytes_max)),
+            gate: Arc::new(Gate::new(boxes, settings.memory_bytes_max).with_mutant(settings.mutant)),
             checkpoints: Checkpoints::new(checkpoint_wake.clone()),
             settings,
             env: env.clone(),
@@ -271,7 +277,7 @@ impl Recovering {
             // Known before any attempt or source starts (rule M2). A transaction that is dropped reads and changes nothing.
             let value = catalog::load(&store.begin());
             let unreadable =
-                |error: StateError| StartError::Partition { partition: PartitionId::CATALOG, message: error.to_string() };
+                |error: StateError| StartError::Unreadable { partition: PartitionId::CATALOG, message: error.to_string() };
             shared.catalog.publish(Arc::new(value.map_err(unreadable)?));
         }
         let invoker = invoker(shared.catalog.clone(), Arc::new(Reports(shared.clone())));

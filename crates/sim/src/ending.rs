@@ -47,6 +47,7 @@ pub(crate) fn check(world: &World, engine: &MemEngine) -> Result<(), String> {
     lets_callees_run(world)?;
     gives_the_silent_up(world)?;
     quiet(world)?;
+    nothing_holds_the_edges(world)?;
     is_what_recovery_makes(world, engine)
 }
 
@@ -83,6 +84,22 @@ pub(crate) fn left(world: &World) -> Result<String, String> {
         count => left.push_str(&format!("{count} handlers still run")),
     }
     Ok(left)
+}
+
+/// All that was taken is written: the edges are open, and none of it counts against the disk any more (rule R2).
+fn nothing_holds_the_edges(world: &World) -> Result<(), String> {
+    let deadline = world.executor.now() + QUIET_MAX;
+    while !world.comes_to(LOOK, |shortage| shortage.is_none()) || world.unwritten_bytes() > 0 {
+        if world.executor.now() > deadline {
+            let (shortage, unwritten) = (world.shortage(), world.unwritten_bytes());
+            return Err(format!(
+                "the node is quiet, its edges find no room in {shortage:?}, and {unwritten} bytes count as unwritten (rule R2)"
+            ));
+        }
+        world.run_for(LOOK);
+        world.check()?;
+    }
+    Ok(())
 }
 
 /// A machine that was suspended wakes, and its wall clock is ahead of what its other clock has counted.

@@ -11,14 +11,14 @@
 use crate::broker::Place;
 use crate::executor::WORLD;
 use crate::operators::{self, REVISIONS};
-use crate::world::{Open, State, World};
+use crate::world::{DISK_MAX, DISK_RESERVE, Open, State, World};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use surefoot_admin::{NewCluster, NewSubscription};
 use surefoot_env::sim::Rng;
 use surefoot_model::{StreamId, SubscriptionId};
-use surefoot_partition::{LIST_MAX, ParkedInfo, Partitions};
+use surefoot_partition::{LIST_MAX, ParkedInfo, Partitions, Shortage};
 
 /// The name of the simulated cluster.
 pub(crate) const CLUSTER: &str = "main";
@@ -38,6 +38,10 @@ const CHURNED: u64 = 4;
 /// How long it may take until a probe's Kafka record has been handled: a session that begins again, at a slow disk.
 const TAKEN_MAX: Duration = Duration::from_secs(20);
 const TAKEN_LOOK: Duration = Duration::from_millis(500);
+/// Somebody who fills the disk looks this often whether there is room again.
+const FILL_AGAIN: Duration = Duration::from_millis(10);
+/// With so much free the edges open, and the log finds its next segments beside that.
+const OPENS_WITH: u64 = DISK_RESERVE + DISK_RESERVE / 8 + (32 << 10);
 /// By then a Kafka record has come to a subscription whose handler is missing.
 const HELD_AFTER: Duration = Duration::from_secs(2);
 /// Parked Kafka records of one subscription.
@@ -508,12 +512,37 @@ pub(crate) fn waits_for_its_handler(world: &World) -> Result<(), String> {
         return Err("a Kafka record was taken for a handler that is not there (rule K6)".to_owned());
     }
     world.answer("a revision that has it again", |open| operators::register(open, REVISIONS + 2, None))?;
-    arrives(world, place, "its handler is there again (rule K6)")
+    arrives(world, place, TAKEN_MAX, "its handler is there again (rule K6)")
+}
+
+/// What comes while the disk is full is taken once there is room again, for which little is enough.
+pub(crate) fn waits_for_room(world: &World) -> Result<(), String> {
+    let deadline = world.executor.now() + DISK_MAX;
+    // What the log gives back meanwhile is taken as well.
+    while {
+        world.set_disk_free(Some(0));
+        !world.comes_to(FILL_AGAIN, |shortage| shortage == Some(Shortage::Disk))
+    } {
+        if world.executor.now() > deadline {
+            return Err("the edges are open on a full disk (rule R2)".to_owned());
+        }
+    }
+    let number = produce_for_ledger(world, 0)?;
+    // It waits at the edges by then.
+    world.run_for(HELD_AFTER);
+    world.set_disk_free(Some(OPENS_WITH));
+    let limit = world.opens_within();
+    if !world.comes_to(limit, |shortage| shortage != Some(Shortage::Disk)) {
+        return Err(format!("the edges are shut though {OPENS_WITH} bytes are free, for more than {limit:?} (rule R2)"));
+    }
+    world.set_disk_free(None);
+    // Where checkpoints are slow and memory is small, it has to be written over and over for what is asked meanwhile.
+    arrives(world, number, TAKEN_MAX.max(10 * limit), "there is room on the disk again (rule R2)")
 }
 
 fn is_taken(world: &World, partition: u64, why: &str) -> Result<(), String> {
     let number = produce_for_ledger(world, partition)?;
-    arrives(world, number, why)
+    arrives(world, number, TAKEN_MAX, why)
 }
 
 /// The number of a Kafka record that is new in a Kafka partition.
@@ -526,11 +555,11 @@ fn produce_for_ledger(world: &World, partition: u64) -> Result<u64, String> {
     Ok(number)
 }
 
-fn arrives(world: &World, number: u64, why: &str) -> Result<(), String> {
-    let deadline = world.executor.now() + TAKEN_MAX;
+fn arrives(world: &World, number: u64, limit: Duration, why: &str) -> Result<(), String> {
+    let deadline = world.executor.now() + limit;
     while !State::read(world)?.has("Ledger", KEYS[0], number) {
         if world.executor.now() > deadline {
-            return Err(format!("{number} is not taken within {TAKEN_MAX:?}: {why}"));
+            return Err(format!("{number} is not taken within {limit:?}: {why}"));
         }
         world.run_for(TAKEN_LOOK);
         world.check()?;

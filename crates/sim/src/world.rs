@@ -97,9 +97,11 @@ const FLUSHES: u64 = 24;
 const SEGMENT_BYTES: u64 = 4 << 10;
 const LOG_RESERVE: u64 = 16 << 10;
 /// What the edges leave free on the disk, at most this share of it, and for how long it may take until they are shut or open: it is looked at every second.
-const DISK_RESERVE: u64 = 64 << 10;
+pub(crate) const DISK_RESERVE: u64 = 64 << 10;
 const DISK_RESERVE_SHARE: u64 = 4;
-const DISK_MAX: Duration = Duration::from_secs(2);
+pub(crate) const DISK_MAX: Duration = Duration::from_secs(2);
+/// How long it may take until they are open where what found no room is tried again by something slow: a dozen of its longest steps.
+const OPEN_SLOW_MAX: Duration = Duration::from_secs(20);
 /// Polls after which a world that has not ended never will.
 const POLLS_LIMIT: u64 = 200_000;
 /// How long everything that is under way may take to arrive once there is no more trouble.
@@ -151,10 +153,16 @@ struct Door {
     was_whole: AtomicBool,
     /// An operation of this life's disk, or a flush of its engine, fails once.
     has_bad_disk: AtomicBool,
-    /// When somebody else filled the disk last, or made room.
-    disk_changed: Mutex<Duration>,
+    /// The engine finds no room for a commit.
+    is_engine_full: AtomicBool,
+    /// When somebody else filled disk or engine last, or made room.
+    room_changed: Mutex<Duration>,
+    /// The log's writer or the checkpointer is slow in this life.
+    is_slow: AtomicBool,
     /// Since when the edges of this life have been seen open though the disk is short.
     open_since: Mutex<Option<Duration>>,
+    /// Since when they have been seen shut for want of room though there is all the room in the world.
+    shut_since: Mutex<Option<Duration>>,
 }
 
 /// A node that is up.
@@ -385,27 +393,58 @@ impl World {
     /// So much is left free on the disk now, or there is no end of it.
     pub(crate) fn set_disk_free(&self, bytes: Option<u64>) {
         self.disk.set_capacity(bytes.map_or(u64::MAX, |free| self.disk.bytes_used() + free));
-        *lock(&self.door.disk_changed) = self.executor.now();
-    }
-
-    /// The edges are shut while the disk is short (rule R2), with some time to notice. A disk that has room for a moment opens them.
-    fn check_edges(&self, partitions: &Partitions) {
-        let Ok(space) = self.disk.space(Path::new(PLACE)) else { return };
-        let is_short = space.free < DISK_RESERVE.min(space.total / DISK_RESERVE_SHARE);
-        let open_since = &mut *lock(&self.door.open_since);
-        if !is_short || partitions.shortage() == Some(Shortage::Disk) {
-            *open_since = None;
-            return;
-        }
-        let since = *open_since.get_or_insert(self.executor.now());
-        if self.executor.now() > since.max(*lock(&self.door.disk_changed)) + DISK_MAX {
-            self.finding(format!("the edges are open with {} bytes free (rule R2)", space.free));
-        }
+        *lock(&self.door.room_changed) = self.executor.now();
     }
 
     /// Whether the engine finds no room for a commit.
     pub(crate) fn set_full(&self, is_full: bool) {
         lock(&self.engine).set_full(is_full);
+        self.door.is_engine_full.store(is_full, Ordering::Relaxed);
+        *lock(&self.door.room_changed) = self.executor.now();
+    }
+
+    /// Whether what the edges of the node find no room in becomes so in time.
+    pub(crate) fn comes_to(&self, limit: Duration, wanted: impl Fn(Option<Shortage>) -> bool) -> bool {
+        let deadline = self.executor.now() + limit;
+        self.executor.run(POLLS_LIMIT, || wanted(self.shortage()) || self.executor.now() > deadline);
+        wanted(self.shortage())
+    }
+
+    /// What the edges of the node that is up find no room in.
+    pub(crate) fn shortage(&self) -> Option<Shortage> {
+        lock(&self.door.open).as_ref().and_then(|open| open.partitions.shortage())
+    }
+
+    /// What the disk has yet to take of what was taken in, as the node saw it last.
+    pub(crate) fn unwritten_bytes(&self) -> u64 {
+        let disk = lock(&self.door.open).as_ref().map(|open| open.partitions.disk());
+        disk.map_or(0, |disk| disk.found_bytes - disk.free_bytes)
+    }
+
+    /// How long it may take until the edges are open once there is room.
+    pub(crate) fn opens_within(&self) -> Duration {
+        if self.door.is_slow.load(Ordering::Relaxed) { OPEN_SLOW_MAX } else { DISK_MAX }
+    }
+
+    /// The edges are shut while the disk is short, and open while there is room (rule R2), with some time to notice each. A disk that has
+    /// room for a moment opens them. Of a disk that somebody has filled in part nobody knows from outside what is yet to be written there.
+    fn check_edges(&self, partitions: &Partitions) {
+        let Ok(space) = self.disk.space(Path::new(PLACE)) else { return };
+        let is_short = space.free < DISK_RESERVE.min(space.total / DISK_RESERVE_SHARE);
+        let has_room = space.total == u64::MAX && !self.door.is_engine_full.load(Ordering::Relaxed);
+        let is_shut = partitions.shortage() == Some(Shortage::Disk);
+        let (now, changed) = (self.executor.now(), *lock(&self.door.room_changed));
+        let lasts = |since: &Mutex<Option<Duration>>, is_wrong: bool, limit: Duration| {
+            let since = &mut *lock(since);
+            *since = is_wrong.then(|| since.unwrap_or(now));
+            since.is_some_and(|since| now > since.max(changed) + limit)
+        };
+        if lasts(&self.door.open_since, is_short && !is_shut, DISK_MAX) {
+            self.finding(format!("the edges are open with {} bytes free (rule R2)", space.free));
+        }
+        if lasts(&self.door.shut_since, has_room && is_shut, self.opens_within()) {
+            self.finding(format!("the edges are shut though there is room, for more than {:?} (rule R2)", self.opens_within()));
+        }
     }
 
     /// The next stream to a handler has this.
@@ -428,7 +467,8 @@ impl World {
         let env = Env { clock: parts.clone(), tasks: parts.clone(), ids: parts, disk: Arc::new(self.disk.clone()) };
         // Of the life before only: this one has written by the time it is up, whatever becomes of it.
         let follows_stop = self.door.has_stopped.swap(false, Ordering::Relaxed) && self.door.was_whole.load(Ordering::Relaxed);
-        *lock(&self.door.open_since) = None;
+        (*lock(&self.door.open_since), *lock(&self.door.shut_since)) = (None, None);
+        self.door.is_slow.store(!slow.0.is_empty(), Ordering::Relaxed);
         let fallen = self.clone();
         let mut mutants = self.mutants;
         if self.stumbles(life) {
@@ -580,6 +620,7 @@ impl World {
         }
         topics::reads_around_a_leaderless(self)?;
         topics::waits_for_its_handler(self)?;
+        topics::waits_for_room(self)?;
         self.model().topics.has_arrived = true;
         let engine = lock(&self.engine).clone();
         ending::check(self, &engine)?;
