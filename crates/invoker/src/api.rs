@@ -28,8 +28,10 @@ pub struct Settings {
     pub live_bytes_max: usize,
     /// Bytes of handlers' messages that have come in part, beyond a little of each attempt. One message at a time may pass it.
     pub part_bytes_max: usize,
-    /// The largest message in either direction. What the server puts around a payload does not count.
+    /// The largest message to a handler. What the server puts around a payload does not count.
     pub message_bytes_max: usize,
+    /// The largest one that is taken from a handler: no larger, and less where the disk has become a smaller one than it was.
+    pub taken_bytes_max: usize,
     /// Entries of a journal, and payload bytes of them, at which its invocation is paused.
     pub journal_entries_max: u32,
     pub journal_bytes_max: u64,

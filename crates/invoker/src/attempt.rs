@@ -544,7 +544,7 @@ impl<'a> Attempt<'a> {
             patience.closed(patience.abort);
         }
         let mut alarm = patience.alarm(self.due(&patience, stream));
-        let mut decoder = FrameDecoder::new(self.invoker.settings.message_bytes_max);
+        let mut decoder = FrameDecoder::new(self.invoker.settings.taken_bytes_max);
         let mut has_head = false;
         loop {
             let unsent = stream.exchange.unsent_bytes();

@@ -415,6 +415,7 @@ impl TestNode {
                 part_bytes_max: 1 << 20,
                 live_bytes_max: 1 << 20,
                 message_bytes_max: 1 << 20,
+                taken_bytes_max: 1 << 20,
                 journal_entries_max: u32::MAX,
                 journal_bytes_max: u64::MAX,
                 eager_state_bytes_max: 1 << 20,

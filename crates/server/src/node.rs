@@ -192,6 +192,7 @@ fn invoker_settings(config: &Config, partitions: u16, workers: usize, mutants: M
         live_bytes_max: share(Share::Live),
         part_bytes_max: share(Share::Parts),
         message_bytes_max: bounded(invoker.message_bytes_max),
+        taken_bytes_max: bounded(config.report_bytes_max()),
         journal_entries_max: u32::try_from(invoker.journal_entries_max).unwrap_or(u32::MAX),
         journal_bytes_max: invoker.journal_bytes_max,
         eager_state_bytes_max: bounded(invoker.eager_state_bytes_max),

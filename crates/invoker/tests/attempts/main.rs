@@ -1132,6 +1132,26 @@ fn a_message_beyond_the_limit_is_not_sent() {
     );
 }
 
+/// What had been taken on a larger disk could not be replayed on a smaller one: its invocation failed for ever.
+#[test]
+fn what_is_sent_may_be_larger_than_what_is_taken() {
+    let mut world = World::with(Settings { taken_bytes_max: 100, ..settings() }, StreamMode::Bidirectional);
+    let large = Bytes::from(vec![0; 1 << 20]);
+    world.start(|start| start.replay.push(command(entry_type::SET_STATE, large)));
+    check(
+        &world,
+        expect![[r#"
+            > Start, 2 known, 0 values, retry 0
+            > Input
+            > 0x0403
+            = room for replays"#]],
+    );
+    world.head();
+    world.writes(&[wire::header(entry_type::OUTPUT, 101).into()]);
+    let says = world.story();
+    assert!(says.contains("a message of type 0x0401 has 101 bytes; the limit is 100 (RT0003)"), "{says}");
+}
+
 #[test]
 fn state_beyond_the_limit_is_cut_and_marked_partial() {
     let mut world = World::with(Settings { message_bytes_max: 100, ..settings() }, StreamMode::Bidirectional);

@@ -82,6 +82,7 @@ pub(crate) fn settings() -> Settings {
         part_bytes_max: 1 << 20,
         live_bytes_max: 32 << 20,
         message_bytes_max: 4 << 20,
+        taken_bytes_max: 4 << 20,
         journal_entries_max: 1_000,
         journal_bytes_max: 1 << 20,
         eager_state_bytes_max: 1 << 20,

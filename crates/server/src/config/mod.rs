@@ -46,6 +46,8 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     pub checkpoint_interval: Duration,
     pub kafka: Kafka,
+    /// Bytes of the largest value that the disk takes. No setting.
+    pub value_bytes_max: u64,
     /// Acknowledge before the disk has the data. Loses acknowledged work when the machine loses power.
     pub skip_fsync: bool,
 }
@@ -183,6 +185,7 @@ impl Default for Config {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
             kafka: Kafka { parked_records_max: 1_000, parked_bytes_max: 256 * MIB, bounds: surefoot_kafka::Bounds::default() },
+            value_bytes_max: u64::MAX,
             skip_fsync: false,
         }
     }
@@ -191,28 +194,32 @@ impl Default for Config {
 impl Config {
     /// Bytes of the largest call or Kafka record that is let in: no larger than what handlers can be sent.
     pub fn request_bytes_max(&self) -> u64 {
-        self.ingress.request_bytes_max.min(self.worker.invoker.message_bytes_max)
+        self.ingress.request_bytes_max.min(self.worker.invoker.message_bytes_max).min(self.value_bytes_max)
+    }
+
+    /// Bytes of the largest message that is taken from a handler. What it is sent may be larger: it was taken when the data directory lay on a
+    /// larger disk.
+    pub fn report_bytes_max(&self) -> u64 {
+        self.worker.invoker.message_bytes_max.min(self.value_bytes_max)
     }
 
     /// The same for a disk that takes no larger values than so many bytes.
     #[must_use]
     pub fn with_values_of(&self, bytes_max: u64) -> Self {
-        let mut config = self.clone();
-        for (limit, setting) in [
-            (&mut config.ingress.request_bytes_max, "ingress.request-size-limit"),
-            (&mut config.worker.invoker.message_bytes_max, "worker.invoker.message-size-limit"),
+        for (set_bytes, setting) in [
+            (self.ingress.request_bytes_max, "ingress.request-size-limit"),
+            (self.worker.invoker.message_bytes_max, "worker.invoker.message-size-limit"),
         ] {
-            if bytes_max < *limit {
+            if bytes_max < set_bytes {
                 tracing::warn!(
                     setting,
-                    set_bytes = *limit,
+                    set_bytes,
                     bytes_max,
-                    "the disk of the data directory is too small for values as large as that is set to: the limit is lower"
+                    "the disk of the data directory is too small for values as large as that is set to: no larger ones are taken"
                 );
-                *limit = bytes_max;
             }
         }
-        config
+        Self { value_bytes_max: bytes_max, ..self.clone() }
     }
 
     /// Requests of clients in progress at a time.

@@ -231,7 +231,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "worker.invoker.message-size-limit",
         kind: Kind::MessageSize(|c| &mut c.worker.invoker.message_bytes_max),
-        meaning: "Largest message to or from a handler; at most a 64th of the disk of the data directory. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
+        meaning: "Largest message to or from a handler; from one at most a 64th of the disk of the data directory. A larger one fails the attempt. Up to 1 MiB of what the server puts around a payload does not count.",
     },
     Setting {
         key: "worker.invoker.eager-state-size-limit",

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::net::TcpListener;
 
@@ -27,6 +27,7 @@ const MANIFEST_TYPE: &str = "application/vnd.restate.endpointmanifest.v4+json";
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     discoveries: Arc<AtomicUsize>,
+    hung: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Endpoint {
@@ -38,22 +39,29 @@ impl Endpoint {
         let manifest =
             format!(r#"{{"protocolMode":"BIDI_STREAM","minProtocolVersion":5,"maxProtocolVersion":7,"services":[{services}]}}"#);
         let counted = discoveries.clone();
+        let hung = Arc::<Mutex<Vec<usize>>>::default();
+        let hanging = hung.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                let (manifest, counted) = (manifest.clone(), counted.clone());
+                let (manifest, counted, hung) = (manifest.clone(), counted.clone(), hanging.clone());
                 let service = service_fn(move |request| {
                     if request.uri().path() == "/discover" {
                         counted.fetch_add(1, Ordering::Relaxed);
                     }
-                    answer(request, manifest.clone())
+                    answer(request, manifest.clone(), hung.clone())
                 });
                 let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
             }
         });
-        Self { address, discoveries }
+        Self { address, discoveries, hung }
+    }
+
+    /// Bytes of the input of each attempt at `hang`, as they come.
+    pub(crate) fn hung(&self) -> Arc<Mutex<Vec<usize>>> {
+        self.hung.clone()
     }
 
     pub(crate) fn discoveries(&self) -> usize {
@@ -81,7 +89,11 @@ impl futures_util::Stream for Pending {
     }
 }
 
-async fn answer(request: Request<Incoming>, manifest: String) -> Result<Response<Chunks>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    manifest: String,
+    hung: Arc<Mutex<Vec<usize>>>,
+) -> Result<Response<Chunks>, Infallible> {
     let respond = |content_type: &str, chunk: Option<Vec<u8>>| {
         let ends = chunk.is_some();
         let chunks = chunk.into_iter().map(Bytes::from).collect();
@@ -98,7 +110,10 @@ async fn answer(request: Request<Incoming>, manifest: String) -> Result<Response
     let handler = request.uri().path().rsplit('/').next().unwrap().to_owned();
     let input = read_input(request.into_body()).await;
     let output = match handler.as_str() {
-        "hang" => None,
+        "hang" => {
+            hung.lock().unwrap().push(input.body.len());
+            None
+        }
         "fail" => Some(field(
             15,
             &[vec![0x08], varint(418), field(2, b"teapot"), field(3, &[field(1, b"a"), field(2, b"b")].concat())].concat(),
