@@ -78,8 +78,8 @@ async fn a_data_directory_in_use_or_of_another_version() -> Result<()> {
     ensure!(server.terminate()?.success(), "a stop on demand is a success");
     let format = data.join("FORMAT");
     let text = std::fs::read_to_string(&format).context("read FORMAT")?;
-    ensure!(text.contains("version=1\n"), "{text}");
-    std::fs::write(&format, text.replace("version=1\n", "version=99\n")).context("write FORMAT")?;
+    ensure!(text.contains("version=2\n"), "{text}");
+    std::fs::write(&format, text.replace("version=2\n", "version=99\n")).context("write FORMAT")?;
     expect_parts(&refusal(&mut server.command()?)?, &[path, "99", "version"])?;
 
     std::fs::write(&format, text).context("write FORMAT")?;

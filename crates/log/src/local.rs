@@ -147,7 +147,8 @@ pub enum Error {
     /// Checkpoint and log do not meet (rule C2).
     #[error(
         "partition {partition} has applied up to {applied}, but the log holds {first} to before {next}: \
-         tables and log are not of the same data directory, or one was restored without the other"
+         tables and log are not of the same data directory, or one was restored without the other, or the log was cut short: restore the data \
+         directory as a whole from a backup"
     )]
     Gap { partition: PartitionId, applied: Lsn, first: Lsn, next: Lsn },
     /// The caller could not take an entry.

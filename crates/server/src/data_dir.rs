@@ -1,18 +1,22 @@
 //! The data directory: who may open it, and how it was made.
 //!
-//! **Shape**: `FORMAT` (text: version, node id, partitions), `LOCK` (held by the process that runs, with its id), `log/`, `tables/`.
+//! **Shape**: `FORMAT` (text: version, node id, partitions, checksum), `LOCK` (held by the process that runs, with its id), `log/`, `tables/`.
 //! Owns: `FORMAT` and `LOCK`. Does not own: what is in `log/` and `tables/`. Each refusal says what to do.
 
 #![allow(clippy::disallowed_methods, reason = "the lock is the operating system's: a simulated node has no data directory")]
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use surefoot_env::is_shortage;
 use surefoot_model::PartitionId;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// The layout that this build reads and writes.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// Far more than any `FORMAT` has.
+const FORMAT_BYTES_MAX: u64 = 4 << 10;
 
 /// What an empty directory may hold: what a start that was cut short left, and what a new file system has at its root.
 const NOT_FOREIGN: [&str; 3] = ["LOCK", "FORMAT.new", "lost+found"];
@@ -59,11 +63,25 @@ pub enum Error {
     NoDataDir(PathBuf),
     #[error("{path} is not empty: choose another --data-dir, or move away what is there", path = .0.display())]
     NotEmpty(PathBuf),
-    #[error(
-        "cannot open data directory {path}: {source}; it and what is in it has to be this user's to read and write: mend that, or choose \
-         another --data-dir", path = .path.display()
-    )]
+    /// With the file, or the directory itself.
+    #[error("cannot open data directory: {path}: {source}; {hint}", path = .path.display(), hint = hint(.source))]
     Io { path: PathBuf, source: io::Error },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "it and what is in it has to be this user's to read and write: mend that, or choose another --data-dir"
+        }
+        ErrorKind::ReadOnlyFilesystem => "mount its disk for writing, or choose another --data-dir",
+        _ if is_shortage(error) => {
+            "make room on its disk, or raise the limit on open files (`ulimit -n`), or choose another --data-dir"
+        }
+        ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::AlreadyExists => {
+            "something else is in its place: move that away, or choose another --data-dir"
+        }
+        _ => "look at its disk, or choose another --data-dir",
+    }
 }
 
 /// Files that this process makes from now on are its user's alone: they hold credentials of brokers, and what clients sent.
@@ -74,34 +92,35 @@ pub fn keep_private() {
 impl DataDir {
     /// Opens `path`, or makes it with this many partitions. `node_id` is used for a new one only.
     pub fn open(path: &Path, partitions: u16, node_id: u64) -> Result<Self, Error> {
-        let at = |source| Error::Io { path: path.to_owned(), source };
-        create(path).map_err(at)?;
-        let had_lock = path.join("LOCK").exists();
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
+        let made = create(path).map_err(at(path))?;
+        let lock_path = path.join("LOCK");
+        let had_lock = lock_path.exists();
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
         take(&lock, path)?;
         let format = path.join("FORMAT");
-        match fs::read_to_string(&format) {
-            Ok(text) => {
-                let (node_id, partitions) = parse(&format, &text)?;
-                tell_if_public(path);
-                write_holder(&lock);
-                Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !is_empty(path).map_err(at)? {
-                    if !had_lock {
-                        // Not ours to leave anything in. If it stays, it is empty and says what it is.
-                        let _ = fs::remove_file(path.join("LOCK"));
-                    }
-                    return Err(Error::Foreign(path.to_owned()));
-                }
-                make_private(path);
-                write(path, &format, node_id, partitions).map_err(at)?;
-                write_holder(&lock);
-                Ok(Self { path: path.to_owned(), node_id, partitions, is_new: true, _lock: lock })
-            }
-            Err(error) => Err(at(error)),
+        if let Some((node_id, partitions)) = read(&format)? {
+            tell_if_public(path);
+            write_holder(&lock);
+            return Ok(Self { path: path.to_owned(), node_id, partitions, is_new: false, _lock: lock });
         }
+        if !is_empty(path).map_err(at(path))? {
+            if !had_lock {
+                // Not ours to leave anything in. If it stays, it is empty and says what it is.
+                let _ = fs::remove_file(&lock_path);
+            }
+            return Err(Error::Foreign(path.to_owned()));
+        }
+        make_private(path);
+        if let Err(source) = write(path, &format, node_id, partitions) {
+            if !had_lock {
+                // So that the directories above it can go as well.
+                let _ = fs::remove_file(&lock_path);
+            }
+            return Err(Error::Io { path: format, source });
+        }
+        made.keep();
+        write_holder(&lock);
+        Ok(Self { path: path.to_owned(), node_id, partitions, is_new: true, _lock: lock })
     }
 
     pub fn log(&self) -> PathBuf {
@@ -123,19 +142,14 @@ pub(crate) struct StillDataDir {
 
 impl StillDataDir {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let at = |source| Error::Io { path: path.to_owned(), source };
-        let lock = match File::open(path.join("LOCK")) {
+        let lock_path = path.join("LOCK");
+        let lock = match File::open(&lock_path) {
             Ok(lock) => Some(lock),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(at(error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(at(&lock_path)(error)),
         };
         lock.iter().try_for_each(|lock| take(lock, path))?;
-        let format = path.join("FORMAT");
-        let text = fs::read_to_string(&format).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoDataDir(path.to_owned()),
-            _ => at(error),
-        })?;
-        let (_, partitions) = parse(&format, &text)?;
+        let (_, partitions) = read(&path.join("FORMAT"))?.ok_or_else(|| Error::NoDataDir(path.to_owned()))?;
         Ok(Self { path: path.to_owned(), partitions, _lock: lock })
     }
 
@@ -162,36 +176,77 @@ impl StillDataDir {
 pub(crate) struct EmptyDataDir {
     path: PathBuf,
     lock: File,
+    /// Goes again, unless it is completed.
+    made: Made,
 }
 
 impl EmptyDataDir {
     /// Takes a directory that is empty, or makes it.
     pub(crate) fn claim(path: &Path) -> Result<Self, Error> {
-        let at = |source| Error::Io { path: path.to_owned(), source };
-        create(path).map_err(at)?;
-        if !is_empty(path).map_err(at)? {
+        let mut made = create(path).map_err(at(path))?;
+        if !is_empty(path).map_err(at(path))? {
             return Err(Error::NotEmpty(path.to_owned()));
         }
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("LOCK")).map_err(at)?;
+        let lock_path = path.join("LOCK");
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
         take(&lock, path)?;
+        made.files.push(lock_path);
         make_private(path);
-        Ok(Self { path: path.to_owned(), lock })
+        Ok(Self { path: path.to_owned(), lock, made })
+    }
+
+    /// To be told of each file and directory that is made in it.
+    pub(crate) fn made(&mut self) -> &mut Made {
+        &mut self.made
     }
 
     /// Everything else is durable: from now on it is a data directory.
     pub(crate) fn complete(self, node_id: u64, partitions: u16) -> Result<(), Error> {
-        let written = write(&self.path, &self.path.join("FORMAT"), node_id, partitions);
-        written.map_err(|source| Error::Io { path: self.path, source })?;
-        drop(self.lock);
+        let Self { path, lock, made } = self;
+        let format = path.join("FORMAT");
+        write(&path, &format, node_id, partitions).map_err(at(&format))?;
+        made.keep();
+        drop(lock);
         Ok(())
     }
+}
+
+/// What was made for something that may yet fail. It goes when this is dropped, as far as that can be done and nobody else has put anything
+/// there, unless it is kept.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    pub(crate) files: Vec<PathBuf>,
+    /// Each before those in it.
+    pub(crate) dirs: Vec<PathBuf>,
+}
+
+impl Made {
+    pub(crate) fn keep(mut self) {
+        self.files.clear();
+        self.dirs.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for file in self.files.drain(..) {
+            let _ = fs::remove_file(file);
+        }
+        for dir in self.dirs.drain(..).rev() {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { path: path.to_owned(), source }
 }
 
 fn take(lock: &File, path: &Path) -> Result<(), Error> {
     match lock.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned(), holder: holder(path) }),
-        Err(TryLockError::Error(source)) => Err(Error::Io { path: path.to_owned(), source }),
+        Err(TryLockError::Error(source)) => Err(Error::Io { path: path.join("LOCK"), source }),
     }
 }
 
@@ -215,12 +270,30 @@ fn holder(path: &Path) -> String {
     pid.map_or_else(String::new, |pid| format!(" (pid {pid} where that one runs)"))
 }
 
+/// Node and number of partitions; none where there is no such file.
+fn read(path: &Path) -> Result<Option<(u64, u16)>, Error> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(FORMAT_BYTES_MAX).read_to_end(&mut bytes).map_err(at(path))?;
+    let not_text = |_| Error::Damaged { path: path.to_owned(), problem: "it is not text".to_owned() };
+    parse(path, &String::from_utf8(bytes).map_err(not_text)?).map(Some)
+}
+
 fn parse(path: &Path, text: &str) -> Result<(u64, u16), Error> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::trim);
     let damaged = |problem: &str| Error::Damaged { path: path.to_owned(), problem: problem.to_owned() };
-    let version = field("version").ok_or_else(|| damaged("no version"))?;
-    if version != FORMAT_VERSION.to_string() {
-        return Err(Error::Version { path: path.to_owned(), found: version.to_owned() });
+    // It comes first, and is the same in every version.
+    let version: u32 = field("version").and_then(|version| version.parse().ok()).ok_or_else(|| damaged("no version"))?;
+    if version != FORMAT_VERSION {
+        return Err(Error::Version { path: path.to_owned(), found: version.to_string() });
+    }
+    let covered = text.rfind(CHECKSUM).map(|end| &text[..end]).ok_or_else(|| damaged("no checksum"))?;
+    if text[covered.len()..] != checksum_line(covered) {
+        return Err(damaged("its checksum is that of another text"));
     }
     let node_id = field("node").and_then(|v| u64::from_str_radix(v, 16).ok()).ok_or_else(|| damaged("no node id"))?;
     let partitions = field("partitions").and_then(|v| v.parse().ok()).filter(|n| (1..u16::MAX).contains(n));
@@ -242,22 +315,39 @@ fn tell_if_public(path: &Path) {
 }
 
 /// Makes a directory and those above it, each name durable, so that a power failure cannot take it with all that is in it.
-pub(crate) fn create(path: &Path) -> io::Result<()> {
+pub(crate) fn create(path: &Path) -> io::Result<Made> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
-    fs::create_dir_all(path)?;
-    for dir in missing {
+    let mut made = Made::default();
+    for dir in missing.into_iter().rev() {
+        match fs::create_dir(dir) {
+            Ok(()) => made.dirs.push(dir.to_owned()),
+            // Somebody else was quicker.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
         let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(above)?.sync_all()?;
     }
-    Ok(())
+    Ok(made)
+}
+
+/// The last line of `FORMAT`: without it a file that was cut short could pass for one of fewer partitions, and a changed digit for another node.
+const CHECKSUM: &str = "checksum=";
+
+fn checksum_line(covered: &str) -> String {
+    format!("{CHECKSUM}{:032x}\n", xxh3_128(covered.as_bytes()))
 }
 
 /// All of it or nothing: written aside, synced, renamed, and the name synced.
 fn write(dir: &Path, format: &Path, node_id: u64, partitions: u16) -> io::Result<()> {
     let aside = dir.join("FORMAT.new");
+    let text = format!("version={FORMAT_VERSION}\nnode={node_id:016x}\npartitions={partitions}\n");
     let mut file = File::create(&aside)?;
-    write!(file, "version={FORMAT_VERSION}\nnode={node_id:016x}\npartitions={partitions}\n")?;
-    file.sync_all()?;
+    let written = file.write_all(format!("{text}{}", checksum_line(&text)).as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written?;
     fs::rename(&aside, format)?;
     File::open(dir)?.sync_all()
 }
@@ -316,18 +406,78 @@ mod tests {
     #[test]
     fn another_version_is_refused_and_left_as_it_is() {
         let dir = dir();
-        let text = "version=2\nnode=0000000000000007\npartitions=16\n";
-        fs::write(dir.path().join("FORMAT"), text).unwrap();
-        let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
-        assert!(error.to_string().contains("format version 2"), "{error}");
-        assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), text);
+        for (text, version) in [("version=3\nnode=0000000000000007\n", 3), ("version=1\nnode=7\npartitions=16\n", 1)] {
+            fs::write(dir.path().join("FORMAT"), text).unwrap();
+            let error = DataDir::open(dir.path(), 16, 7).unwrap_err();
+            assert!(error.to_string().contains(&format!("format version {version}")), "{error}");
+            assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), text);
+        }
+    }
+
+    /// A file of zeros was told as if the directory were not this user's to read; one that was cut short passed for one of fewer partitions.
+    #[test]
+    fn a_damaged_format_is_told_with_what_is_wrong_and_what_to_do() {
+        let dir = dir();
+        drop(DataDir::open(dir.path(), 16, 7).unwrap());
+        let path = dir.path().join("FORMAT");
+        let whole = fs::read(&path).unwrap();
+        let expect_refused = |bytes: &[u8], what: &str| {
+            fs::write(&path, bytes).unwrap();
+            let told = [
+                DataDir::open(dir.path(), 16, 7).unwrap_err().to_string(),
+                StillDataDir::open(dir.path()).map(drop).unwrap_err().to_string(),
+            ];
+            for error in told {
+                let is_told = error.contains(&format!("{} is damaged", path.display())) && error.contains("from a backup");
+                assert!(is_told || error.contains("format version"), "{what}: {error}");
+            }
+            assert_eq!(fs::read(&path).unwrap(), bytes, "{what}: it is left as it is");
+        };
+        (0..whole.len()).for_each(|bytes| expect_refused(&whole[..bytes], &format!("cut to {bytes} bytes")));
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            expect_refused(&changed, &format!("byte {at} is changed"));
+        }
+        expect_refused(&[0xFF; 100], "no text");
+        expect_refused(&[0; 100], "zeros");
+        expect_refused(&[b'x'; 1 << 20], "far too large");
+        expect_refused(&[whole.as_slice(), b"\n"].concat(), "something behind it");
+        fs::write(&path, whole).unwrap();
+        assert_eq!(DataDir::open(dir.path(), 4, 8).unwrap().node_id, 7);
     }
 
     #[test]
-    fn a_damaged_or_foreign_directory_is_refused() {
-        let damaged = dir();
-        fs::write(damaged.path().join("FORMAT"), "version=1\npartitions=0\n").unwrap();
-        assert!(matches!(DataDir::open(damaged.path(), 16, 7), Err(Error::Damaged { .. })));
+    fn what_stands_in_the_way_is_named() {
+        let above = dir();
+        let file = above.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = DataDir::open(&file.join("data"), 16, 7).unwrap_err().to_string();
+        assert!(error.contains("something else is in its place") && error.contains("file/data"), "{error}");
+        let data = above.path().join("data");
+        fs::create_dir_all(data.join("LOCK")).unwrap();
+        let error = DataDir::open(&data, 16, 7).unwrap_err().to_string();
+        assert!(error.contains("data/LOCK") && error.contains("something else is in its place"), "{error}");
+    }
+
+    /// Where this process may write whatever the permissions say, there is nothing to see.
+    #[test]
+    fn a_directory_that_is_not_to_be_written_is_told_with_the_file() {
+        let dir = dir();
+        drop(DataDir::open(dir.path(), 16, 7).unwrap());
+        let lock = dir.path().join("LOCK");
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o400)).unwrap();
+        match DataDir::open(dir.path(), 16, 7) {
+            Ok(_) => {}
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains(lock.to_str().unwrap()) && error.contains("this user's to read and write"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused() {
         let foreign = dir();
         fs::write(foreign.path().join("photo.jpg"), "x").unwrap();
         assert!(matches!(DataDir::open(foreign.path(), 16, 7), Err(Error::Foreign(_))));

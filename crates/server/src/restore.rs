@@ -41,26 +41,29 @@ pub struct Restored {
     pub taken_ms: u64,
 }
 
-/// Checks all of a backup, then copies it into a data directory that is empty or not there; returns once that is durable.
+/// Checks all of a backup, then copies it into a data directory that is empty or not there; returns once that is durable. **Errors**: nothing
+/// that was made is left.
 pub fn restore(backup: &Path, data_dir: &Path) -> Result<Restored, Error> {
     let manifest = read_manifest(backup)?;
     let mut piece = vec![0; PIECE_BYTES];
     for listed in &manifest.files {
         copy(listed, backup, None, &mut piece)?;
     }
-    let empty = EmptyDataDir::claim(data_dir)?;
-    let mut dirs = BTreeSet::new();
+    let mut empty = EmptyDataDir::claim(data_dir)?;
+    let mut dirs = BTreeSet::from([data_dir.to_owned()]);
     for listed in &manifest.files {
-        let above = listed.name.parent().unwrap_or(Path::new(""));
-        if dirs.insert(above) {
-            let dir = data_dir.join(above);
-            fs::create_dir_all(&dir).map_err(|source| Error::Io { doing: "make", path: dir, source })?;
+        let path = data_dir.join(&listed.name);
+        let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|dir| !dirs.contains(*dir)).collect();
+        for dir in missing.into_iter().rev() {
+            fs::create_dir(dir).map_err(|source| Error::Io { doing: "make", path: dir.to_owned(), source })?;
+            empty.made().dirs.push(dir.to_owned());
+            dirs.insert(dir.to_owned());
         }
+        empty.made().files.push(path);
         copy(listed, backup, Some(data_dir), &mut piece)?;
     }
-    // Their names, and those of the directories above them.
-    let all: BTreeSet<&Path> = dirs.iter().flat_map(|dir| dir.ancestors()).collect();
-    for dir in all.into_iter().map(|dir| data_dir.join(dir)) {
+    // Their names.
+    for dir in dirs {
         File::open(&dir).and_then(|open| open.sync_all()).map_err(|source| Error::Io { doing: "sync", path: dir, source })?;
     }
     empty.complete(manifest.node_id, manifest.partitions)?;
@@ -175,6 +178,26 @@ mod tests {
             assert!(error.contains(why), "{error}");
             assert!(!data.exists(), "nothing was made");
         }
+    }
+
+    /// The directories above the one that was to be made stayed behind, and it itself with what had been copied.
+    #[test]
+    fn a_restore_that_fails_on_its_way_leaves_nothing_of_what_it_made() {
+        let dir = tempfile::tempdir().unwrap();
+        backup(dir.path());
+        // The last file has the name of one that a data directory has already.
+        fs::write(dir.path().join("LOCK"), "").unwrap();
+        let mut manifest = Manifest::decode(&fs::read_to_string(dir.path().join(manifest::NAME)).unwrap()).unwrap();
+        manifest.files.push(Listed { name: "LOCK".into(), bytes: 0, checksum: xxh3_128(b"") });
+        fs::write(dir.path().join(manifest::NAME), manifest.encode()).unwrap();
+        let there = dir.path().join("there");
+        fs::create_dir_all(there.join("empty/lost+found")).unwrap();
+        for (data, left) in [("there/a/b/data", "there/a"), ("there/empty", "there/empty/log")] {
+            let error = restore(dir.path(), &dir.path().join(data)).unwrap_err().to_string();
+            assert!(error.contains(&format!("{data}/LOCK")), "{error}");
+            assert!(!dir.path().join(left).exists(), "{left} is left");
+        }
+        assert_eq!(fs::read_dir(there.join("empty")).unwrap().count(), 1, "what was there before stays");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::node::{self, Mutants, Node, Place, Recovered, Seams, WORKERS};
 use crate::sources::KafkaSources;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use surefoot_admin::{Admin, MetricsPage, Readiness};
@@ -24,7 +24,8 @@ use surefoot_ingress::{ArrivalBounds, BodyBounds, Limits};
 use surefoot_invoker::transport::http::HttpTransport;
 use surefoot_kafka::Librdkafka;
 use surefoot_listener::{ConnectionBounds, Visitors};
-use surefoot_storage::{FjallEngine, FjallOptions};
+use surefoot_partition::StartError;
+use surefoot_storage::{FileFault, FjallEngine, FjallOptions, check_files};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
@@ -85,8 +86,11 @@ pub enum Error {
     DiskTooSmall(String),
     #[error("cannot listen on {address} for {purpose}: {source}; {hint}")]
     Bind { address: Address, purpose: &'static str, source: io::Error, hint: String },
-    #[error("cannot open the tables in {path}: {source}")]
+    #[error("cannot open the tables in {path}: {source}; {hint}", hint = tables_hint(.source))]
     Engine { path: String, source: io::Error },
+    /// What is damaged is known, beside what could not be done for it.
+    #[error("{source}: {fault}")]
+    Damaged { fault: FileFault, source: node::Error },
     #[error(transparent)]
     Node(#[from] node::Error),
 }
@@ -157,7 +161,11 @@ impl Serving {
                 Err(error) => error,
             };
             // What was recovered so far is recovered again: it is the next record that needs the room.
-            let Some(shortage) = error.shortage() else { return Err(error.into()) };
+            let Some(shortage) = error.shortage() else {
+                // They are to stand still.
+                drop(seams);
+                return Err(with_fault(&tables, error));
+            };
             tracing::debug!(%error, "the start is tried again");
             patience.wait(&admin_server, shortage).await;
         };
@@ -249,6 +257,26 @@ impl<'a> StartPatience<'a> {
             if free() >= free_bytes + START_ROOM_BYTES {
                 return;
             }
+        }
+    }
+}
+
+/// Names the table file where one is the reason.
+fn with_fault(tables: &Path, error: node::Error) -> Error {
+    let is_unreadable = matches!(error, node::Error::Partition(StartError::Unreadable { .. }));
+    let found = is_unreadable.then(|| check_files(tables).ok()).flatten();
+    match found.and_then(|found| found.faults.into_iter().next()) {
+        Some(fault) => Error::Damaged { fault, source: error },
+        None => error.into(),
+    }
+}
+
+fn tables_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => "stop that one, or give this one --data-dir of its own",
+        io::ErrorKind::PermissionDenied => "all of them have to be this user's to read and write",
+        _ => {
+            "nothing was changed: `surefoot doctor` lists all that is damaged; restore the data directory as a whole from a backup, or, if the              disk could not be read for a while, start again"
         }
     }
 }

@@ -237,10 +237,10 @@ mod on_disk {
     /// nobody held.
     #[test]
     fn what_was_deleted_gives_its_room_back_within_little_room_where_the_disk_is_short() {
-        const VALUES: u32 = 2_000;
+        const VALUES: u32 = 800;
         const KEPT: u32 = 10;
         const VALUE_BYTES: usize = 20_000;
-        const LEFT_BYTES: u64 = 4 << 20;
+        const LEFT_BYTES: u64 = 2 << 20;
         let Some(volume) = Volume::mount() else { return };
         let dir = volume.path().join("tables");
         let options = FjallOptions { table_bytes: 256 << 10, ..FjallOptions::default() };
@@ -279,17 +279,14 @@ mod on_disk {
     /// An engine whose last level holds so many values that do not compress, and nothing lies above it.
     fn settled_engine(dir: &Path, table_bytes: u64, values: u32, value_bytes: usize) -> FjallEngine {
         let engine = FjallEngine::open(dir, FjallOptions { table_bytes, ..FjallOptions::default() }).unwrap();
-        // So that no commit waits for others.
-        engine.set_short(true);
         let mut random = Random(1);
-        for batch_number in 0..40 {
-            let mut batch = Batch::default();
-            for n in (0..values).filter(|n| n % 40 == batch_number) {
-                let value = std::iter::repeat_with(|| random.below(256) as u8);
-                batch.put(|out| out.extend(spread_key(n)), |out| out.extend(value.take(value_bytes)));
-            }
-            engine.commit(&batch).unwrap();
+        let mut batch = Batch::default();
+        for n in 0..values {
+            let value = std::iter::repeat_with(|| random.below(256) as u8);
+            batch.put(|out| out.extend(spread_key(n)), |out| out.extend(value.take(value_bytes)));
         }
+        engine.commit(&batch).unwrap();
+        engine.set_short(true);
         wait_until_quiet(dir);
         engine.set_short(false);
         engine
@@ -297,7 +294,7 @@ mod on_disk {
 
     /// Nothing is left to be brought down: rounds of that rest for a second.
     fn wait_until_quiet(dir: &Path) {
-        const QUIET: Duration = Duration::from_secs(3);
+        const QUIET: Duration = Duration::from_secs(2);
         let names = || -> BTreeSet<_> {
             fs::read_dir(dir.join("keyspaces/1/tables")).unwrap().map(|file| file.unwrap().file_name()).collect()
         };
@@ -388,9 +385,9 @@ mod on_disk {
     #[test]
     fn few_deletes_far_apart_give_their_room_back_from_among_many_tables() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let engine = settled_engine(dir.path(), 16 << 10, 1_000, 16_000);
-        assert!(table_files(dir.path()) > 400, "{} files", table_files(dir.path()));
-        delete(&engine, [1, 201, 401, 601, 801, 999].into_iter());
+        let engine = settled_engine(dir.path(), 16 << 10, 640, 16_000);
+        assert!(table_files(dir.path()) > 300, "{} files", table_files(dir.path()));
+        delete(&engine, [1, 121, 241, 361, 481, 639].into_iter());
         let before = table_bytes_in(dir.path());
         engine.set_short(true);
         let bytes = || table_bytes_in(dir.path());
@@ -400,13 +397,13 @@ mod on_disk {
     /// Few deletes far apart were brought down in no step, and what was deleted later waited behind them until commits failed.
     #[test]
     fn deletes_that_are_many_are_brought_down_past_few_that_reach_over_all_tables() {
-        const VALUES: u32 = 30_000;
+        const VALUES: u32 = 9_000;
         const SHARE: u32 = 60;
         const PARTS: u32 = 45;
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let engine = settled_engine(dir.path(), 16 << 10, VALUES, 400);
         engine.set_short(true);
-        delete(&engine, [1, 10_001, 20_001, 29_999].into_iter());
+        delete(&engine, [1, 3_001, 6_001, 8_999].into_iter());
         let before = table_bytes_in(dir.path());
         for part in 0..PARTS / 15 {
             delete(&engine, (0..VALUES).filter(|n| n % SHARE / 15 == part));
@@ -446,13 +443,13 @@ mod on_disk {
     /// What is cut anew goes back to the first level, past what is committed meanwhile.
     #[test]
     fn a_short_disk_shows_what_was_committed_whatever_is_brought_down_meanwhile() {
-        const KEYS: u64 = 1_500;
+        const KEYS: u64 = 800;
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let options = FjallOptions { table_bytes: 4 << 10, ..FjallOptions::default() };
         let open = || FjallEngine::open(dir.path(), options).unwrap();
         let (mut engine, mut random, mut model) = (open(), Random(7), Map::new());
         let key = |n: u64| spread_key(n as u32);
-        for round in 0..400 {
+        for round in 0..240 {
             let mut writes = BTreeMap::new();
             // At first much, to fill the last level; then little, far apart.
             let rows = if round < 20 { 300 } else { 1 + random.below(12) };

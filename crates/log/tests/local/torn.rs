@@ -126,7 +126,7 @@ fn a_flipped_bit_behind_a_vouching_batch_is_always_refused() {
 }
 
 #[test]
-fn a_flipped_bit_in_an_older_segment_is_refused_and_the_last_ones_header_may_be_torn() {
+fn a_flipped_bit_or_a_cut_in_an_older_segment_is_refused_and_the_last_ones_header_may_be_torn() {
     let (disk, ends) = written(false);
     drop(Node::start(&disk).unwrap());
     disk.process_kill();
@@ -136,6 +136,11 @@ fn a_flipped_bit_in_an_older_segment_is_refused_and_the_last_ones_header_may_be_
         bytes[bit / 8] ^= 1 << (bit % 8);
         let hit = ends.iter().filter(|end| **end <= bit / 8).count();
         assert_eq!(recover(&disk, 1, bytes), Err(if hit == 0 { 0 } else { ends[hit - 1] as u64 }), "bit {bit}");
+    }
+    for cut in 0..old.len() {
+        let hit = ends.iter().filter(|end| **end <= cut).count();
+        let expected = Err(if hit == 0 { 0 } else { ends[hit - 1] as u64 });
+        assert_eq!(recover(&disk, 1, old[..cut].to_vec()), expected, "cut at {cut}");
     }
     for bit in (0..new.len() * 8).filter(|bit| !(64..96).contains(bit)) {
         let mut bytes = new.clone();

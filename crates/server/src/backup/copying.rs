@@ -113,8 +113,8 @@ struct Made {
     files: Vec<PathBuf>,
     /// Each after those above it.
     dirs: BTreeSet<PathBuf>,
-    /// The directory itself.
-    has_root: bool,
+    /// The directory itself, and those above it.
+    root: data_dir::Made,
 }
 
 impl Copying {
@@ -194,8 +194,8 @@ impl Copying {
         let unreadable = |error: io::Error| BackupError::Failed(format!("the files of the tables: {error}"));
         let mut held = self.source.engine.files().map_err(unreadable)?;
         if !is_there {
-            data_dir::create(&self.dir).map_err(|error| BackupError::Directory(format!("{}: {error}", self.dir.display())))?;
-            self.made.has_root = true;
+            let made = data_dir::create(&self.dir);
+            self.made.root = made.map_err(|error| BackupError::Directory(format!("{}: {error}", self.dir.display())))?;
         }
         self.check_room(data_dir, held.files.iter().map(FileCopy::bytes).sum::<u64>() + self.source.log.retained().bytes)?;
         tracing::info!(directory = %self.dir.display(), "a backup begins");
@@ -282,10 +282,11 @@ impl Copying {
         self.queue.clear();
         match &outcome {
             Ok(BackedUp { files, bytes, took_ms }) => {
+                mem::take(&mut self.made.root).keep();
                 tracing::info!(files, bytes, took_ms, directory = %self.dir.display(), "a backup is whole");
             }
             Err(error) => {
-                mem::take(&mut self.made).remove(&*self.source.env.disk, &self.dir);
+                mem::take(&mut self.made).remove(&*self.source.env.disk);
                 tracing::info!(?error, directory = %self.dir.display(), "a backup was given up, and nothing of it is left");
             }
         }
@@ -327,16 +328,14 @@ fn open(disk: &dyn Disk, dir: &Path, FileCopy { name, content }: FileCopy, made:
 
 impl Made {
     /// As far as it can be done: what stays keeps the directory from being taken for a backup, or for an empty one.
-    fn remove(self, disk: &dyn Disk, root: &Path) {
+    fn remove(self, disk: &dyn Disk) {
         for file in self.files {
             let _ = disk.remove(&file);
         }
         for dir in self.dirs.iter().rev() {
             let _ = fs::remove_dir(dir);
         }
-        if self.has_root {
-            let _ = fs::remove_dir(root);
-        }
+        drop(self.root);
     }
 }
 

@@ -5,8 +5,10 @@
 
 mod admin;
 mod client;
+mod damage;
 mod endpoint;
 mod ingress;
+mod moved;
 mod recovery;
 
 use client::{Answer, send};
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use surefoot_env::Env;
+use surefoot_env::{Disk, Env, OsDisk};
 use surefoot_server::config::{Address, Config};
 use surefoot_server::serve::{self, Process, Serving};
 
@@ -40,13 +42,17 @@ impl World {
     }
 
     async fn try_bare(directory: &Path, adjust: impl FnOnce(&mut Config)) -> Result<Self, serve::Error> {
+        Self::try_on(directory, Arc::new(OsDisk), adjust).await
+    }
+
+    async fn try_on(directory: &Path, disk: Arc<dyn Disk>, adjust: impl FnOnce(&mut Config)) -> Result<Self, serve::Error> {
         let any_port = || Address { host: "127.0.0.1".to_owned(), port: 0 };
         let mut config = Config { base_dir: directory.join("data"), partitions: 4, ..Config::default() };
         config.ingress.bind_address = any_port();
         config.admin.bind_address = any_port();
         adjust(&mut config);
         let process = Process { metrics: Arc::new(String::new), fatal: Arc::new(|message| panic!("{message}")) };
-        let env = Env::production(tokio::runtime::Handle::current());
+        let env = Env { disk, ..Env::production(tokio::runtime::Handle::current()) };
         let serving = Serving::start(&config, env, process).await?;
         Ok(Self { serving, endpoint: Endpoint::start(SERVICES).await })
     }

@@ -32,13 +32,13 @@
 )]
 
 use super::values::{ValuesView, pieces_beyond, write_rows};
-use super::{Batch, Change, Engine, EngineFiles, Given, View};
+use super::{Batch, Change, Engine, EngineFiles, Given, View, inspect};
 use fjall::compaction::Leveled;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, SeqNo, Snapshot};
 use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
 use lsm_tree::compaction::{Choice, CompactionStrategy, Input, MoveDown, PullDown};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -123,20 +123,29 @@ const PIECES_KEY: &[u8] = &[0xFF; 3];
 const HIDDEN_KEYS: &[&[u8]] = &[FIRST_KEY, PIECES_KEY, LAST_KEY];
 
 const KEYSPACE: &str = "tables";
+/// What the name of a database ends in while it is made.
+const MADE_ASIDE: &str = ".new";
 /// Where fjall keeps keyspaces, and each of them its table files and the name of its version.
 pub(super) const KEYSPACES_DIR: &str = "keyspaces";
 pub(super) const TABLES_DIR: &str = "tables";
 pub(super) const CURRENT_FILE: &str = "current";
-/// The keyspace with the names of the others. It was written when they were made.
-const NAMES_KEYSPACE: &str = "0";
+/// The keyspace with the names of the others, which was written when they were made; and the other one.
+pub(super) const NAMES_KEYSPACE: &str = "0";
+pub(super) const TABLES_KEYSPACE: &str = "1";
 /// fjall opens only where this one is.
-const LOCK_FILE: &str = "lock";
-const VERSION_FILE: &str = "version";
+pub(super) const LOCK_FILE: &str = "lock";
+pub(super) const VERSION_FILE: &str = "version";
 /// fjall's own log, in which nothing is: a table file takes its place.
-const JOURNAL_EXTENSION: &str = "jnl";
+pub(super) const JOURNAL_EXTENSION: &str = "jnl";
 
-/// A version that is named on the disk may be replaced before its file is read: tried so often, each with the newest one.
-const VERSION_READS_MAX: u32 = 100;
+/// How often and how patiently the lock is tried.
+const LOCK_TRIES: u32 = 3;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// A version that is named on the disk may be replaced before its file is read, or not be the newest in memory yet, for as long as two syncs
+/// take: it is read anew after so long, so often.
+const VERSION_READ_PAUSE: Duration = Duration::from_millis(10);
+const VERSION_READS_MAX: u32 = 1_000;
 
 /// A fjall database.
 pub struct FjallEngine {
@@ -292,38 +301,77 @@ struct Files {
 
 impl FjallEngine {
     /// Opens the database in a directory of its own, creating it where there is none; what it shows is durable. **Errors**: another
-    /// process has it open (`ResourceBusy`), or it cannot be read.
+    /// process has it open (`ResourceBusy`); a file of it is missing or damaged, and named (`InvalidData`); or it cannot be read.
     pub fn open(dir: &Path, options: FjallOptions) -> io::Result<Self> {
-        let bound = Arc::<WriteBound>::default();
-        let (database, keyspace) = open_database(dir, options.cache_bytes, bound.clone())?;
-        sync_names(dir)?;
-        let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
-        files.note(&keyspace);
-        let is_new = keyspace.table_count() == 0;
-        let has_pieces = keyspace.contains_key(PIECES_KEY).map_err(io_error)?;
-        let open = Arc::new(Open {
-            database,
-            keyspace,
-            table_bytes: options.table_bytes,
-            views: Arc::default(),
-            bound,
-            has_pieces: AtomicBool::new(has_pieces),
-            files: Mutex::new(files),
-            compacting: Mutex::default(),
-            state: Mutex::new(State { is_compaction_due: true, ..State::default() }),
-            changed: Condvar::new(),
-        });
-        if is_new {
-            open.put_ends()?;
-            // Into the last level: there is nothing else, and so it is only moved.
-            open.compact(open.leveled())?;
+        if !is_made(dir)? {
+            make(dir, options)?;
         }
+        // fjall begins anew, or removes, what it finds no name of: it is not to open what is not whole. Nobody changes it meanwhile.
+        let lock = lock(dir)?;
+        inspect::expect_whole(dir)?;
+        drop(lock);
+        let open = match catch_unwind(|| Open::at(dir, options)) {
+            Ok(Ok(open)) => Arc::new(open),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy || is_shortage(&error) => return Err(error),
+            Ok(Err(error)) => return Err(inspect::named_fault(dir).unwrap_or(error)),
+            Err(_) => return Err(inspect::named_fault(dir).unwrap_or_else(|| io::Error::other("fjall panicked over them"))),
+        };
+        sync_names(dir)?;
         let compactor = {
             let open = open.clone();
             thread::Builder::new().name("compactor".to_owned()).spawn(move || open.compact_until_closed())?
         };
         Ok(Self { open, compactor: Some(compactor) })
     }
+}
+
+/// Whether there is a database: it is whole then, since it gets its name last.
+fn is_made(dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the lock that fjall takes, as patiently: the engine before may be about to end. None where there is none.
+fn lock(dir: &Path) -> io::Result<Option<File>> {
+    let file = match File::open(dir.join(LOCK_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for _ in 1..LOCK_TRIES {
+        if file.try_lock().is_ok() {
+            return Ok(Some(file));
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(io_error(fjall::Error::Locked)),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Makes a database under another name, and gives it its own once it is whole.
+fn make(dir: &Path, options: FjallOptions) -> io::Result<()> {
+    let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "a directory for tables has a name");
+    let mut name = dir.file_name().ok_or_else(no_name)?.to_owned();
+    name.push(MADE_ASIDE);
+    let aside = dir.with_file_name(name);
+    // Of an earlier try.
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let open = Open::at(&aside, options)?;
+    open.put_ends()?;
+    // Into the last level: there is nothing else, and so it is only moved.
+    open.compact(open.leveled())?;
+    drop(open);
+    sync_names(&aside)?;
+    fs::rename(&aside, dir)
 }
 
 fn open_database(dir: &Path, cache_bytes: u64, bound: Arc<WriteBound>) -> io::Result<(Database, Keyspace)> {
@@ -399,6 +447,26 @@ impl Files {
 }
 
 impl Open {
+    fn at(dir: &Path, options: FjallOptions) -> io::Result<Self> {
+        let bound = Arc::<WriteBound>::default();
+        let (database, keyspace) = open_database(dir, options.cache_bytes, bound.clone())?;
+        let mut files = Files { named: BTreeSet::new(), is_in_doubt: false };
+        files.note(&keyspace);
+        let has_pieces = keyspace.contains_key(PIECES_KEY).map_err(io_error)?;
+        Ok(Self {
+            database,
+            keyspace,
+            table_bytes: options.table_bytes,
+            views: Arc::default(),
+            bound,
+            has_pieces: AtomicBool::new(has_pieces),
+            files: Mutex::new(files),
+            compacting: Mutex::default(),
+            state: Mutex::new(State { is_compaction_due: true, ..State::default() }),
+            changed: Condvar::new(),
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -685,6 +753,7 @@ impl Open {
                 let why = "the tables' version on the disk is not the one in memory";
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
             }
+            thread::sleep(VERSION_READ_PAUSE);
         };
         copies.put(&keyspace.join(CURRENT_FILE), current);
         copies.put(&keyspace.join(version_file(version.id())), file);
@@ -851,8 +920,12 @@ impl Open {
 
     /// Compacts what a strategy finds due, if anything, where there is room for it.
     fn compact(&self, strategy: impl CompactionStrategy + Send + Sync + 'static) -> io::Result<Outcome> {
+        self.compact_within(self.free(), strategy)
+    }
+
+    /// The same where so many bytes are free.
+    fn compact_within(&self, free: u64, strategy: impl CompactionStrategy + Send + Sync + 'static) -> io::Result<Outcome> {
         let _compacting = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = self.free();
         let kept = (KEPT_TABLES * self.table_bytes).min(free / KEPT_SHARE);
         let (mut bytes_max, mut needed_for_all) = (0, 0);
         self.bound.is_met.store(false, Ordering::Relaxed);
@@ -1045,3 +1118,6 @@ pub(super) fn io_error(error: fjall::Error) -> io::Error {
         other => io::Error::other(other),
     }
 }
+
+#[cfg(test)]
+mod tests;
