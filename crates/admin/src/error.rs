@@ -22,7 +22,7 @@ pub enum Error {
     BodyUnreadable(String),
     #[error("the query is not what this route takes: {0}")]
     Query(String),
-    #[error("'{text}' in the path is no {what}")]
+    #[error("the path has '{text}' where {what} is expected")]
     Path { what: &'static str, text: String },
     #[error("there is no such route")]
     RouteNotFound,

@@ -47,7 +47,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// An id in a path. `what` says what it is one of.
+/// An id or a number in a path. `what` says what is expected.
 pub(crate) fn path_id<T: FromStr>(what: &'static str, text: &str) -> Result<T, Error> {
     text.parse().map_err(|_| Error::Path { what, text: text.to_owned() })
 }

@@ -84,15 +84,15 @@ fn filter(query: InvocationQuery) -> Result<ListFilter, Error> {
         let known = Status::ALL.into_iter().find(|status| status.as_str() == text);
         known.ok_or_else(|| {
             let names: Vec<&str> = Status::ALL.into_iter().map(Status::as_str).collect();
-            Error::Field { field: "status", reason: format!("'{text}' is none of {}", names.join(", ")) }
+            Error::Query(format!("status: '{text}' is none of {}", names.join(", ")))
         })
     });
     let limit = given(query.limit).map(|text| {
         let number = text.parse().ok().filter(|limit| *limit >= 1);
-        number.ok_or_else(|| Error::Field { field: "limit", reason: format!("'{text}' is no number from 1") })
+        number.ok_or_else(|| Error::Query(format!("limit: '{text}' is no number from 1")))
     });
-    let after = given(query.after)
-        .map(|text| text.parse().map_err(|_| Error::Field { field: "after", reason: format!("'{text}' is no invocation id") }));
+    let after =
+        given(query.after).map(|text| text.parse().map_err(|_| Error::Query(format!("after: '{text}' is no invocation id"))));
     Ok(ListFilter {
         service: given(query.service),
         // The empty key is a key.

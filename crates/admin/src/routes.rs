@@ -152,10 +152,11 @@ async fn list_deployments(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn show_deployment(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    admin.show_deployment(path_id("deployment id", &id)?).map(Json)
+    admin.show_deployment(path_id("a deployment id", &id)?).map(Json)
 }
 
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Force {
     force: Option<bool>,
 }
@@ -165,7 +166,7 @@ async fn delete_deployment(
     Path(id): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Result<StatusCode, Error> {
-    let id = path_id("deployment id", &id)?;
+    let id = path_id("a deployment id", &id)?;
     if force != Some(true) {
         return Err(Error::DeletesByForceOnly);
     }
@@ -193,7 +194,7 @@ async fn list_invocations(State(admin): State<Admin>, Query(query): Query<Invoca
 }
 
 async fn show_invocation(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    admin.show_invocation(path_id("invocation id", &id)?).await.map(Json)
+    admin.show_invocation(path_id("an invocation id", &id)?).await.map(Json)
 }
 
 async fn operate(State(admin): State<Admin>, Path((id, action)): Path<(String, String)>) -> Result<StatusCode, Error> {
@@ -207,7 +208,7 @@ async fn operate(State(admin): State<Admin>, Path((id, action)): Path<(String, S
         "restart-as-new" => return Err(Error::NotSupportedYet("restart-as-new")),
         _ => return Err(Error::RouteNotFound),
     };
-    admin.operate(path_id("invocation id", &id)?, operation).await
+    admin.operate(path_id("an invocation id", &id)?, operation).await
 }
 
 async fn list_clusters(State(admin): State<Admin>) -> impl IntoResponse {
@@ -220,6 +221,7 @@ async fn create_cluster(State(admin): State<Admin>, JsonBody(body): JsonBody<New
 }
 
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ClusterQuery {
     include_subscriptions: Option<bool>,
 }
@@ -259,7 +261,7 @@ async fn subscribe(State(admin): State<Admin>, JsonBody(body): JsonBody<NewSubsc
 }
 
 async fn show_subscription(State(admin): State<Admin>, Path(id): Path<String>) -> Answer<impl Serialize> {
-    admin.show_subscription(path_id("subscription id", &id)?).await.map(Json)
+    admin.show_subscription(path_id("a subscription id", &id)?).await.map(Json)
 }
 
 async fn unsubscribe(
@@ -267,7 +269,7 @@ async fn unsubscribe(
     Path(id): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Result<StatusCode, Error> {
-    let is_gone = admin.unsubscribe(path_id("subscription id", &id)?, force.unwrap_or(false)).await?;
+    let is_gone = admin.unsubscribe(path_id("a subscription id", &id)?, force.unwrap_or(false)).await?;
     Ok(if is_gone { StatusCode::OK } else { StatusCode::ACCEPTED })
 }
 
@@ -276,11 +278,11 @@ async fn list_parked(
     Path(id): Path<String>,
     Query(query): Query<ParkedQuery>,
 ) -> Answer<impl Serialize> {
-    admin.list_parked(path_id("subscription id", &id)?, query).await.map(Json)
+    admin.list_parked(path_id("a subscription id", &id)?, query).await.map(Json)
 }
 
 async fn discard_parked(State(admin): State<Admin>, Path((id, n)): Path<(String, String)>) -> Result<StatusCode, Error> {
-    let (id, n) = (path_id("subscription id", &id)?, path_id("number of a parked record", &n)?);
+    let (id, n) = (path_id("a subscription id", &id)?, path_id("the number of a parked record", &n)?);
     admin.discard_parked(id, n).await.map(|()| StatusCode::OK)
 }
 

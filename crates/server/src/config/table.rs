@@ -90,7 +90,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "log-filter",
         kind: Kind::Text(|c| &mut c.log_filter),
-        meaning: "Which log lines are written: levels, each for everything or for a target. As it is it leaves out warnings of the library for HTTP/2 (`h2`): whom it speaks with can cause as many as it likes.",
+        meaning: "Which log lines are written: levels, each for everything or for a target. The default leaves out warnings of the HTTP/2 library (`h2`), because any client or handler can cause as many of them as it likes.",
     },
     Setting {
         key: "memory-size",

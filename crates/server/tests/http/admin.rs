@@ -181,10 +181,11 @@ async fn each_request_that_is_not_what_a_route_takes_is_refused_with_a_code() {
     }
     for (line, status, code) in [
         ("GET /invocations?state=running", 400, "SF2027"),
-        ("GET /invocations?limit=x", 400, "SF2002"),
+        ("GET /invocations?limit=x", 400, "SF2027"),
         ("GET /subscriptions?sinks=a", 400, "SF2027"),
         (&format!("GET /subscriptions/{subscription}/parked?limit=x"), 400, "SF2027"),
         ("DELETE /kafka-clusters/c?force=perhaps", 400, "SF2027"),
+        (&format!("DELETE /subscriptions/{subscription}?forse=true"), 400, "SF2027"),
         ("GET /kafka-clusters/c?include_subscriptions=7", 400, "SF2027"),
         ("GET /deployments/dp_x", 400, "SF2005"),
         ("DELETE /deployments/dp_x?force=true", 400, "SF2005"),
