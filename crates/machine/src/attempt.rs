@@ -82,7 +82,13 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
     }
     let mut news = News::default();
     for item in &event.items {
-        journal::item_received(cx, life, &invocation, &mut active, item, &mut news)?;
+        if let Err(refused) = journal::item_received(cx, life, &invocation, &mut active, item, &mut news)? {
+            // What came before it stays, as it is known to the handler's next attempt; what came behind it is of a handler that is wrong.
+            cx.effect(Effect::AbortAttempt { id, attempt: active.attempt });
+            pause_for(cx, life, &mut active, refused.to_string());
+            store(cx, id, invocation, active);
+            return Ok(());
+        }
     }
     match &event.end {
         None => {
@@ -110,10 +116,7 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
         Some(AttemptEnd::Completed) => match active.output.take() {
             Some(outcome) => invocation::complete(cx, id, invocation, &active, Callees::GoOn, outcome),
             None => {
-                let message = "the handler ended without a result".to_owned();
-                let error = AttemptError { code: 500, message, at: cx.now(), stacktrace: None, command: None };
-                active.last_error = Some(error.into());
-                pause(cx, life, &mut active);
+                pause_for(cx, life, &mut active, "the handler ended without a result".to_owned());
                 store(cx, id, invocation, active);
                 Ok(())
             }
@@ -148,6 +151,13 @@ pub(crate) fn progressed<S: State>(cx: &mut Context<S>, event: &AttemptProgress)
             Ok(())
         }
     }
+}
+
+/// An attempt brought what it may not bring: an operator is to look at its handler. The caller stores the row.
+fn pause_for<S: State>(cx: &mut Context<S>, life: Life, active: &mut Active, message: String) {
+    let error = AttemptError { code: 500, message, at: cx.now(), stacktrace: None, command: None };
+    active.last_error = Some(error.into());
+    pause(cx, life, active);
 }
 
 /// Waits for an operator. The caller stores the row.

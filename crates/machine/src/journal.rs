@@ -6,16 +6,27 @@ use crate::{
     Effect, Invocations, Journal, JournalKey, Mutant, Open, OpenKey, State, StateError, attempt, chore, object, outbox, timer,
 };
 use bytes::Bytes;
+use std::fmt;
 use surefoot_model::{
     Action, Active, AttemptClass, Caller, Entry, Incarnation, Invocation, InvocationId, Item, Life, Message, Notification,
     NotificationId, OpenCompletion, Outcome, Progress, Resolution, Stage, entry_type,
 };
 
+/// A command has this completion id and waits for its completion. The edge lets each id through once; if ever it does not, no partition
+/// stops for what a handler says.
+pub(crate) struct IdIsOpen(u32);
+
+impl fmt::Display for IdIsOpen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "completion id {} is used by two commands (RT0012)", self.0)
+    }
+}
+
 /// Notifications that one event put into a journal, with their places there.
 pub(crate) type News = Vec<(u32, Notification)>;
 
 /// Stores one item of a running attempt and does what it asks for. Nothing is delivered here: the caller does, once it knows
-/// whether the attempt goes on.
+/// whether the attempt goes on. **Refuses**, and has done nothing, where a command has the completion id of one that is open.
 pub(crate) fn item_received<S: State>(
     cx: &mut Context<S>,
     life: Life,
@@ -23,22 +34,44 @@ pub(crate) fn item_received<S: State>(
     active: &mut Active,
     item: &Item,
     news: &mut News,
-) -> Result<(), StateError> {
+) -> Result<Result<(), IdIsOpen>, StateError> {
     match item {
         Item::Command { ty, raw, action } => {
+            for id in completion_ids(action) {
+                if is_open(cx, life.incarnation, active, id)? {
+                    return Ok(Err(IdIsOpen(id)));
+                }
+            }
             append(cx, life.incarnation, active, Entry::Command { ty: *ty, raw: raw.clone() });
             active.commands += 1;
             active.retries_since_entry = 0;
-            act(cx, life, invocation, active, raw, action, news)
+            act(cx, life, invocation, active, raw, action, news)?;
         }
         Item::RunProposed { completion, outcome } => {
             // A second proposal, or one for an id that no run has, changes nothing.
             if close(cx, life.incarnation, active, *completion, |open| *open == OpenCompletion::Run)? {
                 news.push(complete_command(cx, life, active, entry_type::RUN_COMPLETION, *completion, outcome.clone().into()));
             }
-            Ok(())
         }
     }
+    Ok(Ok(()))
+}
+
+fn completion_ids(action: &Action) -> impl Iterator<Item = u32> + use<> {
+    let ids = match action {
+        Action::GetState { completion, .. }
+        | Action::GetStateKeys { completion }
+        | Action::Sleep { completion, .. }
+        | Action::Run { completion } => [Some(*completion), None],
+        Action::Call { id_completion, result, .. } => [Some(*id_completion), *result],
+        Action::Keep
+        | Action::Succeed { .. }
+        | Action::Fail(_)
+        | Action::SetState { .. }
+        | Action::ClearState { .. }
+        | Action::ClearAllState => [None, None],
+    };
+    ids.into_iter().flatten()
 }
 
 fn act<S: State>(
@@ -107,10 +140,16 @@ pub(crate) fn caller<S>(cx: &Context<S>, life: Life, completion: u32) -> Caller 
     Caller { partition: cx.partition, id: life.id, incarnation: life.incarnation, completion }
 }
 
-/// Notes a command that waits for its completion. The edge lets each completion id through once.
+/// Whether a command waits under this id. SDKs count their ids up, and no row is read for one that is larger than all before.
+fn is_open<S: State>(cx: &Context<S>, life: Incarnation, active: &Active, completion: u32) -> Result<bool, StateError> {
+    Ok(completion <= active.opened_up_to && cx.state.get::<Open>(&OpenKey { life, completion })?.is_some())
+}
+
+/// Notes a command that waits for its completion. No other does under this id.
 fn open<S: State>(cx: &mut Context<S>, life: Incarnation, active: &mut Active, completion: u32, open: OpenCompletion) {
     cx.state.insert::<Open>(OpenKey { life, completion }, open);
     active.open += 1;
+    active.opened_up_to = active.opened_up_to.max(completion);
 }
 
 /// Whether an open command had this completion id and `matches`; it is open no more.

@@ -429,6 +429,32 @@ fn a_run_result_is_delivered_once_and_a_second_proposal_changes_nothing() {
     );
 }
 
+/// Nothing lies over what is open, and the partition goes on: the edge lets no such thing through, and this is the last that holds.
+#[test]
+fn a_second_command_with_an_open_completion_id_pauses_its_invocation() {
+    for again in ["run A 1", "get A key 1", "keys A 1"] {
+        let world = check(
+            &format!(
+                "call Obj/k/add as A; run A 9; sleep A 1 10; {again}; propose A 9 late; now 10; fire A 1 10; call Svc/go as B; resume A"
+            ),
+            expect![[
+                r#"A: accept · A: start, 1 known · A: timer at 10 for 1 · A: abort · B: accept · B: start, 1 known · A: start, 4 known · operator: Done"#
+            ]],
+        );
+        let active = world.state.get::<Invocations>(&world.names["A"]).unwrap().unwrap();
+        let active = active.active().unwrap();
+        assert_eq!((active.open, world.state.len::<Open>()), (1, 1), "of the step, whose proposal came too late");
+        assert_eq!(active.last_error.as_ref().unwrap().message, "completion id 1 is used by two commands (RT0012)");
+    }
+}
+
+/// Ids that come in order are new.
+#[test]
+fn a_command_whose_id_is_larger_than_all_before_is_opened_without_a_look() {
+    let reads = |script| play(script).state.read.get();
+    assert_eq!(reads("call Svc/go as A; run A 1; run A 2") + 1, reads("call Svc/go as A; run A 2; run A 1"));
+}
+
 #[test]
 fn a_sleep_suspends_and_its_timer_resumes_with_the_whole_journal() {
     let world = check(

@@ -148,6 +148,9 @@ pub struct Active {
     /// Its turn in the class.
     #[n(15)]
     pub turn: u64,
+    /// The largest completion id that a command of it has waited under: none waits under a larger one.
+    #[n(16)]
+    pub opened_up_to: u32,
 }
 
 impl Active {

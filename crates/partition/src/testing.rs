@@ -78,6 +78,7 @@ pub(crate) fn active(attempt: Attempt, journal_len: u32) -> Active {
         commands: journal_len,
         pin: None,
         open: 0,
+        opened_up_to: 0,
         output: None,
         attempts_counted: 0,
         retries_since_entry: 0,

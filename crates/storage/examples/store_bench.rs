@@ -225,6 +225,7 @@ fn invocation() -> Invocation {
             commands: 1,
             pin: None,
             open: 0,
+            opened_up_to: 0,
             output: None,
             attempts_counted: 1,
             counted_in: Epoch(1),

@@ -184,6 +184,7 @@ mod tests {
             commands: 1,
             pin: None,
             open: 0,
+            opened_up_to: 0,
             output: None,
             attempts_counted: 0,
             retries_since_entry: 0,
