@@ -109,7 +109,8 @@ pub struct AttemptStart {
 pub struct JournalRest {
     /// How many entries it has.
     pub entries: u32,
-    /// Reads the next ones. None: they are gone, as the attempt does not count any more, or cannot be read.
+    /// Reads the next ones. None: they are gone, as the attempt does not count any more, or cannot be read, and the partition stops. It is
+    /// aborted in both cases.
     pub read: Box<dyn FnOnce() -> BoxFuture<Option<ReadEntries>> + Send>,
 }
 

@@ -15,9 +15,9 @@ use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, UNIX_EPOCH};
 use surefoot_env::BoxFuture;
 use surefoot_model::catalog::{Catalog, Deployment, HttpVersion, ResolvedOptions, StreamMode};
@@ -303,8 +303,15 @@ impl Unreplayed {
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<ReadEntries>> {
-        self.reads.as_mut().map_or(Poll::Pending, |reads| reads.as_mut().poll(cx))
+    /// Never ready where the read finds nothing: the attempt does not count any more, or its partition stops, and either aborts it. A
+    /// failure that was reported instead would be durable, and count against an invocation that did nothing wrong.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<ReadEntries> {
+        let Some(reads) = &mut self.reads else { return Poll::Pending };
+        let Some(read) = ready!(reads.as_mut().poll(cx)) else {
+            *reads = Box::pin(pending());
+            return Poll::Pending;
+        };
+        Poll::Ready(read)
     }
 }
 
@@ -425,7 +432,7 @@ impl<'a> Attempt<'a> {
             item_bytes: 0,
             reads: 0,
             has_output: false,
-            last_delivered: known_entries(&start).saturating_sub(1),
+            last_delivered: 0,
             has_ended: false,
             start,
         }
@@ -607,8 +614,7 @@ impl<'a> Attempt<'a> {
                 },
                 // The read goes on where it is.
                 read = poll_fn(|cx| self.unreplayed.as_mut().map_or(Poll::Pending, |unreplayed| unreplayed.poll_read(cx))) => {
-                    let gone = || Failure::of_server("the rest of the journal cannot be read".to_owned());
-                    self.replay_on(stream, read.ok_or_else(gone)?)?;
+                    self.replay_on(stream, read)?;
                     patience.active();
                 }
                 // The exchange keeps what it has read until it is asked again.
@@ -785,6 +791,8 @@ impl<'a> Attempt<'a> {
             self.completions.replayed(entry);
             self.journal.add(1, entry.bytes());
         }
+        // Nothing else is in it before all of these are.
+        self.last_delivered = self.journal.entries.saturating_sub(1);
     }
 
     /// Sends the next part of the replay.
@@ -932,6 +940,11 @@ impl<'a> Attempt<'a> {
     /// Takes one message; gives the attempt's end back where it is one.
     fn message(&mut self, frame: protocol::Frame) -> Result<Option<End>, Failure> {
         let message = protocol::decode(frame).map_err(|violation| Failure::of_peer(500, format!("{violation} (RT0012)")))?;
+        if self.unreplayed.is_some() && !matches!(message, Message::Failed(_)) {
+            // Whether it fits can be told only once all that it has to fit to is known here. No SDK says anything before it has all that it
+            // was told of.
+            return Err(Failure::of_peer(500, "the handler went on before it had its journal (RT0012)".to_owned()));
+        }
         match message {
             Message::Command { ty, raw, command } => {
                 let action = match command {

@@ -364,9 +364,69 @@ fn a_handler_that_never_takes_its_journal_and_a_journal_that_is_gone_end_the_att
         > Start, 4 known, 0 values, retry 0
         > Input
         > 0x0411
-        > 0x0411
+        > 0x0411"#]],
+    );
+    world.abort();
+    check(
+        &world,
+        expect![[r#"
+        > reset
+        = slot free"#]],
+    );
+    assert_eq!(world.reports(), 0, "what is not read here is no failure of the invocation");
+}
+
+/// A step with the completion id of one that had not been sent was taken, and its record stopped the partition at each start; a suspension
+/// on what lay in the unread part never ended.
+#[test]
+fn a_handler_that_goes_on_before_it_has_its_journal_fails_and_nothing_of_it_is_taken() {
+    let suspends = wire::suspends(&[1]);
+    for frame in
+        [wire::run(1), wire::run(3), wire::sleep(5, 2), wire::proposes(2, b"x"), wire::output(b"out"), wire::end(), suspends]
+    {
+        let mut world = World::new();
+        world.clog(UNSENT_BYTES_MAX + 1);
+        start_with_rest(&mut world, false);
+        world.head();
+        world.story();
+        world.writes(&[frame]);
+        check(
+            &world,
+            expect![[r#"
+            > half-close
+            = failed: the handler went on before it had its journal (RT0012); again in 500 ms
+            = slot free"#]],
+        );
+        assert!(world.report().items.is_empty());
+    }
+    // It may say that it fails.
+    let mut world = World::new();
+    world.clog(UNSENT_BYTES_MAX + 1);
+    start_with_rest(&mut world, false);
+    world.head();
+    world.story();
+    world.writes(&[wire::fails(wire::Says { message: "boom", ..Default::default() })]);
+    check(
+        &world,
+        expect![[r#"
         > half-close
-        = failed (ours): the rest of the journal cannot be read; again in 500 ms
+        = failed: boom; again in 500 ms
+        = slot free"#]],
+    );
+}
+
+#[test]
+fn a_suspension_says_the_last_entry_that_was_sent() {
+    let mut world = World::new();
+    start_with_rest(&mut world, false);
+    world.head();
+    world.story();
+    world.writes(&[wire::sleep(5, 3), wire::suspends(&[3])]);
+    check(
+        &world,
+        expect![[r#"
+        > half-close
+        = from 3: Sleep suspended on #3 after entry 2
         = slot free"#]],
     );
 }
