@@ -16,7 +16,7 @@ pub struct Settings {
     pub defaults: Defaults,
     /// Attempts that run at a time on this node.
     pub attempts_max: usize,
-    /// Bytes of journals and state being replayed at a time; one attempt may pass it alone.
+    /// Bytes of journals and state being replayed at a time, as far as they are in memory; one attempt may pass it alone.
     pub replay_bytes_max: usize,
     /// Bytes that attempts have reported and that are not applied yet, each report with [`surefoot_model::RECORD_COST`]; beyond it attempts
     /// stop reading, those of each deployment in turn, and none starts of a deployment that waits so. One report may pass it alone.
@@ -109,6 +109,8 @@ pub struct AttemptStart {
 pub struct JournalRest {
     /// How many entries it has.
     pub entries: u32,
+    /// So many bytes of them are read at a time, or one entry that is larger.
+    pub part_bytes: u64,
     /// Reads the next ones. None: they are gone, as the attempt does not count any more, or cannot be read, and the partition stops. It is
     /// aborted in both cases.
     pub read: Box<dyn FnOnce() -> BoxFuture<Option<ReadEntries>> + Send>,

@@ -192,6 +192,13 @@ pub(crate) struct Chosen {
     version: u8,
 }
 
+impl Chosen {
+    /// Its request leaves once it is whole, and no part of it before.
+    pub(crate) fn leaves_whole(&self) -> bool {
+        self.deployment.http == HttpVersion::Http11
+    }
+}
+
 /// The deployment and protocol version: the pinned ones, or the newest.
 pub(crate) fn choose(catalog: &Catalog, service: &Text, pin: Option<Pin>) -> Result<Chosen, Failure> {
     match pin {
@@ -285,13 +292,20 @@ struct Stream {
     is_open: bool,
 }
 
+impl JournalRest {
+    /// Bytes of it that come into memory at a time, where it has so many.
+    pub(crate) fn bytes_at_once(&self, leaves_whole: bool, bytes: u64) -> u64 {
+        if leaves_whole { bytes } else { bytes.min(self.part_bytes) }
+    }
+}
+
 /// What of the replay has not been sent.
 struct Unreplayed {
     /// What was sent before has to leave.
     waits: Option<Box<JournalRest>>,
     reads: Option<BoxFuture<Option<ReadEntries>>>,
-    /// Bytes of it.
-    bytes: u64,
+    /// Bytes of it that come into memory at a time.
+    bytes: usize,
     /// The request ends behind it.
     is_last: bool,
 }
@@ -455,6 +469,7 @@ impl<'a> Attempt<'a> {
 
     /// A stream to the deployment. None: aborted meanwhile.
     async fn open(&mut self, chosen: Chosen) -> Option<Result<Stream, Failure>> {
+        let leaves_whole = chosen.leaves_whole();
         let Chosen { deployment, version } = chosen;
         if let Some(Err(error)) = self.held.begun.as_mut().map(Begun::connect) {
             return Some(Err(Failure::out_of_reach(&format!("{error}, a moment ago"))));
@@ -462,7 +477,6 @@ impl<'a> Attempt<'a> {
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
             && deployment.http == HttpVersion::Http2
             && self.options.inactivity_timeout_ms > 0;
-        let leaves_whole = deployment.http == HttpVersion::Http11;
         let may_be_refused = leaves_whole;
         let (id, no_room) = (deployment.id, Arc::new(Notify::new()));
         let mut opening = self.invoker.transport.open(open_request(self, deployment, version, no_room.clone()));
@@ -560,7 +574,6 @@ impl<'a> Attempt<'a> {
             if has_little || stream.leaves_whole {
                 self.unreplayed.iter_mut().for_each(|unreplayed| unreplayed.read_on());
             }
-            let unreplayed_bytes = self.unreplayed.as_ref().map_or(0, |unreplayed| unreplayed.bytes as usize);
             let (replays, reads) = match &self.unreplayed {
                 None => (false, false),
                 Some(unreplayed) => (true, unreplayed.reads.is_some()),
@@ -573,7 +586,8 @@ impl<'a> Attempt<'a> {
                     next @ (Next::Over | Next::Aborted) => return Ok(next),
                 }
             }
-            self.held.replay.take_if(|replay| replay.shrink_to(unsent.saturating_add(unreplayed_bytes)) == 0);
+            let coming = self.unreplayed.as_ref().map_or(0, |unreplayed| unreplayed.bytes);
+            self.held.replay.take_if(|replay| replay.shrink_to(unsent.saturating_add(coming)) == 0 && !replays);
             if unsent <= UNSENT_BYTES_MAX {
                 self.sending = None;
             }
@@ -780,7 +794,7 @@ impl<'a> Attempt<'a> {
             stream.version,
         );
         self.replay(&replay, &mut out, stream.version);
-        self.leave_unreplayed(rest);
+        self.leave_unreplayed(rest, stream.leaves_whole);
         stream.send(self.invoker, out)
     }
 
@@ -799,8 +813,12 @@ impl<'a> Attempt<'a> {
     fn replay_on(&mut self, stream: &mut Stream, read: ReadEntries) -> Result<(), Failure> {
         let mut out = Outgoing::with_capacity(64);
         self.replay(&read.entries, &mut out, stream.version);
-        let is_last = self.leave_unreplayed(read.rest);
+        let is_last = self.leave_unreplayed(read.rest, stream.leaves_whole);
         stream.send(self.invoker, out)?;
+        let coming = self.unreplayed.as_ref().map_or(0, |unreplayed| unreplayed.bytes);
+        let bytes = stream.exchange.unsent_bytes().saturating_add(coming);
+        // The part may have been one entry that is larger than parts are.
+        self.held.replay.iter_mut().for_each(|replay| replay.resize_to(bytes));
         if is_last {
             stream.half_close();
         }
@@ -808,11 +826,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// So much of the replay is still to be sent. Whether it is nothing, and the request ends here.
-    fn leave_unreplayed(&mut self, rest: Option<Box<JournalRest>>) -> bool {
+    fn leave_unreplayed(&mut self, rest: Option<Box<JournalRest>>, leaves_whole: bool) -> bool {
         let is_last = self.unreplayed.take().is_some_and(|before| before.is_last);
-        let bytes = self.start.journal_bytes.saturating_sub(self.journal.bytes);
+        let left = self.start.journal_bytes.saturating_sub(self.journal.bytes);
         match rest {
-            Some(rest) => self.unreplayed = Some(Box::new(Unreplayed { waits: Some(rest), reads: None, bytes, is_last })),
+            Some(rest) => {
+                let bytes = usize::try_from(rest.bytes_at_once(leaves_whole, left)).unwrap_or(usize::MAX);
+                self.unreplayed = Some(Box::new(Unreplayed { waits: Some(rest), reads: None, bytes, is_last }));
+            }
             None => self.journal.add(self.completions.open(), 0),
         }
         is_last && self.unreplayed.is_none()

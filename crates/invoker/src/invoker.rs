@@ -186,17 +186,20 @@ impl Invoker {
 
     /// As [`Self::start_read`], where the replay was read at once.
     pub fn start(self: &Arc<Self>, start: AttemptStart, admission: Admission) {
-        let read: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
-        let entries = if start.rest.is_some() { read.max(start.journal_bytes) } else { read };
-        let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let replay = self.expect_replay(entries.saturating_add(state as u64));
-        self.start_read(start, admission, replay);
+        self.start_read(start, admission, self.expect_replay(0));
     }
 
-    /// Starts an attempt in the slot reserved before. Its replay counts until it has left.
-    pub fn start_read(self: &Arc<Self>, start: AttemptStart, admission: Admission, replay: ReplayBytes) {
+    /// Starts an attempt in the slot reserved before. Its replay counts until it has left, as far as it comes into memory at a time.
+    pub fn start_read(self: &Arc<Self>, start: AttemptStart, admission: Admission, mut replay: ReplayBytes) {
         self.metrics.started.increment(1);
         let Admission { chosen, begun } = admission;
+        let leaves_whole = chosen.as_ref().is_ok_and(|chosen| chosen.leaves_whole());
+        let read: u64 = start.replay.iter().map(|entry| entry.bytes() + ENTRY_BYTES).sum();
+        let rest =
+            start.rest.as_ref().map_or(0, |rest| rest.bytes_at_once(leaves_whole, start.journal_bytes.saturating_sub(read)));
+        let state: usize = start.state.entries.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes = read.saturating_add(rest).saturating_add(state as u64);
+        replay.resize_to(usize::try_from(bytes).unwrap_or(usize::MAX));
         let place = AttemptPlace { invoker: self.clone(), idle: None };
         let held = Held { replay: Some(replay), begun, part: None, place };
         self.env.tasks.spawn(Box::pin(attempt::run(self.clone(), start, chosen, held)));
@@ -489,6 +492,13 @@ impl ReplayBytes {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// So many bytes of it are in memory, or come next.
+    pub(crate) fn resize_to(&mut self, bytes: usize) {
+        self.invoker.replay_bytes.fetch_add(bytes.saturating_sub(self.bytes), Ordering::Relaxed);
+        self.bytes = self.bytes.max(bytes);
+        self.shrink_to(bytes);
     }
 
     /// No more than so many bytes of it are still to leave; how many are.

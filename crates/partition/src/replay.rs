@@ -80,7 +80,8 @@ impl Replay {
         Self { part_bytes, ..self }
     }
 
-    /// What it takes in memory once it is read, where its journal has so many payload bytes.
+    /// What it takes in memory at most while it is read, where its journal has so many payload bytes: a part may be all of that, as nobody
+    /// knows how large the entry is that ends it.
     pub(crate) fn bytes(&self, journal_bytes: u64) -> u64 {
         let state = self.unread.as_ref().map_or(0, |unread| {
             let largest = u64::from(unread.row.value_bytes_max);
@@ -176,7 +177,8 @@ pub(crate) struct UnreadJournal {
 impl UnreadJournal {
     pub(crate) fn of(self, shared: &Arc<Shared>) -> Box<JournalRest> {
         let shared = shared.clone();
-        Box::new(JournalRest { entries: self.end - self.next, read: Box::new(move || Box::pin(self.read(shared))) })
+        let (entries, part_bytes) = (self.end - self.next, self.part_bytes);
+        Box::new(JournalRest { entries, part_bytes, read: Box::new(move || Box::pin(self.read(shared))) })
     }
 
     async fn read(mut self, shared: Arc<Shared>) -> Option<ReadEntries> {

@@ -259,7 +259,7 @@ fn rest(mut left: VecDeque<Entry>, breaks_off: bool) -> Box<JournalRest> {
         });
         Box::pin(std::future::ready(read))
     };
-    Box::new(JournalRest { entries, read: Box::new(read) })
+    Box::new(JournalRest { entries, part_bytes: 1_000, read: Box::new(read) })
 }
 
 /// An attempt on a journal with two steps that are read while it runs.
@@ -374,6 +374,23 @@ fn a_handler_that_never_takes_its_journal_and_a_journal_that_is_gone_end_the_att
         = slot free"#]],
     );
     assert_eq!(world.reports(), 0, "what is not read here is no failure of the invocation");
+}
+
+/// One handler that took its large journal slowly let no attempt of any deployment begin meanwhile.
+#[test]
+fn of_a_journal_that_is_read_in_parts_one_part_counts_and_all_of_it_where_the_request_leaves_whole() {
+    let settings = || Settings { replay_bytes_max: 1 << 20, ..settings() };
+    let has_place = |mut world: World| {
+        world.clog(UNSENT_BYTES_MAX + 1);
+        world.start(|start| {
+            let step = |id| command(entry_type::RUN, wire::completable(id));
+            start.rest = Some(rest([step(1), step(2)].into(), true));
+            start.journal_bytes = 100 << 20;
+        });
+        world.invoker.has_place()
+    };
+    assert!(has_place(World::with(settings(), StreamMode::Bidirectional)));
+    assert!(!has_place(World::over_http1_with(settings())));
 }
 
 /// A step with the completion id of one that had not been sent was taken, and its record stopped the partition at each start; a suspension

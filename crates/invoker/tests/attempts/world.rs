@@ -99,7 +99,11 @@ impl World {
 
     /// The deployment speaks HTTP/1.1.
     pub(crate) fn over_http1() -> Self {
-        let world = Self::new();
+        Self::over_http1_with(settings())
+    }
+
+    pub(crate) fn over_http1_with(settings: Settings) -> Self {
+        let world = Self::with(settings, StreamMode::RequestResponse);
         world.catalog.publish(Arc::new(registered(StreamMode::RequestResponse, HttpVersion::Http11)));
         world
     }
