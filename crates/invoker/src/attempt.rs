@@ -29,7 +29,7 @@ use surefoot_protocol::{
     self as protocol, Behavior, Call, Command, FrameDecoder, KEY_BYTES_MAX, Message, NewSubmission, Outgoing, Start,
     SubmissionError, build_submission,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// From this failing attempt on the log says so.
 const WARN_FROM_ATTEMPT: u32 = 3;
@@ -1144,52 +1144,61 @@ impl<'a> Attempt<'a> {
 
     /// Room for the items and so many bytes more, and for what they ask for. None: aborted while waiting for it.
     async fn room(&mut self, more: usize) -> Option<Room> {
-        if self.reads > 0 {
-            // Apart, so that the task of an attempt that only waits is small.
-            Box::pin(self.room_for_reads()).await?;
-        }
         let cost = RECORD_COST as usize + self.items.len() * ITEM_COST + self.item_bytes + more;
         let permits = self.invoker.report_permits(cost);
         if self.invoker.output.has_memory_of(self.pin.deployment)
+            && let Ok(reads) = self.try_read_room()
             && let Ok(permit) = self.invoker.reports.clone().try_acquire_many_owned(permits)
         {
+            self.asks_for(reads);
             return Some(Room::new(permit));
         }
-        // Apart as well.
+        // Apart, so that the task of an attempt that only waits is small.
         Box::pin(self.wait_for_room(permits)).await
     }
 
+    /// Who waits for memory holds nothing meanwhile that others need: theirs may have some (rule O8).
     async fn wait_for_room(&mut self, permits: u32) -> Option<Room> {
         let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
         loop {
             if !invoker.output.has_memory_of(deployment) {
                 self.until_aborted(invoker.output.memory_of(deployment)).await?;
             }
+            let reads = match self.try_read_room() {
+                Ok(reads) => reads,
+                Err(permits) => {
+                    let invoker = invoker.clone();
+                    let take = async move { invoker.read_lines.take(deployment, &invoker.reads, permits).await };
+                    Some(self.until_aborted(Box::pin(take)).await?)
+                }
+            };
             let permit = self.until_aborted(Box::pin(invoker.clone().report_room(deployment, permits))).await?;
             // What others reported before may lie in the tables by now, and fill them.
             if invoker.output.has_memory_of(deployment) {
+                self.asks_for(reads);
                 return Some(Room::new(permit));
             }
         }
     }
 
-    /// For all of them at once: none of them is answered before it is reported.
-    async fn room_for_reads(&mut self) -> Option<()> {
-        let (count, reads) = (std::mem::take(&mut self.reads), self.invoker.reads.clone());
-        let permits = self.invoker.read_permits(self.start.read_bytes_max.saturating_mul(count.into()));
-        let mut all = match reads.clone().try_acquire_many_owned(permits) {
-            Ok(permit) => permit,
-            Err(_) => {
-                let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
-                let take = async move { invoker.read_lines.take(deployment, &invoker.reads, permits).await };
-                self.until_aborted(Box::pin(take)).await?
-            }
-        };
+    /// Room for all reads of state among the items: none of them is answered before it is reported. **Errors**: so many permits are not there.
+    fn try_read_room(&self) -> Result<Option<OwnedSemaphorePermit>, u32> {
+        if self.reads == 0 {
+            return Ok(None);
+        }
+        let permits = self.invoker.read_permits(self.start.read_bytes_max.saturating_mul(self.reads.into()));
+        self.invoker.reads.clone().try_acquire_many_owned(permits).map(Some).map_err(|_| permits)
+    }
+
+    /// The reads are about to be reported: each holds its part of the room until its answer comes.
+    fn asks_for(&mut self, reads: Option<OwnedSemaphorePermit>) {
+        let count = std::mem::take(&mut self.reads);
+        let Some(mut all) = reads else { return };
+        let each = all.num_permits() / count as usize;
         for _ in 1..count {
-            self.start.live.reads(all.split((permits / count) as usize).expect("it is a part of them"));
+            self.start.live.reads(all.split(each).expect("it is a part of them"));
         }
         self.start.live.reads(all);
-        Some(())
     }
 
     fn report_in(&mut self, room: Room, end: Option<AttemptEnd>) {

@@ -1001,6 +1001,52 @@ fn reads_of_all_attempts_have_one_bound() {
     assert_eq!(world.reports(), 3);
 }
 
+/// Reads of a deployment that had brought much held the room of all reads while they waited for memory, and others had some.
+#[test]
+fn who_waits_for_memory_holds_no_room_for_reads() {
+    let asks = |world: &mut World, service, bytes| {
+        world.start(|start| {
+            start.target = Target::new(TargetKind::ObjectExclusive, service, "k", "run");
+            start.read_bytes_max = bytes;
+        });
+        world.head();
+        world.take_live()
+    };
+    let reads = [wire::lazy_state(b"a", 1)];
+    let answer = || {
+        let notification = completion(entry_type::GET_LAZY_STATE_COMPLETION, 1, Resolution::Value("v".into()));
+        Live { index: 2, notification }
+    };
+    let room = || Settings { read_bytes_max: 1_000, attempts_max: 9, ..settings() };
+    // It comes when there is no memory.
+    let mut world = World::with(room(), StreamMode::Bidirectional);
+    let much = asks(&mut world, "Object", 800);
+    world.is_much(Some(world::DEPLOYMENT));
+    world.writes(&reads);
+    let other = asks(&mut world, "Other", 800);
+    world.writes(&reads);
+    assert_eq!(world.reports(), 1, "of the other one");
+    world.is_much(None);
+    assert_eq!(world.reports(), 1, "the other has the room");
+    other.notify(answer());
+    world.run();
+    assert_eq!(world.reports(), 2);
+    drop((much, other));
+    // The memory has gone by the time at which it has room.
+    let mut world = World::with(room(), StreamMode::Bidirectional);
+    let first = asks(&mut world, "Other", 800);
+    world.writes(&reads);
+    let much = asks(&mut world, "Object", 800);
+    world.writes(&reads);
+    world.is_much(Some(world::DEPLOYMENT));
+    first.notify(answer());
+    world.run();
+    let other = asks(&mut world, "Other", 800);
+    world.writes(&reads);
+    assert_eq!(world.reports(), 2, "of the other deployment");
+    drop((first, much, other));
+}
+
 /// Bytes that the room for parts takes.
 const HALF: usize = 130 << 10;
 

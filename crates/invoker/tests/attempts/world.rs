@@ -22,11 +22,12 @@ use surefoot_model::{
     Attempt, AttemptEnd, AttemptProgress, CatalogCell, DeploymentId, Entry, InvocationId, Item, Notification, NotificationId,
     PartitionId, Resolution, Target, TargetKind, Timestamp, Verdict, entry_type,
 };
+use tokio::sync::Notify;
 
 /// Unix time at which every test begins: 2023-11-14, 22:13:20.
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const DEPLOYMENT: DeploymentId = DeploymentId(1);
-/// Another one, which serves `Neighbour/run`.
+/// Another one, which serves `Neighbour/run` and the object `Other`.
 const NEIGHBOUR: DeploymentId = DeploymentId(2);
 
 pub(crate) type Events = Arc<Mutex<Wire>>;
@@ -54,6 +55,9 @@ struct Seen {
     refusal: Option<TransportError>,
     /// What does not leave of each request at first.
     unsent: usize,
+    /// There is no memory for what this one brings; and who waits for it.
+    much: Option<DeploymentId>,
+    memory: Arc<Notify>,
 }
 
 type Shared = Arc<Mutex<Seen>>;
@@ -253,6 +257,15 @@ impl World {
         self.seen.lock().unwrap().refusal = Some(error);
     }
 
+    /// There is memory for what all deployments bring but this one.
+    pub(crate) fn is_much(&mut self, deployment: Option<DeploymentId>) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.much = deployment;
+        seen.memory.notify_waiters();
+        drop(seen);
+        self.run();
+    }
+
     /// Streams that were asked for.
     pub(crate) fn requests(&self) -> usize {
         self.seen.lock().unwrap().requests.len()
@@ -328,11 +341,13 @@ fn registered(mode: StreamMode, http: HttpVersion) -> Catalog {
     let service = Service::new("Object", ServiceKind::VirtualObject, handlers.map(|(name, target)| Handler::new(name, target)));
     let deployment = Deployment { mode, http, ..Deployment::at(DEPLOYMENT, "http://handlers/") }.serving([service]);
     let service = Service::new("Neighbour", ServiceKind::Service, [Handler::new("run", TargetKind::Service)]);
-    let neighbour = Deployment { mode, http, ..Deployment::at(NEIGHBOUR, "http://neighbours/") }.serving([service]);
-    let services = [&deployment, &neighbour].map(|deployment| deployment.services[0].clone());
+    let object = Service::new("Other", ServiceKind::VirtualObject, [Handler::new("run", TargetKind::ObjectExclusive)]);
+    let neighbour = Deployment { mode, http, ..Deployment::at(NEIGHBOUR, "http://neighbours/") }.serving([service, object]);
+    let services = [&deployment, &neighbour].into_iter().flat_map(|deployment| deployment.services.iter().cloned());
+    let services = services.map(|service| (service.name.clone(), Arc::new(service))).collect();
     Catalog {
         deployments: [deployment, neighbour].map(|deployment| (deployment.id, Arc::new(deployment))).into(),
-        services: services.map(|service| (service.name.clone(), Arc::new(service))).into(),
+        services,
         ..Catalog::default()
     }
 }
@@ -364,12 +379,18 @@ impl Output for Partition {
         true
     }
 
-    fn has_memory_of(&self, _: DeploymentId) -> bool {
-        true
+    fn has_memory_of(&self, deployment: DeploymentId) -> bool {
+        self.0.lock().unwrap().much != Some(deployment)
     }
 
-    fn memory_of(&self, _: DeploymentId) -> BoxFuture {
-        Box::pin(std::future::ready(()))
+    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture {
+        let seen = self.0.clone();
+        Box::pin(async move {
+            let memory = seen.lock().unwrap().memory.clone();
+            while seen.lock().unwrap().much == Some(deployment) {
+                memory.notified().await;
+            }
+        })
     }
 }
 
