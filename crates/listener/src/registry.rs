@@ -8,9 +8,9 @@ use crate::activity::Activity;
 use crate::intake::Intake;
 use crate::leftover::Leftovers;
 use crate::server::ConnectionBounds;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use surefoot_env::Clock;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -24,8 +24,6 @@ const NEVER_USED: Duration = Duration::from_millis(500);
 const UNUSED: Duration = Duration::from_secs(2);
 /// How often a full port looks for connections that have become unused.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// One that was told to leave is counted on for so long: it may have an answer to finish that its client takes slowly.
-const LEAVING: Duration = Duration::from_secs(1);
 /// How long a new connection waits for a place. Longer than those take that give way; and once one has waited for so long in vain, those
 /// behind it find none at once.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(4);
@@ -54,9 +52,8 @@ pub(crate) struct Member {
     pub(crate) activity: Arc<Activity>,
     order: AtomicU8,
     told: Notify,
-    number: u64,
-    /// It closes, and its place is another's: since when.
-    leaves_since: OnceLock<Duration>,
+    /// It closes, and its place is another's.
+    leaves: AtomicBool,
     crowd: Arc<Crowd>,
 }
 
@@ -64,19 +61,7 @@ pub(crate) struct Member {
 #[derive(Default)]
 struct Crowd {
     waiting: AtomicUsize,
-    /// Since when, and their numbers, without those that are not counted on any more.
-    leaving: Mutex<BTreeSet<(Duration, u64)>>,
-}
-
-impl Crowd {
-    /// Those that will be gone soon.
-    fn leaving(&self, now: Duration) -> MutexGuard<'_, BTreeSet<(Duration, u64)>> {
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        while leaving.first().is_some_and(|(since, _)| now.saturating_sub(*since) >= LEAVING) {
-            leaving.pop_first();
-        }
-        leaving
-    }
+    leaving: AtomicUsize,
 }
 
 impl Member {
@@ -100,18 +85,17 @@ impl Member {
 
     /// Whether it is to close with its next answer: more wait than leave.
     pub(crate) fn leaves_for_others(&self) -> bool {
-        let waiting = self.crowd.waiting.load(Ordering::Relaxed);
-        if waiting == 0 {
-            return false;
-        }
-        let now = self.activity.now();
-        let mut leaving = self.crowd.leaving(now);
-        leaving.len() < waiting && self.leave(now, &mut leaving)
+        let is_wanted = self.crowd.leaving.load(Ordering::Relaxed) < self.crowd.waiting.load(Ordering::Relaxed);
+        is_wanted && self.leave()
     }
 
     /// False: it leaves already.
-    fn leave(&self, now: Duration, leaving: &mut BTreeSet<(Duration, u64)>) -> bool {
-        self.leaves_since.set(now).is_ok() && leaving.insert((now, self.number))
+    fn leave(&self) -> bool {
+        let is_first = !self.leaves.swap(true, Ordering::Relaxed);
+        if is_first {
+            self.crowd.leaving.fetch_add(1, Ordering::Relaxed);
+        }
+        is_first
     }
 
     fn order(&self) -> Order {
@@ -127,13 +111,20 @@ impl Member {
     pub(crate) fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Relaxed);
         if order >= Order::Yield {
-            let now = self.activity.now();
-            self.leave(now, &mut self.crowd.leaving(now));
+            self.leave();
         }
         if order == Order::GiveWay {
             self.activity.give_way();
         }
         self.told.notify_one();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if *self.leaves.get_mut() {
+            self.crowd.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -159,6 +150,7 @@ pub(crate) struct Registry {
 /// Given back when dropped.
 pub(crate) struct Membership {
     registry: Arc<Registry>,
+    number: u64,
     pub(crate) member: Arc<Member>,
     intake: Arc<Intake>,
     _slot: Slot,
@@ -183,7 +175,7 @@ impl Registry {
         })
     }
 
-    /// Waits for a place. Does not ask others to give way, and comes after those that wait already.
+    /// Waits for a place that nobody has who waits, and makes none.
     pub(crate) async fn slot(&self) -> Slot {
         self.slots.clone().acquire_owned().await.expect(OPEN)
     }
@@ -206,13 +198,12 @@ impl Registry {
             activity: Arc::new(Activity::new(clock)),
             order: AtomicU8::new(self.order.load(Ordering::SeqCst)),
             told: Notify::new(),
-            number,
-            leaves_since: OnceLock::new(),
+            leaves: AtomicBool::new(false),
             crowd: self.crowd.clone(),
         });
         members.insert(number, member.clone());
         drop(members);
-        Membership { registry: self.clone(), member, intake: Intake::of_connection(), _slot: slot }
+        Membership { registry: self.clone(), number, member, intake: Intake::of_connection(), _slot: slot }
     }
 
     async fn others_give_way(&self, clock: &dyn Clock) -> Option<Slot> {
@@ -225,7 +216,7 @@ impl Registry {
             // One looks for all.
             looking = looking.or_else(|| self.looking.try_lock().ok());
             if looking.is_some() {
-                self.make_room(clock.monotonic(), 0);
+                self.make_room(clock.monotonic());
             }
             tokio::select! {
                 biased;
@@ -240,16 +231,10 @@ impl Registry {
         }
     }
 
-    /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind. Where as many leave as
-    /// wait, nobody: `unaccepted` wait beside those that wait here.
-    pub(crate) fn make_room(&self, now: Duration, unaccepted: usize) {
-        let waiting = self.crowd.waiting.load(Ordering::Relaxed) + unaccepted;
-        let wanted = waiting.saturating_sub(self.crowd.leaving(now).len());
-        if wanted == 0 {
-            return;
-        }
-        let share = wanted.max(self.connections_max / YIELDING_SHARE);
+    /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind.
+    pub(crate) fn make_room(&self, now: Duration) {
         let members = self.lock();
+        let share = (self.connections_max / YIELDING_SHARE).max(self.crowd.waiting.load(Ordering::Relaxed)).max(1);
         let mut unused: Vec<&Arc<Member>> = members.values().filter(|member| member.may_yield(now)).collect();
         // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
         unused.sort_by_key(|member| member.activity.newest());
@@ -298,11 +283,6 @@ impl Membership {
         [self.registry.intake.clone(), self.intake.clone()]
     }
 
-    #[cfg(test)]
-    pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
-    }
-
     /// The port's leave to wait for answers of clients that send nothing more.
     pub(crate) fn ends_held_back(&self) -> &Arc<Semaphore> {
         &self.registry.ends_held_back
@@ -332,10 +312,7 @@ impl Drop for Waiting {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.registry.lock().remove(&self.member.number);
-        if let Some(since) = self.member.leaves_since.get() {
-            self.registry.crowd.leaving(*since).remove(&(*since, self.member.number));
-        }
+        self.registry.lock().remove(&self.number);
     }
 }
 
@@ -411,13 +388,13 @@ mod tests {
         // The last one waits for its result.
         assert!(bodies[0].wait(second(2), Waker::noop()) && bodies[1].wait(second(1), Waker::noop()));
         let orders = || [0, 1, 2].map(|at| members[at].member.order());
-        registry.make_room(second(0), 1);
+        registry.make_room(second(0));
         assert_eq!(orders(), [Order::Stay; 3], "none is behind yet");
         bodies[1].go_on();
-        registry.make_room(second(2), 1);
+        registry.make_room(second(2));
         assert_eq!(orders(), [Order::GiveWay, Order::Stay, Order::Stay]);
         assert!(bodies[1].wait(second(3), Waker::noop()), "only those of the connection");
-        registry.make_room(second(3), 1);
+        registry.make_room(second(3));
         assert_eq!(orders(), [Order::GiveWay, Order::GiveWay, Order::Stay]);
     }
 
@@ -475,47 +452,6 @@ mod tests {
             panic!("both have their place")
         };
         assert!(!third.member.leaves_for_others(), "nobody waits any more");
-    }
-
-    /// Each look told as many again, while those that had been told before were closing.
-    #[test]
-    fn no_more_give_way_than_are_wanted_while_those_that_were_told_are_closing() {
-        const PLACES: usize = 128;
-        let registry = registry(PLACES);
-        let clock = ToldClock::default();
-        let mut members: Vec<_> = (0..PLACES).map(|_| enter(&registry, &clock)).collect();
-        clock.pass(1);
-        let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(come(&registry, &clock))).collect();
-        let told = |members: &[Membership]| members.iter().filter(|member| member.member.order() == Order::Yield).count();
-        for _ in 0..8 {
-            assert!(waiting.iter_mut().all(|one| poll(one.as_mut()).is_none()));
-            clock.due();
-        }
-        assert_eq!(told(&members), 16);
-        // Somebody still looks at the connection that ends.
-        let _seen = members[0].member.clone();
-        drop(members.remove(0));
-        let entered: Vec<_> = waiting.iter_mut().filter_map(|one| poll(one.as_mut())).collect();
-        clock.due();
-        assert!(waiting.iter_mut().skip(1).all(|one| poll(one.as_mut()).is_none()));
-        assert_eq!((entered.len(), told(&members)), (1, 15), "one fewer waits, and one fewer leaves");
-        clock.pass(LEAVING.as_secs());
-        assert!(waiting.iter_mut().skip(1).all(|one| poll(one.as_mut()).is_none()));
-        assert_eq!(told(&members), 30, "those are not waited for any longer");
-    }
-
-    /// One whose client takes its last answer slowly may leave in minutes.
-    #[test]
-    fn one_that_takes_long_to_leave_does_not_keep_others_from_leaving() {
-        let registry = registry(2);
-        let clock = ToldClock::default();
-        let busy = [(); 2].map(|()| enter(&registry, &clock));
-        let _in_progress = [0, 1].map(|at| Answering::new(busy[at].member.activity.clone(), &registry.requests));
-        let mut one = pin!(come(&registry, &clock));
-        assert!(poll(one.as_mut()).is_none());
-        assert_eq!([0, 1].map(|at| busy[at].member.leaves_for_others()), [true, false]);
-        clock.pass(LEAVING.as_secs());
-        assert!(busy[1].member.leaves_for_others());
     }
 
     #[test]

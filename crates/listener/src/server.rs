@@ -158,7 +158,7 @@ struct Port {
 /// What a connection may do that is accepted.
 enum Leave {
     Wait(OwnedSemaphorePermit),
-    /// No leave to wait is free, but a place is: those with a leave are being told that there is none.
+    /// All that may wait do, and there is a place none of them has taken: those hear that there is none.
     Enter(Slot),
 }
 
@@ -188,7 +188,7 @@ impl Port {
                     self.env.tasks.spawn(Box::pin(self.received(stream, leave, answers.clone())));
                 }
                 Err(error) => {
-                    self.registry.make_room(self.env.clock.monotonic(), 1);
+                    self.registry.make_room(self.env.clock.monotonic());
                     self.tell(&error);
                     self.env.clock.sleep(ACCEPT_PAUSE).await;
                 }
