@@ -241,7 +241,8 @@ impl ActingPartition {
         let TurnTime { now, monotonic_ms } = time;
         let settings = &self.shared.settings;
         let count = u64::from(self.shared.count());
-        let retained_bytes_max = self.shared.retained.allowed(self.shared.index(self.id));
+        let index = self.shared.index(self.id);
+        let retained_bytes_max = self.shared.retained.allow(index, self.housekeeping.retained_bytes());
         let missing_bytes = self.shared.gate.disk().evict_bytes.div_ceil(count);
         let looks = Looks { now, monotonic_ms, interval_ms: settings.cleanup_interval_ms, retained_bytes_max, missing_bytes };
         let reader = self.store.read();
@@ -249,7 +250,7 @@ impl ActingPartition {
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
         let outbox = self.outbox.turn(&reader, OutboxLooks { monotonic_ms, has_memory }, |to| self.shared.has_stopped(to))?;
         let removals = self.housekeeping.sweep(&reader, &looks)?;
-        self.shared.retained.note(self.shared.index(self.id), self.housekeeping.retained_bytes());
+        self.shared.retained.note(index, self.housekeeping.retained_bytes());
         let chore = if has_memory { self.chores.turn(&reader)? } else { None };
         self.append(timers.events);
         self.append(chore.into_iter().collect());

@@ -3,36 +3,38 @@
 //! Owns: that partitions together keep to the bound, while one that has many of them may use what the others leave. Does not own: what goes
 //! when it is too much (`housekeeping`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) struct RetainedBytes {
     max: u64,
     /// By partition, as far as each has told.
-    of_partition: Vec<AtomicU64>,
-    sum: AtomicU64,
+    of_partition: Mutex<Vec<u64>>,
 }
 
 impl RetainedBytes {
     pub(crate) fn new(max: u64, partitions: usize) -> Self {
-        Self { max, of_partition: (0..partitions).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
+        Self { max, of_partition: Mutex::new(vec![0; partitions]) }
     }
 
     /// A partition tells what it retains now.
     pub(crate) fn note(&self, partition: usize, bytes: u64) {
-        let before = self.of_partition[partition].swap(bytes, Ordering::Relaxed);
-        if bytes >= before {
-            self.sum.fetch_add(bytes - before, Ordering::Relaxed);
-        } else {
-            self.sum.fetch_sub(before - bytes, Ordering::Relaxed);
-        }
+        self.lock()[partition] = bytes;
     }
 
-    /// What a partition may retain: its share at least, and what the others leave. Once it is too much, those beyond their shares give way:
-    /// where all of them keep to this, the sum keeps to the bound.
-    pub(crate) fn allowed(&self, partition: usize) -> u64 {
-        let own = self.of_partition[partition].load(Ordering::Relaxed);
-        let others = self.sum.load(Ordering::Relaxed).saturating_sub(own);
-        self.max.saturating_sub(others).max(self.max / self.of_partition.len() as u64)
+    /// What a partition that retains so much may retain: its share at least, and what the others leave. Once it is too much, those beyond
+    /// their shares give way: where all of them keep to this, the sum keeps to the bound. What it has beyond that counts as gone from here
+    /// on: others that ask before it is do not give way for it, too.
+    pub(crate) fn allow(&self, partition: usize, bytes: u64) -> u64 {
+        let mut of_partition = self.lock();
+        of_partition[partition] = 0;
+        let others: u64 = of_partition.iter().sum();
+        let allowed = self.max.saturating_sub(others).max(self.max / of_partition.len() as u64);
+        of_partition[partition] = bytes.min(allowed);
+        allowed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.of_partition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -43,18 +45,26 @@ mod tests {
     #[test]
     fn one_partition_may_use_what_the_others_leave_and_gives_way_down_to_its_share() {
         let retained = RetainedBytes::new(1_000, 4);
-        assert_eq!(retained.allowed(0), 1_000);
+        assert_eq!(retained.allow(0, 0), 1_000);
+        assert_eq!(retained.allow(0, 900), 1_000);
+        assert_eq!(retained.allow(1, 250), 250, "its share, whatever the others have");
+        assert_eq!(retained.allow(0, 900), 750);
         retained.note(0, 900);
-        assert_eq!(retained.allowed(0), 1_000);
-        assert_eq!(retained.allowed(1), 250, "its share, whatever the others have");
-        retained.note(1, 250);
-        assert_eq!(retained.allowed(0), 750);
         retained.note(2, 250);
         retained.note(3, 500);
-        assert_eq!((retained.allowed(0), retained.allowed(3)), (250, 250));
+        assert_eq!((retained.allow(0, 900), retained.allow(3, 500)), (250, 250));
         retained.note(0, 0);
         retained.note(3, 0);
-        assert_eq!(retained.allowed(1), 750);
+        assert_eq!(retained.allow(1, 250), 750);
+    }
+
+    /// Each of two looked before the other one had told, and both let go of the same excess.
+    #[test]
+    fn what_one_lets_go_of_is_not_asked_of_another_one() {
+        let retained = RetainedBytes::new(1_000, 4);
+        (0..2).for_each(|partition| retained.note(partition, 600));
+        let allowed = [0, 1].map(|partition| retained.allow(partition, 600));
+        assert_eq!(allowed, [400, 600]);
     }
 
     #[test]
@@ -67,8 +77,7 @@ mod tests {
                 retained.note(partition, *bytes);
             }
             for (partition, bytes) in bytes.iter_mut().enumerate() {
-                *bytes = retained.allowed(partition).min(*bytes);
-                retained.note(partition, *bytes);
+                *bytes = retained.allow(partition, *bytes).min(*bytes);
             }
             assert!(bytes.iter().sum::<u64>() <= 1_000, "{case}: {bytes:?}");
         }
