@@ -4,7 +4,7 @@
 //! some need less were dealt out to the rest. One that is alone has, and so has each of several that bring the same. Does not own: what
 //! follows for them (`gate`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use surefoot_model::catalog::Catalog;
 use surefoot_model::{DeploymentId, Event, RECORD_COST, Text};
 
@@ -44,11 +44,14 @@ pub(crate) struct Brought {
     cost: BTreeMap<DeploymentId, u64>,
     /// Who has more than this has brought much. None: to be found anew.
     much: Option<u64>,
+    /// Who waits because it has brought much.
+    waiting: BTreeSet<DeploymentId>,
 }
 
 impl Brought {
-    /// Takes over what a worker has counted, for the deployments that serve its services now.
-    pub(crate) fn take(&mut self, tally: &mut Tally, catalog: &Catalog) {
+    /// Takes over what a worker has counted, for the deployments that serve its services now. Whether some wait that have brought much no
+    /// more.
+    pub(crate) fn take(&mut self, tally: &mut Tally, catalog: &Catalog) -> bool {
         let of_edges = std::mem::take(&mut tally.edges).into_iter();
         let of_edges = of_edges.filter_map(|(service, cost)| Some((catalog.deployment_of(&service)?.id, cost)));
         for (deployment, cost) in std::mem::take(&mut tally.attempts).into_iter().chain(of_edges) {
@@ -60,6 +63,20 @@ impl Brought {
             self.cost.retain(|_, cost| *cost >= RECORD_COST);
         }
         self.much = None;
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let before = waiting.len();
+        waiting.retain(|deployment| self.is_much(*deployment));
+        self.waiting = waiting;
+        self.waiting.len() < before
+    }
+
+    /// As [`Self::is_much`], for one that waits where it is.
+    pub(crate) fn waits_as_much(&mut self, deployment: DeploymentId) -> bool {
+        let is_much = self.is_much(deployment);
+        if is_much {
+            self.waiting.insert(deployment);
+        }
+        is_much
     }
 
     pub(crate) fn is_much(&mut self, deployment: DeploymentId) -> bool {
@@ -89,7 +106,7 @@ mod tests {
 
     fn much_of<const N: usize>(costs: [u64; N]) -> [bool; N] {
         let cost = (0..).zip(costs).map(|(n, cost)| (DeploymentId(n), cost * RECORD_COST)).collect();
-        let mut brought = Brought { cost, much: None };
+        let mut brought = Brought { cost, ..Brought::default() };
         std::array::from_fn(|n| brought.is_much(DeploymentId(n as u128)))
     }
 

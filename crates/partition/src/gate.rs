@@ -12,7 +12,7 @@ use crate::brought::{Brought, Tally};
 use crate::mailbox::{Input, Mailbox};
 use crate::settings::Mutant;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use surefoot_model::{CatalogCell, DeploymentId};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -209,15 +209,23 @@ impl Gate {
         attempts_may || much_may || work_may
     }
 
-    /// What a worker has applied since it last said so.
+    /// What a worker has applied since it last said so. Who waits for the room of those that bring much, and brings little by now, hears
+    /// of it: there may be room for it already.
     pub(crate) fn brought(&self, tally: &mut Tally, catalog: &CatalogCell) {
-        if !tally.is_empty() {
-            self.brought.lock().unwrap_or_else(PoisonError::into_inner).take(tally, &catalog.load());
+        if !tally.is_empty() && self.lock_brought().take(tally, &catalog.load()) {
+            self.edges_room.much.notify_waiters();
+            self.attempts_room.much.notify_waiters();
+            // Those that do not wait ask again at the next [`Self::set`].
+            self.attempts_wait.store(true, Ordering::SeqCst);
         }
     }
 
     fn brings_much(&self, deployment: DeploymentId) -> bool {
-        self.brought.lock().unwrap_or_else(PoisonError::into_inner).is_much(deployment)
+        self.lock_brought().is_much(deployment)
+    }
+
+    fn lock_brought(&self) -> MutexGuard<'_, Brought> {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn checkpoint_waits(&self) -> bool {
@@ -327,7 +335,7 @@ impl Gate {
         }
         self.much_waits.store(true, Ordering::SeqCst);
         // Who brings much is not told of room that is there and not for it: it would ask again and again.
-        if !self.has_attempts_room() {
+        if !self.lock_brought().waits_as_much(deployment) || !self.has_attempts_room() {
             self.attempts_wait.store(true, Ordering::SeqCst);
         }
         // As above.
@@ -373,10 +381,13 @@ impl Gate {
         self.let_workers_ask();
     }
 
-    /// Whether the edges would find room in memory if clients took what they have been given.
+    /// Whether edges, of whichever deployments, would find room in memory if clients took what they have been given.
     pub(crate) fn wants_taken(&self) -> bool {
-        let (bytes, bytes_max) = (self.bytes(self.waiting_bytes()), self.tables_bytes_max());
-        bytes <= bytes_max && bytes + self.untaken_bytes() > bytes_max
+        let (bytes, untaken) = (self.bytes(self.waiting_bytes()), self.untaken_bytes());
+        [MUCH, LITTLE].into_iter().any(|marks| {
+            let bytes_max = percent(self.tables_bytes_max(), marks.edges);
+            bytes <= bytes_max && bytes + untaken > bytes_max
+        })
     }
 
     fn untaken_bytes(&self) -> u64 {
@@ -444,10 +455,10 @@ impl Gate {
         }
     }
 
-    /// Those who bring much are not told of room that is not for them. Whoever brings little by now hears of it with them, and soon: it is
-    /// brought down by checkpoints, which wait for nobody.
+    /// Those who bring much are not told of room that is not for them, but that they bring little by now: see [`Self::brought`].
     async fn hear(&self, deployment: impl Fn() -> Option<DeploymentId>, much: Notified<'_>, little: Notified<'_>) {
-        if deployment().is_some_and(|deployment| !self.brings_much(deployment)) { little.await } else { much.await }
+        let waits_as_much = deployment().is_none_or(|deployment| self.lock_brought().waits_as_much(deployment));
+        if waits_as_much { much.await } else { little.await }
     }
 }
 
@@ -498,8 +509,12 @@ mod tests {
 
     /// One deployment has brought much, and another one little.
     fn bring_much(gate: &Gate) {
+        bring(gate, [(MANY, 100), (FEW, 1)]);
+    }
+
+    fn bring<const N: usize>(gate: &Gate, reports: [(DeploymentId, u64); N]) {
         let mut tally = Tally::default();
-        for (deployment, reports) in [(MANY, 100), (FEW, 1)] {
+        for (deployment, reports) in reports {
             let pin = Pin { deployment, protocol: 5 };
             let (id, attempt) = (InvocationId { partition_key: 1, unique: 1 }, Attempt(1));
             let progress = AttemptProgress { id, attempt, first_command: 0, pin, items: Vec::new(), end: None };
@@ -552,6 +567,23 @@ mod tests {
         assert!(gate.set(0, 1_100, (0, 0)), "it has room of its own");
     }
 
+    /// It waited until there was room for those who bring much, while others of it that came later passed.
+    #[test]
+    fn who_brings_much_no_more_finds_the_room_of_those_who_bring_little() {
+        let gate = gate(1_000);
+        bring_much(&gate);
+        gate.set(0, 1_150, (0, 0));
+        let mut edge = Box::pin(gate.wait(|| Some(MANY)));
+        let mut attempt = Box::pin(gate.wait_attempts(MANY));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
+        assert!(!gate.try_attempts_of(MANY) && !gate.set(0, 1_150, (0, 0)));
+        bring(&gate, [(FEW, 10_000)]);
+        assert!(edge.as_mut().poll(&mut cx).is_ready() && attempt.as_mut().poll(&mut cx).is_ready());
+        assert!(gate.set(0, 1_150, (0, 0)), "those that do not wait may ask again");
+        assert!(!gate.set(0, 1_150, (0, 0)), "once");
+    }
+
     #[test]
     fn reports_on_their_way_count_for_those_who_bring_much() {
         let mailbox = Mailbox::new(Wake::new());
@@ -583,6 +615,8 @@ mod tests {
             assert_eq!(allowed(), expected, "{given} more");
         }
         gate.set(0, 1_001, (0, 0));
+        assert!(gate.wants_taken(), "those who bring little would find room");
+        gate.set(0, 1_201, (0, 0));
         assert!(!gate.wants_taken(), "tables alone are too much");
         gate.set(0, 0, (0, 0));
         assert_eq!(gate.unwritten_bytes(), 0, "the disk has nothing to do with it");
