@@ -2,9 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use axum::Router;
-use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,6 +9,7 @@ use std::time::{Duration, Instant};
 use surefoot_client::admin::NewDeployment;
 use surefoot_client::ingress::{Call, Target};
 use surefoot_sdk_tests::Server;
+use surefoot_sdk_tests::by_hand;
 use surefoot_sdk_tests::wait::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,16 +19,7 @@ const TOMORROW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An endpoint that serves one service, whose invocations are all due tomorrow.
 async fn endpoint() -> Result<String> {
-    let manifest = json!({
-        "protocolMode": "BIDI_STREAM", "minProtocolVersion": 5, "maxProtocolVersion": 6,
-        "services": [{ "name": "Later", "ty": "SERVICE", "handlers": [{ "name": "run" }] }],
-    });
-    let body = manifest.to_string();
-    let answer = get(move || async move { ([(CONTENT_TYPE, "application/vnd.restate.endpointmanifest.v3+json")], body) });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind an endpoint")?;
-    let uri = format!("http://{}", listener.local_addr().context("ask for its port")?);
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
-    Ok(uri)
+    by_hand::serve(r#"{"name":"Later","ty":"SERVICE","handlers":[{"name":"run"}]}"#, Router::new()).await
 }
 
 async fn start(descriptors: Option<u32>, settings: &[(&str, &str)]) -> Result<Server> {

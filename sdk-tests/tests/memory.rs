@@ -12,6 +12,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use restate_sdk::prelude::{Context, ContextSideEffects, ContextTimers, Endpoint, HandlerResult, HttpServer, Json, service};
 use serde_json::json;
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use surefoot_client::admin::{InvocationFilter, NewDeployment};
@@ -102,10 +103,10 @@ fn fat_agents() -> Result<usize> {
     std::env::var(FAT_JOURNALS).map_or(Ok(FAT_AGENTS), |count| count.parse().context("FAT_JOURNALS is a number"))
 }
 
-/// At least so many of them have completed.
-async fn until_completed(server: &Server, count: usize) -> Result<()> {
+/// So many of them have completed, and no more.
+async fn until_completed(server: &Server, counts: RangeInclusive<usize>) -> Result<()> {
     let filter = InvocationFilter { service: Some("Agent".into()), status: Some("completed".into()), ..Default::default() };
-    let limit = LIMIT * u32::try_from(count.div_ceil(500)).context("count five hundreds")?;
+    let limit = LIMIT * u32::try_from(counts.start().div_ceil(500)).context("count five hundreds")?;
     eventually("all agents", limit, || async {
         let mut completed = 0;
         let mut page = server.admin().invocations(&filter).await?;
@@ -114,7 +115,7 @@ async fn until_completed(server: &Server, count: usize) -> Result<()> {
             let Some(next) = page.next.take() else { break };
             page = server.admin().invocations(&InvocationFilter { after: Some(next), ..filter.clone() }).await?;
         }
-        ensure!(completed >= count, "{completed} of {count} completed");
+        ensure!(counts.contains(&completed), "{completed} of {counts:?} completed");
         Ok(())
     })
     .await
@@ -132,7 +133,7 @@ async fn a_thousand_agents_with_large_steps() -> Result<()> {
     const AGENTS: usize = 1_000;
     let server = start(&serve_agents(Agent::default()).await?).await?;
     send_agents(&server, AGENTS, 3, 200_000, Duration::ZERO).await?;
-    until_completed(&server, AGENTS).await?;
+    until_completed(&server, AGENTS..=AGENTS).await?;
     expect_bounded(&server, "1,000 agents")
 }
 
@@ -145,13 +146,13 @@ async fn fat_journals_over_kills() -> Result<()> {
     eprintln!("sent after {} s", began.elapsed().as_secs());
     // Once while most of them wait to begin, and once while journals are as large as they get.
     for completed in [0, agents / 2] {
-        until_completed(&server, completed).await?;
+        until_completed(&server, completed..=agents).await?;
         expect_bounded(&server, "fat journals before a kill")?;
         server.kill()?;
         server.restart().await?;
         eprintln!("{completed} completed, and started again after {} s", began.elapsed().as_secs());
     }
-    until_completed(&server, agents).await?;
+    until_completed(&server, agents..=agents).await?;
     eprintln!("completed after {} s", began.elapsed().as_secs());
     expect_bounded(&server, "fat journals after two kills")
 }
@@ -235,7 +236,7 @@ async fn one_invocation_with_large_results() -> Result<()> {
     expect_bounded(&server, "large results of one invocation")?;
     server.kill()?;
     server.restart().await?;
-    until_completed(&server, 1).await?;
+    until_completed(&server, 1..=1).await?;
     expect_bounded(&server, "large results after a kill")
 }
 

@@ -13,8 +13,6 @@ use surefoot_sdk_tests::judge::{Fault, Verdict};
 /// How many events a fault names.
 const NAMED_MAX: usize = 10;
 const RULE: &str = "───────────────────────────────────────────────────────────────────────────────";
-/// Steps that an event needs if nothing is killed: create, look, update; a slow one is looked at once more.
-const STEPS: usize = 3;
 const SECOND_MS: i64 = 1_000;
 
 const FAULTS: [(Fault, &str); 6] = [
@@ -65,7 +63,7 @@ impl Figures<'_> {
                 row(name, grouped(count), "");
             }
         }
-        let again = grouped(self.verdict.executions.saturating_sub(self.needed_steps()));
+        let again = grouped(self.verdict.repeated);
         row(
             "steps run",
             grouped(self.verdict.executions),
@@ -114,11 +112,6 @@ impl Figures<'_> {
 
     fn attempts(&self) -> usize {
         self.invocations.iter().filter_map(|invocation| usize::try_from(invocation.attempt?).ok()).sum()
-    }
-
-    fn needed_steps(&self) -> usize {
-        let slow = (0..self.events.count()).filter(|n| self.events.is_slow(*n)).count();
-        self.events.count() * STEPS + slow
     }
 
     /// From the times that the server has committed. None: something did not become an invocation that succeeded, or a time cannot
