@@ -4,9 +4,16 @@
 //! Owns: the room, which grows with what has come and not with what was announced, so that who announces much and sends little holds
 //! little. Small ones, and the first bytes of those whose size nobody knows, have room of their own: large ones hold up large ones
 //! only. One that outgrows it gives it back for large room; while that is full, those that wait for it so hold half of the small room at
-//! most, and further ones are refused. One of all may always grow, so that several cannot wait for what the others hold. Does not own: how large one may be, or how long it may take.
+//! most, and further ones are refused. One of all may always grow, so that several cannot wait for what the others hold. Of each deployment one stands in line
+//! at a time, and none takes room for which the tables have none (rule O8). Does not own: how large one may be, or how long it may take.
 
+use crate::Error;
+use crate::wait::{HOLDING_WAIT_MAX, ROOM_WAIT_MAX, at_once};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+use surefoot_model::DeploymentId;
+use surefoot_partition::Lines;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of each that count as small.
@@ -29,11 +36,14 @@ pub struct ArrivalBounds {
     pub large_bytes_max: u64,
 }
 
-/// Room for all of them. Cheap to clone.
-#[derive(Clone, Debug)]
+/// Room for all of them.
+#[derive(Debug)]
 pub(crate) struct Arrivals {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Those that wait for either.
+    small_lines: Lines,
+    large_lines: Lines,
     /// Held by the one that may always grow.
     growing: Arc<Semaphore>,
     /// Held by those that wait for large room and have small room until then.
@@ -57,7 +67,9 @@ impl Arrivals {
         let small = bounds.small_bytes_max.max(SMALL_BYTES);
         let large = bounds.large_bytes_max.max(LARGE_STEP_BYTES);
         let outgrown = small / SMALL_BYTES / OUTGROWN_SHARE;
-        Self { small: pool(small), large: pool(large), growing: pool(1), outgrown: pool(outgrown) }
+        let lines = Lines::default;
+        let (small_lines, large_lines) = (lines(), lines());
+        Self { small: pool(small), large: pool(large), small_lines, large_lines, growing: pool(1), outgrown: pool(outgrown) }
     }
 
     /// Bytes that are free of the small room and of the large one, and whether the one that may always grow is still to be chosen.
@@ -78,29 +90,49 @@ impl Arrivals {
         has_small && has_large
     }
 
-    /// Waits for room for so many bytes of one in all. None: so many wait that have outgrown the small room, and this one may not.
-    /// Dropped midway, it gives back what the one has.
-    pub(crate) async fn grow(self, mut room: ArrivalRoom, bytes: u64) -> Option<ArrivalRoom> {
-        let Self { small, large, growing, outgrown } = self;
+    /// Waits for room for so many bytes of one in all, behind one of each other deployment at most, and while `tables` waits, so long at most,
+    /// until those have room for what is appended: it holds no more room meanwhile than it had. **Errors**: what `tables` says, or so many
+    /// wait that have outgrown the small room, and this one may not. Dropped midway, it gives back what the one has.
+    pub(crate) async fn grow<R: Future<Output = Result<(), Error>>>(
+        &self,
+        mut room: ArrivalRoom,
+        bytes: u64,
+        deployment: DeploymentId,
+        tables: impl Fn(Duration) -> R,
+    ) -> Result<ArrivalRoom, Error> {
         room.is_large |= bytes > SMALL_BYTES;
         let has_outgrown = room.is_large && room.small.is_some();
-        let _outgrown = if has_outgrown { Some(outgrown.try_acquire_owned().ok()?) } else { None };
-        let (lacking_small, lacking_large) = (room.lacking_small(bytes), room.lacking_large(bytes));
-        let more = async {
-            let small = small.acquire_many_owned(lacking_small).await.expect(OPEN);
-            (small, large.acquire_many_owned(lacking_large).await.expect(OPEN))
+        let outgrown = has_outgrown.then(|| self.outgrown.clone().try_acquire_owned()).transpose();
+        let _outgrown = outgrown.map_err(|_| Error::NoRoom)?;
+        let wait_max = if room.holds_large() { HOLDING_WAIT_MAX } else { ROOM_WAIT_MAX };
+        let lines = if room.is_large { &self.large_lines } else { &self.small_lines };
+        loop {
+            tables(wait_max).await?;
+            let more = lines.in_turn(deployment, self.more(&room, bytes)).await;
+            // Those before it may have filled them meanwhile, and it would wait as a whole, in memory.
+            if let Some(has_room) = at_once(pin!(tables(wait_max))).await {
+                has_room?;
+                room.add(more);
+                return Ok(room);
+            }
+        }
+    }
+
+    /// What one lacks for so many bytes in all.
+    async fn more(&self, room: &ArrivalRoom, bytes: u64) -> ArrivalRoom {
+        let (small, large) = (room.lacking_small(bytes), room.lacking_large(bytes));
+        let both = async {
+            let small = self.small.clone().acquire_many_owned(small).await.expect(OPEN);
+            (small, self.large.clone().acquire_many_owned(large).await.expect(OPEN))
         };
         tokio::select! {
             biased;
             // Permits that one of the two has got when the other one is ready go to the next body that waits.
-            (small, large) = more => {
-                merge(&mut room.small, small);
-                merge(&mut room.large, large);
+            (small, large) = both => ArrivalRoom { small: Some(small), large: Some(large), ..ArrivalRoom::default() },
+            permit = self.growing.clone().acquire_owned() => {
+                ArrivalRoom { growing: Some(permit.expect(OPEN)), ..ArrivalRoom::default() }
             }
-            permit = growing.acquire_owned() => room.growing = Some(permit.expect(OPEN)),
         }
-        room.leave_small();
-        Some(room)
     }
 }
 
@@ -108,6 +140,18 @@ impl ArrivalRoom {
     /// For one that has so many bytes at least.
     pub(crate) fn of(bytes_min: u64) -> Self {
         Self { is_large: bytes_min > SMALL_BYTES, ..Self::default() }
+    }
+
+    /// Whether it has room that large ones wait for.
+    pub(crate) fn holds_large(&self) -> bool {
+        self.growing.is_some() || self.large.as_ref().is_some_and(|large| large.num_permits() > 0)
+    }
+
+    fn add(&mut self, more: Self) {
+        more.small.into_iter().for_each(|permit| merge(&mut self.small, permit));
+        more.large.into_iter().for_each(|permit| merge(&mut self.large, permit));
+        self.growing = self.growing.take().or(more.growing);
+        self.leave_small();
     }
 
     /// One that is large has room as such now.
@@ -154,11 +198,17 @@ fn merge(held: &mut Option<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::pin::{Pin, pin};
+    use std::future::ready;
+    use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
 
     fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
         future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// For a deployment that has room in the tables.
+    async fn grow(all: &Arrivals, room: ArrivalRoom, bytes: u64) -> Option<ArrivalRoom> {
+        all.grow(room, bytes, DeploymentId(1), |_| ready(Ok(()))).await.ok()
     }
 
     /// Attempts whose messages had begun filled the room for the first bytes, and all waited for each other.
@@ -174,7 +224,7 @@ mod tests {
             }
             rooms.push(room);
         }
-        let mut grows: Vec<_> = rooms.into_iter().map(|room| Box::pin(all.clone().grow(room, SMALL_BYTES))).collect();
+        let mut grows: Vec<_> = rooms.into_iter().map(|room| Box::pin(grow(&all, room, SMALL_BYTES))).collect();
         while !grows.is_empty() {
             let before = grows.len();
             // Each that has grown is done with, and gives back what it has.
@@ -188,8 +238,8 @@ mod tests {
     #[test]
     fn large_ones_that_wait_leave_small_ones_their_room() {
         let all = Arrivals::new(ArrivalBounds { small_bytes_max: 4 * SMALL_BYTES, large_bytes_max: 2 * LARGE_STEP_BYTES });
-        let grow = |_| Box::pin(all.clone().grow(ArrivalRoom::of(SMALL_BYTES + 1), 1));
-        let mut large: Vec<_> = (0..100).map(grow).collect();
+        let wait = |_| Box::pin(grow(&all, ArrivalRoom::of(SMALL_BYTES + 1), 1));
+        let mut large: Vec<_> = (0..100).map(wait).collect();
         large.iter_mut().for_each(|grow| drop(poll(grow.as_mut())));
         let small: Vec<_> = (0..4)
             .map(|n| {
@@ -227,7 +277,7 @@ mod tests {
         for _ in 0..100 {
             let mut room = ArrivalRoom::default();
             assert!(all.try_grow(&mut room, SMALL_BYTES) && !all.try_grow(&mut room, SMALL_BYTES + 1));
-            let mut grow = Box::pin(all.clone().grow(room, SMALL_BYTES + 1));
+            let mut grow = Box::pin(grow(&all, room, SMALL_BYTES + 1));
             match poll(grow.as_mut()) {
                 Poll::Ready(Some(room)) => assert!(growing.replace(room).is_none(), "one"),
                 Poll::Ready(None) => refused += 1,
@@ -254,9 +304,9 @@ mod tests {
         assert!(all.try_grow(&mut one, SMALL_BYTES + 1) && all.try_grow(&mut other, SMALL_BYTES + 1));
         let bytes = SMALL_BYTES + LARGE_STEP_BYTES + 1;
         assert!(!all.try_grow(&mut one, bytes) && !all.try_grow(&mut other, bytes));
-        let mut grows = pin!(all.clone().grow(one, bytes));
+        let mut grows = pin!(grow(&all, one, bytes));
         let Poll::Ready(Some(one)) = poll(grows.as_mut()) else { panic!("one of them may") };
-        let mut waits = pin!(all.clone().grow(other, bytes));
+        let mut waits = pin!(grow(&all, other, bytes));
         assert!(poll(waits.as_mut()).is_pending());
         assert!(all.try_grow(&mut ArrivalRoom::default(), SMALL_BYTES), "small ones pass");
         drop(one);

@@ -10,8 +10,10 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::sync::Arc;
+use std::time::Duration;
 use surefoot_env::Clock;
 use surefoot_listener::{BodyFault, IncomingBody};
+use surefoot_model::DeploymentId;
 
 /// What bodies may take.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +43,14 @@ impl Bodies {
         Self { bytes_max: bounds.body_bytes_max, arrivals: Arrivals::new(bounds.arrivals), clock }
     }
 
-    /// Waits for the body, and for room as it comes; `tables` waits until the tables have room for what is appended. **Errors**: it is too large,
-    /// came too slowly or not at all, or found no room.
-    pub(crate) async fn receive<B, R>(&self, body: &mut IncomingBody<B>, tables: impl Fn() -> R) -> Result<Received, Error>
+    /// Waits for the body of what a deployment is to do, and for room as it comes; `tables` waits so long until the tables have room for what
+    /// is appended. **Errors**: it is too large, came too slowly or not at all, or found no room.
+    pub(crate) async fn receive<B, R>(
+        &self,
+        body: &mut IncomingBody<B>,
+        deployment: DeploymentId,
+        tables: impl Fn(Duration) -> R,
+    ) -> Result<Received, Error>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -69,10 +76,8 @@ impl Bodies {
             }
             if !self.arrivals.try_grow(&mut room, bytes) {
                 let start = self.clock.monotonic();
-                let growing = self.arrivals.clone().grow(room, bytes);
-                room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.flatten().ok_or(Error::NoRoom)?;
-                // Those before it may have filled them meanwhile, and it would wait as a whole, in memory.
-                tables().await?;
+                let growing = self.arrivals.grow(room, bytes, deployment, &tables);
+                room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.ok_or(Error::NoRoom)??;
                 body.excuse(self.clock.monotonic().saturating_sub(start));
             }
             received.push(data);
@@ -114,14 +119,14 @@ mod tests {
     use super::*;
     use crate::arrivals::SMALL_STEP_BYTES;
     use http_body::{Frame, SizeHint};
+    use std::cell::Cell;
     use std::collections::VecDeque;
     use std::convert::Infallible;
-    use std::future::{poll_fn, ready};
+    use std::future::poll_fn;
     use std::pin::Pin;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, Poll, Waker};
-    use std::time::Duration;
     use surefoot_env::BoxFuture;
     use tokio::sync::Notify;
 
@@ -215,8 +220,14 @@ mod tests {
     }
 
     fn receive<'a>(bodies: &'a Bodies, body: &Fed) -> Receiving<'a> {
+        receive_for(1, bodies, body, &|| true)
+    }
+
+    /// For a deployment, with what says whether the tables have room for it.
+    fn receive_for<'a>(deployment: u128, bodies: &'a Bodies, body: &Fed, has_room: &'a dyn Fn() -> bool) -> Receiving<'a> {
         let mut body = IncomingBody::new(body.clone(), bodies.clock.clone());
-        Box::pin(async move { bodies.receive(&mut body, || ready(Ok(()))).await })
+        let tables = move |_| poll_fn(move |_| if has_room() { Poll::Ready(Ok(())) } else { Poll::Pending });
+        Box::pin(async move { bodies.receive(&mut body, DeploymentId(deployment), tables).await })
     }
 
     fn poll(receiving: &mut Receiving<'_>) -> Option<Result<Received, Error>> {
@@ -267,13 +278,68 @@ mod tests {
             let body = Fed::announced(BODY_BYTES_MAX);
             (0..2).for_each(|_| body.feed(BODY_BYTES_MAX as usize / 2));
             let mut incoming = IncomingBody::new(body.clone(), bodies.clock.clone());
-            let has_room = || poll_fn(|_| tables.clone().map_or(Poll::Pending, Poll::Ready));
-            let mut receiving: Receiving<'_> = Box::pin(bodies.receive(&mut incoming, has_room));
+            let has_room = |_| poll_fn(|_| tables.clone().map_or(Poll::Pending, Poll::Ready));
+            let mut receiving: Receiving<'_> = Box::pin(bodies.receive(&mut incoming, DeploymentId(1), has_room));
             let received = poll(&mut receiving).map(|done| done.map(|received| received.bytes.len() as u64));
             assert_eq!(received, tables.clone().map(|room| room.map(|()| BODY_BYTES_MAX)));
             assert_eq!(body.data.lock().unwrap().len(), usize::from(!matches!(tables, Some(Ok(())))), "no more of it is read");
         }
         drop(rooms);
+    }
+
+    fn fed(bytes: usize) -> Fed {
+        let body = Fed::announced(bytes as u64);
+        body.feed(bytes);
+        body
+    }
+
+    /// Two bodies that have all the room, and one that may always grow.
+    fn fill(bodies: &Bodies) -> [Received; 3] {
+        std::array::from_fn(|_| poll(&mut receive(bodies, &fed(BODY_BYTES_MAX as usize))).unwrap().unwrap())
+    }
+
+    /// They took the room for large bodies and waited with it, for ten seconds each.
+    #[test]
+    fn large_bodies_that_wait_for_the_tables_leave_the_room_to_those_of_other_deployments() {
+        let (bodies, _) = bodies();
+        for is_open_first in [false, true] {
+            let held = fill(&bodies);
+            let is_open = Cell::new(is_open_first);
+            let has_room = || is_open.get();
+            let large = fed(BODY_BYTES_MAX as usize);
+            let mut waiting: Vec<_> = (0..3).map(|_| receive_for(1, &bodies, &large, &has_room)).collect();
+            waiting.iter_mut().for_each(|receiving| assert!(poll(receiving).is_none()));
+            is_open.set(false);
+            drop(held);
+            waiting.iter_mut().for_each(|receiving| assert!(poll(receiving).is_none()));
+            assert_eq!(bodies.arrivals.free().1, LARGE_BYTES, "they hold none of it");
+            let other = poll(&mut receive_for(2, &bodies, &fed(100 << 10), &|| true));
+            assert!(other.unwrap().is_ok());
+        }
+    }
+
+    #[test]
+    fn of_each_deployment_one_body_stands_in_line_for_large_room() {
+        let (bodies, _) = bodies();
+        let mut held: Vec<_> = fill(&bodies).into();
+        let mut receiving: Vec<_> = [1, 1, 1, 2]
+            .into_iter()
+            .map(|deployment| (deployment, receive_for(deployment, &bodies, &fed(BODY_BYTES_MAX as usize), &|| true)))
+            .collect();
+        receiving.iter_mut().for_each(|(_, receiving)| assert!(poll(receiving).is_none()));
+        let mut order = Vec::new();
+        while !receiving.is_empty() {
+            held.truncate(held.len() - 1);
+            receiving.retain_mut(|(deployment, receiving)| match poll(receiving) {
+                None => true,
+                Some(received) => {
+                    held.push(received.unwrap());
+                    order.push(*deployment);
+                    false
+                }
+            });
+        }
+        assert_eq!(order, [1, 2, 1, 1]);
     }
 
     #[test]

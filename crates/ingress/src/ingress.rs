@@ -4,7 +4,7 @@
 
 use crate::arrivals::ArrivalRoom;
 use crate::metrics::{Kind, Metrics};
-use crate::wait::{ROOM_WAIT_MAX, within};
+use crate::wait::{HOLDING_WAIT_MAX, ROOM_WAIT_MAX, within};
 use crate::{Error, check};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -95,8 +95,8 @@ impl Ingress {
     }
 
     /// Waits for room for more that a service is to do. **Errors**: the disk is full, which is not waited for, or memory was for a while.
-    pub(crate) async fn room(&self, service: &str) -> Result<(), Error> {
-        let room = within(&*self.env().clock, ROOM_WAIT_MAX, self.0.partitions.room(service)).await.ok_or(Error::NoRoom)?;
+    pub(crate) async fn room(&self, service: &str, wait_max: Duration) -> Result<(), Error> {
+        let room = within(&*self.env().clock, wait_max, self.0.partitions.room(service)).await.ok_or(Error::NoRoom)?;
         room.map_err(Error::Stopped)
     }
 
@@ -163,6 +163,9 @@ impl Ingress {
     }
 
     async fn submit(&self, submission: Submission, awaits_result: bool, room: ArrivalRoom) -> Result<Answer, Error> {
+        if room.holds_large() {
+            self.room(&submission.target.service, HOLDING_WAIT_MAX).await?;
+        }
         // Until it is submitted it can be given up: it is appended in the last step, or not at all.
         let submitting = self.0.partitions.submit(submission, awaits_result);
         let submitted = within(&*self.env().clock, ROOM_WAIT_MAX, submitting).await.ok_or(Error::NoRoom)?;

@@ -7,6 +7,7 @@ use crate::body::{Bodies, Received};
 use crate::cors::Cors;
 use crate::reply::{self, Reply};
 use crate::route::{Point, Route};
+use crate::wait::ROOM_WAIT_MAX;
 use crate::{Error, Ingress, Limits, Request, check, delay, route};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
@@ -120,9 +121,10 @@ impl Service {
             Wish::Invoke(head) => head,
         };
         // What cannot be appended is not read either: the client's connection fills up instead of our memory.
-        let room = || self.ingress.room(&head.service.name);
-        room().await.inspect_err(refused)?;
-        let Received { bytes, room } = self.bodies.receive(body, room).await.inspect_err(refused)?;
+        let room = |wait_max| self.ingress.room(&head.service.name, wait_max);
+        room(ROOM_WAIT_MAX).await.inspect_err(refused)?;
+        let received = self.bodies.receive(body, head.service.deployment, room).await;
+        let Received { bytes, room } = received.inspect_err(refused)?;
         let path = ingress_path(&parts.uri);
         let (request, delay) = whole(&head, parts, &path, bytes).inspect_err(refused)?;
         if head.point.is_send {

@@ -21,6 +21,7 @@ pub mod transport;
 pub use api::{AttemptStart, Destination, EagerState, JournalRest, Live, Mutant, Output, ReadEntries, Room, Settings};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::{Admission, Invoker, ReplayBytes};
+pub use lines::Lines;
 pub use pace::{AnswerPace, COUNTS as ANSWER_COUNTS, WINDOW_MIN as ANSWER_WINDOW_MIN};
 pub use retry::{Delay, Wish, verdict};
 pub use transport::{

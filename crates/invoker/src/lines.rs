@@ -1,6 +1,6 @@
-//! Who stands in line for room that all attempts share: of each deployment one at a time (rule O8).
+//! Who stands in line for room that all deployments share: of each one at a time (rule O8).
 //!
-//! Owns: the turns of a deployment's attempts. The line itself is a semaphore's, in the order of coming: however many attempts of one
+//! Owns: the turns of those that come for a deployment: its attempts, and at the edges what is for it. The line itself is a semaphore's, in the order of coming: however many of one
 //! deployment wait, those of another one stand behind one of them. Does not own: the room, or how much of it somebody takes.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The turns for one kind of room.
 #[derive(Debug, Default)]
-pub(crate) struct Lines(Mutex<BTreeMap<DeploymentId, DeploymentLine>>);
+pub struct Lines(Mutex<BTreeMap<DeploymentId, DeploymentLine>>);
 
 #[derive(Debug)]
 struct DeploymentLine {
@@ -20,7 +20,7 @@ struct DeploymentLine {
     waiting: usize,
 }
 
-/// An attempt that waits for room, until dropped.
+/// One that waits for room, until dropped.
 struct InLine<'a> {
     lines: &'a Lines,
     deployment: DeploymentId,
@@ -33,7 +33,7 @@ impl Lines {
     }
 
     /// Waits for room once it is this one's turn.
-    pub(crate) async fn in_turn<T>(&self, deployment: DeploymentId, wait: impl Future<Output = T>) -> T {
+    pub async fn in_turn<T>(&self, deployment: DeploymentId, wait: impl Future<Output = T>) -> T {
         let (_line, turn) = self.enter(deployment);
         let _turn = turn.acquire_owned().await;
         wait.await

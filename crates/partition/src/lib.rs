@@ -52,5 +52,6 @@ pub use handle::{Partitions, Submitted};
 pub use query::{InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ParkedInfo, ParkedPage, PartitionHealth, SourceInfo};
 pub use settings::{Mutant, Settings};
 pub use start::{Recovering, StartError, Started};
+pub use surefoot_invoker::Lines;
 pub use surefoot_machine::{Mutant as MachineMutant, OperationAnswer};
 pub use surefoot_storage::Row;
