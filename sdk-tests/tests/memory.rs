@@ -169,7 +169,7 @@ const GETS: u32 = 256;
 const POURED: u32 = 6;
 const POURED_BYTES: usize = 31 << 20;
 /// What as many calls at once take beside `memory-size` and [`BESIDE`], in values: a body that has come does not wait for a result that leaves.
-const CALLED_AT_ONCE: u64 = 3;
+const CALLED_AT_ONCE: u64 = 5;
 
 /// Handlers that speak the protocol by hand. `fill` sets a large value, `pour` several; `drown` asks for it many times, says so, and reads nothing;
 /// `echo` answers at once.
