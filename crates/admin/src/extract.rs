@@ -1,4 +1,4 @@
-//! What a request brings, and the refusal of one that is not what its route takes: with a code, as all that this API says.
+//! Reads the parts of a request. A request that does not fit its route is refused with a code, like every refusal of this API.
 //!
 //! Owns: bodies of JSON, queries and ids in paths. Does not own: what their fields mean (the other modules), or receiving bodies (`listen`).
 
@@ -47,7 +47,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// An id or a number in a path. `what` says what is expected.
+/// An id or a number in a path. `what` names the expected kind.
 pub(crate) fn path_id<T: FromStr>(what: &'static str, text: &str) -> Result<T, Error> {
     text.parse().map_err(|_| Error::Path { what, text: text.to_owned() })
 }

@@ -1,6 +1,6 @@
 //! The figures of a run, told so that a reader can check them.
 //!
-//! Owns: what is counted from whose words, and whether all held. Does not own: what is a fault (`surefoot_sdk_tests::judge`).
+//! Owns: the source of each figure, and whether the run held. Does not own: the rules for faults (`surefoot_sdk_tests::judge`).
 
 use crate::broker::Sent;
 use crate::events::Events;

@@ -182,7 +182,7 @@ pub trait Output: Send + Sync {
     /// the caller of `try_reserve` is told when to ask again. Only checkpoints free that memory, and they wait for no attempt.
     fn has_memory(&self) -> bool;
 
-    /// Whether it lets attempts of this deployment: of one that has brought much it may not (rule O8).
+    /// Whether memory lets attempts of this deployment start and read on. A deployment that has brought much waits first (rule O8).
     fn has_memory_of(&self, deployment: DeploymentId) -> bool;
 
     /// Completes while it does.
