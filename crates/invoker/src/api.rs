@@ -72,6 +72,13 @@ pub enum Destination {
     Newest(Text),
 }
 
+impl Destination {
+    /// That of an attempt on this service.
+    pub fn of(service: &Text, pin: Option<Pin>) -> Self {
+        pin.map_or_else(|| Self::Newest(service.clone()), |pin| Self::Pinned(pin.deployment))
+    }
+}
+
 /// One attempt to advance an invocation.
 #[derive(Debug)]
 pub struct AttemptStart {

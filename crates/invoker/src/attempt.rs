@@ -6,9 +6,9 @@
 use crate::api::{AttemptStart, EagerState, JournalRest, Live, Mutant, ReadEntries, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
-use crate::invoker::{Begun, Held, Invoker, ReplayBytes, StreamWanted};
+use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted};
 use crate::parts::{LEAST_TIME, PartPace, PartWaiting};
-use crate::reach::Tried;
+use crate::reach::{NO_DEPLOYMENT, Tried};
 use crate::retry::{self, Delay, Wish};
 use crate::transport::{Exchange, ExchangeEvent, OpenRequest, TransportError, UNSENT_BYTES_MAX};
 use ::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
@@ -118,7 +118,7 @@ async fn attempt(
     let pin = match &chosen {
         Ok(Chosen { deployment, version }) => Pin { deployment: deployment.id, protocol: *version },
         // Nothing is pinned: there is nothing to pin to.
-        Err(_) => start.pin.unwrap_or(Pin { deployment: DeploymentId(0), protocol: protocol::MAX_VERSION }),
+        Err(_) => start.pin.unwrap_or(Pin { deployment: NO_DEPLOYMENT, protocol: protocol::MAX_VERSION }),
     };
     let mut attempt = Attempt::new(invoker, start, options, pin, held);
     let opened = match chosen {
@@ -471,7 +471,7 @@ impl<'a> Attempt<'a> {
     async fn open(&mut self, chosen: Chosen) -> Option<Result<Stream, Failure>> {
         let leaves_whole = chosen.leaves_whole();
         let Chosen { deployment, version } = chosen;
-        if let Some(Err(error)) = self.held.begun.as_mut().map(Begun::connect) {
+        if let Err(error) = self.held.begun.connect() {
             return Some(Err(Failure::out_of_reach(&format!("{error}, a moment ago"))));
         }
         let is_bidirectional = deployment.mode == StreamMode::Bidirectional
@@ -506,21 +506,19 @@ impl<'a> Attempt<'a> {
 
     /// It has brought something, or nothing for a while: others of the deployment may begin.
     fn heard(&mut self) {
-        self.held.begun.iter_mut().for_each(Begun::heard);
+        self.held.begun.heard();
     }
 
     fn is_unheard(&self) -> bool {
-        self.held.begun.as_ref().is_some_and(|begun| !begun.is_heard())
+        !self.held.begun.is_heard()
     }
 
     /// Tells the others whether the deployment could be connected to.
     fn has_tried(&mut self, error: Option<&TransportError>) {
-        if let Some(begun) = &mut self.held.begun {
-            begun.connected(match error {
-                Some(error) if error.is_out_of_reach() => Tried::Failed(error.to_string()),
-                Some(_) | None => Tried::Connected,
-            });
-        }
+        self.held.begun.connected(match error {
+            Some(error) if error.is_out_of_reach() => Tried::Failed(error.to_string()),
+            Some(_) | None => Tried::Connected,
+        });
     }
 
     /// The deployment can be reached, and has no stream left. Those that only wait there make room.
@@ -639,7 +637,7 @@ impl<'a> Attempt<'a> {
                             if std::mem::take(&mut stream.may_be_refused) {
                                 self.has_tried(None);
                             }
-                            self.held.begun.iter_mut().for_each(Begun::answered);
+                            self.held.begun.answered();
                             if self.start.tells_answer {
                                 let AttemptStart { partition, id, attempt, .. } = self.start;
                                 self.invoker.output.answered(partition, id, attempt, self.pin.deployment);

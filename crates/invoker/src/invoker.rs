@@ -7,7 +7,7 @@ use crate::lines::Lines;
 use crate::metrics::Metrics;
 use crate::parts::{MessagePart, Parts, permits};
 use crate::places::{Idle, Places};
-use crate::reach::{Leave, News, Reach, Tried};
+use crate::reach::{Leave, NO_DEPLOYMENT, News, Reach, Tried};
 use crate::transport::Transport;
 use ::http::{HeaderName, HeaderValue};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -129,43 +129,34 @@ impl Invoker {
     }
 
     /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places, and one that
-    /// cannot be connected to is tried by one at a time (rule O5). While its attempts wait to report, or for memory, none begins.
-    /// Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
+    /// cannot be connected to is tried by one at a time (rule O5). While its attempts wait to report, or for memory, none begins. Those
+    /// that no deployment serves have a share together. Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
-        // An attempt without a deployment fails at once.
-        let Some(deployment) = self.deployment_at(destination) else { return usize::MAX };
+        let deployment = deployment_at(&self.catalog.load(), destination);
         let share = self.reach.share_left(deployment, self.places.watch_within_reach(), self.env.clock.monotonic());
         if share > 0 && self.output.has_memory_of(deployment) { share } else { 0 }
     }
 
     /// Whether that is any at all, for those who do not wait.
     pub fn has_share(&self, destination: &Destination) -> bool {
-        let share = |deployment| self.reach.share(deployment, self.places.within_reach(), self.env.clock.monotonic());
-        let may_begin = |deployment| share(deployment) > 0 && self.output.has_memory_of(deployment);
-        self.deployment_at(destination).is_none_or(may_begin)
+        let deployment = deployment_at(&self.catalog.load(), destination);
+        let share = self.reach.share(deployment, self.places.within_reach(), self.env.clock.monotonic());
+        share > 0 && self.output.has_memory_of(deployment)
     }
 
     /// Why attempts wait that are for there, where it cannot be connected to.
     pub fn why_unreachable(&self, destination: &Destination) -> Option<String> {
-        self.reach.error(self.deployment_at(destination)?)
-    }
-
-    fn deployment_at(&self, destination: &Destination) -> Option<DeploymentId> {
-        match destination {
-            Destination::Pinned(deployment) => Some(*deployment),
-            Destination::Newest(service) => self.catalog.load().deployment_of(service).map(|deployment| deployment.id),
-        }
+        self.reach.error(deployment_at(&self.catalog.load(), destination))
     }
 
     /// Leave for an attempt that has a place to begin on its deployment. None: that one holds its share; see [`Self::share_left`].
     pub fn admit(self: &Arc<Self>, target: &Target, pin: Option<Pin>) -> Option<Admission> {
-        let chosen = match attempt::choose(&self.catalog.load(), &target.service, pin) {
-            Ok(chosen) => chosen,
-            Err(failure) => return Some(Admission { chosen: Err(failure), begun: None }),
-        };
+        let catalog = self.catalog.load();
+        let chosen = attempt::choose(&catalog, &target.service, pin);
+        // One that fails at once counts as well: others start past those that wait for it.
+        let deployment = deployment_at(&catalog, &Destination::of(&target.service, pin));
         let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
         let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
-        let deployment = chosen.deployment.id;
         let began = self.env.clock.monotonic();
         if !self.output.has_memory_of(deployment) {
             return None;
@@ -176,7 +167,7 @@ impl Invoker {
         }
         let is_connecting = leave == Leave::Tries;
         let begun = Begun { invoker: self.clone(), deployment, began, is_connecting, is_answered: false, is_heard: false };
-        Some(Admission { chosen: Ok(chosen), begun: Some(begun) })
+        Some(Admission { chosen, begun })
     }
 
     /// A replay of so many bytes is in flight from here on, before it is read.
@@ -288,6 +279,15 @@ impl Invoker {
     }
 }
 
+/// Whose share an attempt for there takes: [`NO_DEPLOYMENT`]'s where none serves it.
+fn deployment_at(catalog: &Catalog, destination: &Destination) -> DeploymentId {
+    let deployment = match destination {
+        Destination::Pinned(deployment) => catalog.deployments.get(deployment),
+        Destination::Newest(service) => catalog.deployment_of(service),
+    };
+    deployment.map_or(NO_DEPLOYMENT, |deployment| deployment.id)
+}
+
 /// Adds one if that does not exceed the bound.
 fn take(count: &AtomicUsize, max: usize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
@@ -334,8 +334,7 @@ impl Drop for AttemptPlace {
 pub(crate) struct Held {
     /// Until the replay has left for the handler.
     pub(crate) replay: Option<ReplayBytes>,
-    /// None: it has no deployment.
-    pub(crate) begun: Option<Begun>,
+    pub(crate) begun: Begun,
     /// Of a large message, from when a part of it has come until it is reported.
     pub(crate) part: Option<Box<MessagePart>>,
     /// Given back last: the next one finds everything free.
@@ -346,7 +345,7 @@ pub(crate) struct Held {
 /// dropped unused.
 pub struct Admission {
     chosen: Result<Chosen, Failure>,
-    begun: Option<Begun>,
+    begun: Begun,
 }
 
 impl Admission {

@@ -24,6 +24,11 @@ const UNHEARD_MIN: usize = 256;
 const UNHEARD_IN_CROWD: usize = 16;
 /// That while.
 const NOT_FULL_MAX: Duration = Duration::from_secs(1);
+/// Where attempts are counted that no deployment serves: each fails at once.
+pub(crate) const NO_DEPLOYMENT: DeploymentId = DeploymentId(0);
+/// Of those so many may be under way, however soon they end: what waited for a deployment that is gone would else pass as fast as it
+/// fails, and the calls of others stand behind all of it.
+const UNSERVED_MAX: usize = 16;
 /// A window that has held back nothing for so long is needed no more.
 const WINDOW_UNUSED_MAX: Duration = Duration::from_secs(1);
 
@@ -39,7 +44,7 @@ pub(crate) enum Tried {
     GivenUp,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     /// Attempts that have no response yet.
     unanswered: usize,
@@ -63,6 +68,8 @@ struct Known {
 #[derive(Debug)]
 struct Intake {
     size: usize,
+    /// It never grows.
+    is_fixed: bool,
     /// Attempts that have begun and brought nothing yet.
     unheard: usize,
     /// So many of them make it grow by one each.
@@ -75,13 +82,13 @@ struct Intake {
     full_at: Duration,
 }
 
-impl Default for Intake {
-    fn default() -> Self {
-        Self { size: UNHEARD_MIN, unheard: 0, growing: 0, waiting: 0, reporting: 0, full_at: Duration::ZERO }
-    }
-}
-
 impl Intake {
+    fn of(deployment: DeploymentId) -> Self {
+        let is_fixed = deployment == NO_DEPLOYMENT;
+        let size = if is_fixed { UNSERVED_MAX } else { UNHEARD_MIN };
+        Self { size, is_fixed, unheard: 0, growing: 0, waiting: 0, reporting: 0, full_at: Duration::ZERO }
+    }
+
     fn room(&self) -> usize {
         if self.reporting > 0 { 0 } else { self.size.saturating_sub(self.unheard + self.waiting) }
     }
@@ -91,7 +98,7 @@ impl Intake {
             (self.size, self.growing) = (self.size.min(UNHEARD_MIN), 0);
         }
         self.unheard += 1;
-        if self.unheard >= self.size {
+        if self.unheard >= self.size && !self.is_fixed {
             (self.growing, self.full_at) = (self.size, now);
         }
     }
@@ -180,6 +187,20 @@ impl Window {
 }
 
 impl Known {
+    fn new(deployment: DeploymentId) -> Self {
+        Self {
+            unanswered: 0,
+            is_awaited: false,
+            failures: 0,
+            error: String::new(),
+            next_try: Duration::ZERO,
+            is_tried: false,
+            has_alarm: false,
+            window: None,
+            intake: Intake::of(deployment),
+        }
+    }
+
     fn is_out_of_reach(&self) -> bool {
         self.failures >= FAILURES_MIN
     }
@@ -266,7 +287,7 @@ impl Reach {
     /// see [`Self::share_left`]; or more places are left.
     pub(crate) fn try_begin(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> Leave {
         let mut deployments = self.lock();
-        let known = deployments.entry(deployment).or_default();
+        let known = deployments.entry(deployment).or_insert_with(|| Known::new(deployment));
         let leave = match (known.is_out_of_reach(), known.may_be_tried(now)) {
             (true, true) => Leave::Tries,
             (true, false) => Leave::Waits,
@@ -307,7 +328,7 @@ impl Reach {
     /// A message of the deployment waits for room.
     pub(crate) fn on_part_waits(&self, deployment: DeploymentId) {
         let mut deployments = self.lock();
-        deployments.entry(deployment).or_default().intake.on_wait();
+        deployments.entry(deployment).or_insert_with(|| Known::new(deployment)).intake.on_wait();
     }
 
     /// One waits no more. Whether somebody who is held back may ask again.
@@ -320,7 +341,7 @@ impl Reach {
 
     /// A report of the deployment waits for room.
     pub(crate) fn on_report_waits(&self, deployment: DeploymentId) {
-        self.lock().entry(deployment).or_default().intake.reporting += 1;
+        self.lock().entry(deployment).or_insert_with(|| Known::new(deployment)).intake.reporting += 1;
     }
 
     /// One waits no more. Whether somebody who is held back may ask again.

@@ -62,10 +62,7 @@ impl FoundAttempt {
     }
 
     pub(crate) fn destination(&self) -> Destination {
-        match self.active.pin {
-            Some(pin) => Destination::Pinned(pin.deployment),
-            None => Destination::Newest(self.invocation.target.service.clone()),
-        }
+        Destination::of(&self.invocation.target.service, self.active.pin)
     }
 }
 

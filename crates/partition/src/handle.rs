@@ -142,10 +142,7 @@ impl Shared {
     /// What its row does not say: why it waits, where its deployment cannot be connected to.
     fn with_waits_for(&self, info: InvocationInfo) -> InvocationInfo {
         let invoker = self.invoker.get().and_then(Weak::upgrade).filter(|_| info.status == Status::Running);
-        let destination = || match info.pin {
-            Some(pin) => Destination::Pinned(pin.deployment),
-            None => Destination::Newest(info.target.service.clone()),
-        };
+        let destination = || Destination::of(&info.target.service, info.pin);
         let waits_for = invoker.and_then(|invoker| invoker.why_unreachable(&destination()));
         InvocationInfo { waits_for, ..info }
     }

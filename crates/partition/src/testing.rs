@@ -465,6 +465,18 @@ impl TestNode {
         }
     }
 
+    /// Everything goes on until it is so.
+    pub(crate) fn step_until(&self, is_so: impl Fn() -> bool) {
+        for _ in 0..100_000 {
+            if is_so() {
+                return;
+            }
+            self.log.sync_one();
+            self.step();
+        }
+        panic!("it never comes to that");
+    }
+
     pub(crate) fn pass_ms(&self, ms: u64) {
         self.skip_ms(ms);
         self.settle();
