@@ -13,6 +13,10 @@ pub trait Disk: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Opens an existing file that is only read: it, its directory or its file system may allow no more.
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        self.open(path)
+    }
     /// The entries of a directory, sorted by name. A missing directory is an error (`NotFound`).
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -109,6 +113,10 @@ impl Disk for OsDisk {
         Ok(Box::new(OsFile(fs::OpenOptions::new().read(true).write(true).open(path)?)))
     }
 
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(OsFile(fs::File::open(path)?)))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
         let mut paths = fs::read_dir(dir)?.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
         paths.sort();
@@ -192,6 +200,19 @@ mod tests {
             assert!(!is_shortage(&errno(broken)), "{broken:?}");
         }
         assert!(is_out_of_descriptors(&errno(Errno::MFILE)) && !is_out_of_descriptors(&errno(Errno::NOSPC)));
+    }
+
+    #[test]
+    fn what_is_opened_to_be_read_takes_no_writes() {
+        let path = std::env::temp_dir().join(format!("surefoot-open-to-read-{}", std::process::id()));
+        fs::write(&path, b"before").unwrap();
+        let file = OsDisk.open_to_read(&path).unwrap();
+        let mut read = [0; 6];
+        file.read_at(0, &mut read).unwrap();
+        assert_eq!(&read, b"before");
+        // So it asks for no more than a file system allows that is mounted to be read only.
+        assert!(file.write_at(0, b"x").is_err());
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

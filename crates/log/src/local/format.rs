@@ -55,8 +55,10 @@ pub(super) struct SegmentHeader {
 /// Why bytes are no segment header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeaderFault {
-    /// Written by a version with another layout.
+    /// Sound, and written by a version with another layout: length and checksum lie where they do here in each.
     Version(u32),
+    /// It names another version, and is not sound: it is not known whether batches follow.
+    DamagedVersion,
     Damaged,
 }
 
@@ -89,21 +91,30 @@ impl SegmentHeader {
         let length = u32_at(start, 12) as usize;
         if start[..8] != SEGMENT_MAGIC || u64_at(start, 16) != number {
             Err(HeaderFault::Damaged)
-        } else if u32_at(start, 8) != VERSION {
-            Err(HeaderFault::Version(u32_at(start, 8)))
         } else if !(SEGMENT_FIXED..=SEGMENT_HEADER_MAX).contains(&length) || !length.is_multiple_of(ALIGN) {
-            Err(HeaderFault::Damaged)
+            Err(Self::fault_of(start))
         } else {
             Ok(length)
         }
     }
 
+    /// What a header that begins like this is, if it is not sound.
+    pub(super) fn fault_of(start: &[u8]) -> HeaderFault {
+        if u32_at(start, 8) == VERSION { HeaderFault::Damaged } else { HeaderFault::DamagedVersion }
+    }
+
     /// Reads all the bytes of a header, as many as [`SegmentHeader::length`] said.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, HeaderFault> {
         let rows_end = bytes.len().checked_sub(4).filter(|end| *end >= SEGMENT_FIXED).ok_or(HeaderFault::Damaged)?;
+        if crc32c::crc32c(&bytes[..rows_end]) != u32_at(bytes, rows_end) {
+            return Err(Self::fault_of(bytes));
+        }
+        // Only now: one flipped bit makes another version of it.
+        if u32_at(bytes, 8) != VERSION {
+            return Err(HeaderFault::Version(u32_at(bytes, 8)));
+        }
         let partitions = u32_at(bytes, 40) as usize;
-        if crc32c::crc32c(&bytes[..rows_end]) != u32_at(bytes, rows_end) || partitions > (rows_end - SEGMENT_FIXED) / SEGMENT_ROW
-        {
+        if partitions > (rows_end - SEGMENT_FIXED) / SEGMENT_ROW {
             return Err(HeaderFault::Damaged);
         }
         let row = |at: &[u8]| (PartitionId(u16_at(at, 0)), Lsn(u64_at(at, 2)));
@@ -323,7 +334,8 @@ mod tests {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let length = SegmentHeader::length(bytes[..HEADER_START].try_into().unwrap(), 5);
-            assert!(length != Ok(good.len()) || SegmentHeader::decode(&bytes) == Err(HeaderFault::Damaged), "bit {bit}");
+            let expected = if (64..96).contains(&bit) { HeaderFault::DamagedVersion } else { HeaderFault::Damaged };
+            assert!(length != Ok(good.len()) || SegmentHeader::decode(&bytes) == Err(expected), "bit {bit}");
         }
         let mut good = vec![0; BATCH_HEADER];
         Part { partition: PartitionId(1), part: 1, parts: 1, epoch: Epoch(1), lsn: Lsn(1), payload: b"payload" }

@@ -225,7 +225,7 @@ impl Source {
     /// None if the file has no sound header and never held a batch. Errors if it has none, but held batches.
     pub(super) fn open(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Option<Self>, Error> {
         let path = segment_path(dir, number);
-        let file = disk.open(&path).map_err(|e| io(e, "open", &path))?;
+        let file = disk.open_to_read(&path).map_err(|e| io(e, "open", &path))?;
         let bytes = file.len().map_err(|e| io(e, "open", &path))?;
         let mut start = [0; HEADER_START];
         let mut length = Err(HeaderFault::Damaged);
@@ -240,12 +240,16 @@ impl Source {
                 file.read_at(0, &mut raw).map_err(|e| io(e, "read", &path))?;
                 SegmentHeader::decode(&raw)
             }
-            Ok(_) => Err(HeaderFault::Damaged),
+            Ok(_) => Err(SegmentHeader::fault_of(&start)),
             Err(fault) => Err(fault),
         };
         match header {
             Ok(header) => Ok(Some(Self { path, bytes, header, raw })),
             Err(HeaderFault::Version(found)) => Err(Error::Version { path, found }),
+            Err(HeaderFault::DamagedVersion) => {
+                let what = "its header is damaged: it names another format, and its checksum does not fit";
+                Err(Error::Damaged { path, offset: 0, what })
+            }
             Err(HeaderFault::Damaged) => {
                 let mut all = vec![0; bytes as usize];
                 file.read_at(0, &mut all).map_err(|e| io(e, "read", &path))?;
@@ -377,7 +381,11 @@ impl<'a, 'r> Reader<'a, 'r> {
     }
 
     fn load(&self, source: &Source) -> Result<(Box<dyn File>, Vec<u8>), Error> {
-        let file = self.disk.open(&source.path).map_err(|e| io(e, "open", &source.path))?;
+        let opened = match self.keeps {
+            Keeps::Durably => self.disk.open(&source.path),
+            Keeps::AsItIs => self.disk.open_to_read(&source.path),
+        };
+        let file = opened.map_err(|e| io(e, "open", &source.path))?;
         let mut bytes = vec![0; source.bytes as usize];
         file.read_at(0, &mut bytes).map_err(|e| io(e, "read", &source.path))?;
         Ok((file, bytes))

@@ -251,6 +251,12 @@ fn a_failed_replay_names_the_entry_and_another_format_its_file() {
     assert_eq!(refused.err().unwrap().to_string(), "replay entry 1 of partition 0: unknown event");
     let mut bytes = disk.bytes_of(&segment(1)).unwrap();
     bytes[8] = 2;
+    disk.overwrite(&segment(1), bytes.clone()).unwrap();
+    let error = Node::start(&disk).err().unwrap().to_string();
+    assert!(error.contains("is damaged at byte 0") && error.contains("checksum does not fit"), "{error}");
+    let crc_at = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize - 4;
+    let crc = crc32c::crc32c(&bytes[..crc_at]);
+    bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
     disk.overwrite(&segment(1), bytes).unwrap();
     let error = Node::start(&disk).err().unwrap().to_string();
     assert!(error.contains("has format 2, this version reads 1"), "{error}");

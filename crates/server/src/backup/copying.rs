@@ -317,7 +317,7 @@ fn open(disk: &dyn Disk, dir: &Path, FileCopy { name, content }: FileCopy, made:
     let to = disk.create(&path)?;
     made.files.push(path);
     let (from, bytes) = match content {
-        CopyContent::Start { of, bytes } => (From::File(disk.open(&of)?), bytes),
+        CopyContent::Start { of, bytes } => (From::File(disk.open_to_read(&of)?), bytes),
         CopyContent::Bytes(content) => {
             let bytes = content.len() as u64;
             (From::Bytes(content), bytes)
