@@ -257,6 +257,22 @@ async fn many_more_clients_than_places_are_answered_or_told_to_come_again_howeve
     server.expect_quiet(&["cannot accept connections for now"])
 }
 
+/// Clients that gave up held all places for calls until the kernel found out that they had gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_have_gone_leave_room_for_the_calls_of_others() -> Result<()> {
+    const CALLS: usize = 32;
+    let server = start(None, &[("INGRESS__CONCURRENT_API_REQUESTS_LIMIT", "32")]).await?;
+    // Their result does not come: the endpoint answers no attempt.
+    let call = "POST /Later/run HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n";
+    for mut gone in idle(&server, CALLS).await? {
+        gone.write_all(call.as_bytes()).await.context("call")?;
+        gone.shutdown().await.context("go away")?;
+    }
+    // Less than the kernel takes.
+    eventually("a place for another call", Duration::from_secs(20), || send(&server, 10)).await?;
+    server.expect_quiet(&[])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn data_is_its_users_alone() -> Result<()> {
     let server = start(None, &[("CHECKPOINT_INTERVAL", "100ms")]).await?;

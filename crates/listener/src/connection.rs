@@ -8,7 +8,7 @@ use crate::intake::Fresh;
 use crate::outgoing::{OutgoingBody, Taking};
 use crate::registry::{Member, Membership, Order};
 use crate::server::HttpAnswers;
-use crate::socket::ClientSocket;
+use crate::socket::{ClientSocket, Polls};
 use http::header::CONNECTION;
 use http::{HeaderValue, Version};
 use hyper::rt::Executor;
@@ -63,7 +63,7 @@ pub(crate) async fn serve<S: HttpAnswers>(
     let mut byte = [0];
     let first = tokio::select! {
         biased;
-        // It stays there to be read. That the socket is said to be readable does not mean that something has come.
+        // Peek leaves the byte to be read. Readiness alone is not enough: it may be reported when nothing has come.
         come = stream.peek(&mut byte) => come.map(drop).map_err(|_| Order::Cut),
         // A word that is not heard is told again at the next call.
         order = membership.member.order_after(Order::Stay) => Err(order),
@@ -114,21 +114,26 @@ pub(crate) async fn serve<S: HttpAnswers>(
             let mut answer = answer.map(|body| OutgoingBody::new(body, sending));
             if let Some(taking) = answer.body().taking() {
                 served.env.tasks.spawn(Box::pin(served.clone().cut_if_too_slow(taking)));
-            } else if is_http1 && served.member.leaves_for_others() {
+            }
+            if is_http1 && served.member.leaves_for_others() {
                 // A client that is told sends nothing more here; one whose connection ends unsaid may just have.
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, crate::NoAnswer>(answer)
         }
     });
-    let socket = ClientSocket::new(stream, &membership, env.clock.clone());
+    let polls = Polls::default();
+    let socket = ClientSocket::new(stream, &membership, env.clock.clone(), polls.clone());
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), answer));
     let (mut order, mut is_closing) = (Order::Stay, false);
     loop {
         tokio::select! {
             biased;
             // Polled by reference: it goes on where it was.
-            ended = connection.as_mut() => {
+            ended = poll_fn(|cx| {
+                polls.next();
+                connection.as_mut().poll(cx)
+            }) => {
                 if let Err(error) = ended {
                     tracing::debug!(error, "a client's connection broke");
                 }
@@ -212,12 +217,16 @@ where
 #[allow(clippy::disallowed_methods, reason = "tests of the production half")]
 mod tests {
     use super::*;
+    use crate::intake::CONNECTION_MAX;
     use crate::registry::Registry;
     use crate::server::ConnectionBounds;
+    use crate::socket::TURN_BYTES_FIRST;
     use crate::testing::ToldClock;
     use bytes::Bytes;
     use http_body_util::Full;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, PoisonError};
+    use surefoot_env::{BoxFuture, Steps, Wake};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
@@ -259,17 +268,23 @@ mod tests {
         (client, serving, answers, clock)
     }
 
-    /// A connection whose request is being answered.
-    async fn asked(path: &str) -> (Arc<Registry>, TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
+    /// A client, and its connection, which has its place.
+    async fn connected() -> (TcpStream, TcpStream, ToldClock, Membership) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
+        let client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("the connection");
-        let clock = ToldClock::default();
-        let env = Env { clock: Arc::new(clock.clone()), ..Env::production(tokio::runtime::Handle::current()) };
-        let (answers, registry) =
-            (Arc::new(Answers::default()), Registry::new(ConnectionBounds { connections_max: 1, half_closed_max: 0 }));
+        let (clock, registry) =
+            (ToldClock::default(), Registry::new(ConnectionBounds { connections_max: 1, half_closed_max: 0 }));
         let slot = registry.wait_for_slot(&clock).await.expect("a place");
         let membership = registry.enter(slot, Arc::new(clock.clone()));
+        (client, stream, clock, membership)
+    }
+
+    /// A connection whose request is being answered.
+    async fn asked(path: &str) -> (Arc<Registry>, TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
+        let (mut client, stream, clock, membership) = connected().await;
+        let (registry, answers) = (membership.registry().clone(), Arc::new(Answers::default()));
+        let env = Env { clock: Arc::new(clock.clone()), ..Env::production(tokio::runtime::Handle::current()) };
         let serving = serve(stream, env, answers.clone(), membership);
         let serving = tokio::spawn(async move { assert!(serving.await.is_none(), "it has asked") });
         client.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.expect("room for a request");
@@ -290,6 +305,46 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Runs none of them: what a connection has taken in stays where it is.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<BoxFuture<()>>>);
+
+    impl Tasks for Kept {
+        fn spawn(&self, future: BoxFuture) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(future);
+        }
+
+        fn try_drive(&self, _: &'static str, _: Wake, _: Box<dyn Steps>) -> std::io::Result<()> {
+            unreachable!("a connection has no thread of its own")
+        }
+    }
+
+    /// One poll of HTTP/2 read on after each request that it handed out, and took in a thousand.
+    #[tokio::test]
+    async fn of_a_thousand_requests_at_once_a_connection_takes_in_a_bounded_number() {
+        const ASKED: u32 = 1_000;
+        /// Indexed: POST, http and `/`.
+        const HEAD: [u8; 3] = [0x83, 0x86, 0x84];
+        let mut asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        for number in 0..ASKED {
+            asked.extend([0, 0, 3, 1, 5]);
+            asked.extend((2 * number + 1).to_be_bytes());
+            asked.extend(HEAD);
+        }
+        let (mut client, stream, clock, membership) = connected().await;
+        let (kept, activity) = (Arc::new(Kept::default()), membership.member.activity.clone());
+        let env = Env { clock: Arc::new(clock), tasks: kept.clone(), ..Env::production(tokio::runtime::Handle::current()) };
+        client.write_all(&asked).await.expect("room for all of them");
+        let serving = tokio::spawn(serve(stream, env, Arc::new(Answers::default()), membership));
+        while activity.requests() < CONNECTION_MAX as u64 {
+            tokio::task::yield_now().await;
+        }
+        settle().await;
+        let first_turn = TURN_BYTES_FIRST / (9 + HEAD.len());
+        assert!(activity.requests() as usize <= 2 * CONNECTION_MAX + first_turn, "{} of them", activity.requests());
+        serving.abort();
     }
 
     /// The last bytes of a slow body came just as its connection was told to give way: its client saw no answer to a call that ran.

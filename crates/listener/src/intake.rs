@@ -1,9 +1,10 @@
 //! How fast requests are taken in: no faster than they are looked at.
 //!
-//! Over HTTP/2 a few bytes are a request, each takes some KiB from when it has come, and what a connection has had of them at a time it keeps
-//! room for until it ends. Those that somebody looks at are bounded by who answers them (in progress, or refused); those that have only
-//! come are bounded here, for each connection and for all of a port: beyond the bound it is not read until some have been looked at,
-//! which waits for no client. So nothing is refused here, and nothing is cut. Does not own: what is read at a time (`socket`).
+//! Over HTTP/2 a few bytes make a request, and each takes some KiB from its arrival on. Requests that a service has begun to answer are
+//! bounded by the service. Requests that have only arrived are bounded here, for each connection and for the port: at the bound a connection
+//! is not read until some have been begun. Beginning one never waits for a client, so nothing is refused or cut here.
+//!
+//! Does not own: what is read at a time (`socket`).
 
 use std::pin::Pin;
 use std::sync::Arc;

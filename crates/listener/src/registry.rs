@@ -175,7 +175,7 @@ impl Registry {
         })
     }
 
-    /// Waits for a place that nobody has who waits, and makes none.
+    /// Waits for a place. Does not ask others to give way, and comes after those that wait already.
     pub(crate) async fn slot(&self) -> Slot {
         self.slots.clone().acquire_owned().await.expect(OPEN)
     }
@@ -281,6 +281,11 @@ impl Membership {
     /// Of the port, and of this connection.
     pub(crate) fn intakes(&self) -> [Arc<Intake>; 2] {
         [self.registry.intake.clone(), self.intake.clone()]
+    }
+
+    #[cfg(test)]
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
     }
 
     /// The port's leave to wait for answers of clients that send nothing more.

@@ -158,7 +158,7 @@ struct Port {
 /// What a connection may do that is accepted.
 enum Leave {
     Wait(OwnedSemaphorePermit),
-    /// All that may wait do, and there is a place none of them has taken: those hear that there is none.
+    /// No leave to wait is free, but a place is: those with a leave are being told that there is none.
     Enter(Slot),
 }
 

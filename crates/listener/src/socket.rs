@@ -10,6 +10,7 @@ use crate::registry::Membership;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use surefoot_env::{BoxFuture, Clock};
@@ -19,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes that are read of a connection before others have their turn. What one brings of requests is not bounded by anything else: a turn is
 /// as long as [`CONNECTION_MAX`] of them are, going by the turn before, and each twice as long as that while none comes (a body does).
-const TURN_BYTES_FIRST: usize = 2 << 10;
+pub(crate) const TURN_BYTES_FIRST: usize = 2 << 10;
 const TURN_BYTES_MIN: usize = 1 << 10;
 const TURN_BYTES_MAX: usize = 16 << 10;
 /// How often it is looked whether a client that sends nothing more is still there: the kernel asks it, and knows after a minute or two.
@@ -34,7 +35,9 @@ pub(crate) struct ClientSocket {
     turn_bytes: usize,
     left_bytes: usize,
     requests: u64,
-    is_over: bool,
+    /// Polls of the connection so far, and the one in which this turn ended.
+    polls: Polls,
+    over_in: Option<u64>,
     /// The client does not take what is written: requests that had come until then.
     blocked_since: Option<u64>,
     /// Who reads on once it does.
@@ -42,6 +45,21 @@ pub(crate) struct ClientSocket {
     end: End,
     /// Leave to hold back an end, for all connections of a port.
     ends: Arc<Semaphore>,
+}
+
+/// How often a connection has been polled: HTTP/2 reads several times in one poll, and hands out only one request after each.
+#[derive(Clone, Default)]
+pub(crate) struct Polls(Arc<AtomicU64>);
+
+impl Polls {
+    /// The next one begins.
+    pub(crate) fn next(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// The end of what a client sends.
@@ -56,7 +74,8 @@ enum End {
 }
 
 impl ClientSocket {
-    pub(crate) fn new(stream: TcpStream, membership: &Membership, clock: Arc<dyn Clock>) -> Self {
+    /// `polls` are those of the connection.
+    pub(crate) fn new(stream: TcpStream, membership: &Membership, clock: Arc<dyn Clock>, polls: Polls) -> Self {
         Self {
             stream,
             activity: membership.member.activity.clone(),
@@ -65,7 +84,8 @@ impl ClientSocket {
             turn_bytes: TURN_BYTES_FIRST,
             left_bytes: TURN_BYTES_FIRST,
             requests: 0,
-            is_over: false,
+            polls,
+            over_in: None,
             blocked_since: None,
             blocked: None,
             end: End::NotYet,
@@ -73,17 +93,21 @@ impl ClientSocket {
         }
     }
 
-    /// What the last turn brought is known by now: it was taken in once nothing more was read.
+    /// What the last turn brought is known by now: all of it was handed out in the poll that the turn ended in.
     fn next_turn(&mut self) {
         let (read, requests) = (self.turn_bytes - self.left_bytes, self.activity.requests());
         let came = usize::try_from(requests - self.requests).unwrap_or(usize::MAX);
         self.turn_bytes = next_turn_bytes(self.turn_bytes, read, came);
-        (self.left_bytes, self.requests, self.is_over) = (self.turn_bytes, requests, false);
+        (self.left_bytes, self.requests, self.over_in) = (self.turn_bytes, requests, None);
     }
 
     /// Reads within this turn. Nothing read: the end.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
-        if self.is_over {
+        if let Some(poll) = self.over_in {
+            if poll == self.polls.count() {
+                // It has been seen to that there is another poll.
+                return Poll::Pending;
+            }
             self.next_turn();
         }
         // Answers that a client does not take pile up, and it may not have ever more of them. What it goes on with is read: a client may
@@ -93,7 +117,7 @@ impl ClientSocket {
             return Poll::Pending;
         }
         if self.left_bytes == 0 {
-            self.is_over = true;
+            self.over_in = Some(self.polls.count());
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -101,7 +125,7 @@ impl ClientSocket {
         let bytes_max = self.left_bytes.min(buf.remaining());
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(bytes_max));
         let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut part) else {
-            self.is_over = true;
+            self.over_in = Some(self.polls.count());
             return Poll::Pending;
         };
         let bytes = part.filled().len();

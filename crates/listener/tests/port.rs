@@ -179,24 +179,31 @@ async fn a_client_that_has_closed_its_sending_side_has_its_answer() {
     server.drain(Duration::from_secs(30)).await;
 }
 
-/// A client that called again and again saw its connection end between two calls, or reset.
+/// A client that called again and again saw its connection end between two calls, or reset; or kept its place for ever, if its results were
+/// large.
 #[tokio::test]
 async fn who_leaves_while_others_wait_is_told_with_its_answer() {
-    let (address, server, _) = start(1).await;
-    let mut busy = TcpStream::connect(address).await.unwrap();
-    ask(&mut busy, "/").await;
-    assert!(!answer(&mut busy, 4).await.contains("connection: close"), "nobody waits");
-    let mut waiting = TcpStream::connect(address).await.unwrap();
-    ask(&mut waiting, "/").await;
-    loop {
-        ask(&mut busy, "/").await;
-        if answer(&mut busy, 4).await.contains("connection: close") {
-            break;
+    for (path, bytes) in [("/", 4), ("/large", LARGE_BYTES)] {
+        let (address, server, _) = start(1).await;
+        let mut busy = TcpStream::connect(address).await.unwrap();
+        ask(&mut busy, path).await;
+        assert!(!answer(&mut busy, bytes).await.contains("connection: close"), "nobody waits");
+        let waiting = tokio::spawn(async move {
+            let mut waiting = TcpStream::connect(address).await.unwrap();
+            ask(&mut waiting, "/").await;
+            answer(&mut waiting, 4).await
+        });
+        loop {
+            assert!(!waiting.is_finished(), "{path}: it heard before there was a place");
+            ask(&mut busy, path).await;
+            if answer(&mut busy, bytes).await.contains("connection: close") {
+                break;
+            }
         }
+        assert!(is_closed(&mut busy).await);
+        assert!(waiting.await.unwrap().ends_with("body"), "{path}");
+        server.drain(Duration::from_secs(30)).await;
     }
-    assert!(is_closed(&mut busy).await);
-    assert!(answer(&mut waiting, 4).await.ends_with("body"));
-    server.drain(Duration::from_secs(30)).await;
 }
 
 /// They saw their connections reset: what they had sent was not read, or came behind the answer.

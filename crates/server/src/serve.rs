@@ -31,8 +31,8 @@ use tokio::net::{TcpListener, TcpSocket, lookup_host};
 /// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
 const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Of the connections of clients, the share that may have closed their sending side and wait for an answer: a client that has gone looks the
-/// same for a minute or two.
+/// Of the connections of clients, and of the calls in progress, the share that may have closed their sending side and wait for an answer: a
+/// client that has gone looks the same for a minute or so.
 const HALF_CLOSED_SHARE: usize = 8;
 /// Connections that the kernel holds until they are accepted; the system may bound them lower (`net.core.somaxconn`).
 const BACKLOG: u32 = 4_096;
@@ -119,7 +119,9 @@ impl Serving {
             |address: SocketAddr, origins: &[String]| Visitors::new(address.ip().is_loopback(), &config.allowed_hosts, origins);
         let shares = MemoryShares::of(config.memory_bytes);
         let connections_max = descriptors.clients(config.memory_bytes);
-        let connections = ConnectionBounds { connections_max, half_closed_max: connections_max / HALF_CLOSED_SHARE };
+        let requests_max = usize::try_from(config.requests_max()).unwrap_or(usize::MAX);
+        let half_closed_max = connections_max.min(requests_max) / HALF_CLOSED_SHARE;
+        let connections = ConnectionBounds { connections_max, half_closed_max };
         let limits = Limits {
             bodies: BodyBounds {
                 body_bytes_max: config.request_bytes_max(),
@@ -128,7 +130,7 @@ impl Serving {
                     large_bytes_max: shares.bytes(Share::LargeBodies),
                 },
             },
-            requests_max: usize::try_from(config.requests_max()).unwrap_or(usize::MAX),
+            requests_max,
             connections,
             visitors: visitors(addresses.0, &config.ingress.allowed_origins),
         };
