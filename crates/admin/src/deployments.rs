@@ -15,6 +15,11 @@ use surefoot_invoker::transport::is_reserved;
 use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, HttpVersion, Service, StreamMode};
 use surefoot_model::{DeploymentId, Text, Timestamp};
 
+/// Services of all deployments that are registered, each revision counted: all are in memory.
+const CATALOG_SERVICES_MAX: usize = 10_000;
+/// Handlers of all of these.
+const CATALOG_HANDLERS_MAX: usize = 20_000;
+
 /// A request to register an endpoint. Absent flags are false.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct NewDeployment {
@@ -257,6 +262,7 @@ fn planned(
     may_break: bool,
 ) -> Result<Deployment, Error> {
     let Discovered { manifest, http, sdk_version } = discovered;
+    has_room(catalog, id, &manifest.services)?;
     let revisions = newest_revisions(catalog);
     let services = manifest.services.into_iter().map(|service| {
         if let Some(known) = catalog.services.get(&service.name)
@@ -282,6 +288,21 @@ fn planned(
         sdk_version,
         services: services.collect::<Result<_, _>>()?,
     })
+}
+
+/// Whether deployment `id` may have these services beside what the others have.
+fn has_room(catalog: &Catalog, id: DeploymentId, services: &[Service]) -> Result<(), Error> {
+    let others = catalog.deployments.values().filter(|deployment| deployment.id != id);
+    let (mut all_services, mut all_handlers) = (0, 0);
+    for service in others.flat_map(|deployment| &deployment.services).chain(services) {
+        all_services += 1;
+        all_handlers += service.handlers.len();
+    }
+    let bounds = [("services", all_services, CATALOG_SERVICES_MAX), ("handlers", all_handlers, CATALOG_HANDLERS_MAX)];
+    match bounds.into_iter().find(|(_, found, max)| found > max) {
+        Some((what, found, max)) => Err(Error::CatalogFull { what, found, max }),
+        None => Ok(()),
+    }
 }
 
 /// The newest revision of each service that anybody knows. Of all deployments, since the newest one may have been deleted or no longer
@@ -322,7 +343,8 @@ fn deployment_json<S>(deployment: &Deployment, services: Vec<S>) -> DeploymentJs
 mod tests {
     use super::*;
     use crate::services::tests::service;
-    use surefoot_model::catalog::ServiceKind;
+    use surefoot_model::TargetKind;
+    use surefoot_model::catalog::{Handler, ServiceKind};
     use surefoot_protocol::discovery::Manifest;
 
     fn request(uri: &str) -> NewDeployment {
@@ -414,6 +436,33 @@ mod tests {
         let error = plan(&known, changed.clone(), false).unwrap_err();
         assert_eq!((error.status().as_u16(), error.code()), (409, "META0006"));
         assert_eq!(plan(&known, changed, true).unwrap().services[0].revision, 5);
+    }
+
+    #[test]
+    fn what_all_deployments_have_together_has_a_bound() {
+        let full = |name: &str, handlers: usize| {
+            let handlers = (0..handlers).map(|n| Handler::new(&format!("h{n}"), TargetKind::Service)).collect();
+            service(name, ServiceKind::Service, handlers)
+        };
+        let having = |services: Vec<Service>| {
+            let other = Deployment { services, ..Deployment::at(DeploymentId(2), "http://other:1/") };
+            Catalog { deployments: [(other.id, Arc::new(other))].into(), ..Catalog::default() }
+        };
+        let known = having(vec![full("Old", CATALOG_HANDLERS_MAX - 1)]);
+        assert!(plan(&known, vec![full("New", 1)], false).is_ok());
+        let error = plan(&known, vec![full("New", 2)], true).unwrap_err();
+        let (found, max) = (CATALOG_HANDLERS_MAX + 1, CATALOG_HANDLERS_MAX);
+        assert_eq!((error.status().as_u16(), error.code()), (409, "SF2032"));
+        assert_eq!(error, Error::CatalogFull { what: "handlers", found, max });
+        let known = having((0..CATALOG_SERVICES_MAX).map(|n| full(&format!("S{n}"), 0)).collect());
+        assert!(plan(&known, vec![], false).is_ok());
+        let (found, max) = (CATALOG_SERVICES_MAX + 1, CATALOG_SERVICES_MAX);
+        assert_eq!(plan(&known, vec![full("New", 0)], false), Err(Error::CatalogFull { what: "services", found, max }));
+        // What is overwritten does not count.
+        let mut replaced = having(vec![full("Old", CATALOG_HANDLERS_MAX)]);
+        let old = replaced.deployments.pop_first().unwrap().1;
+        replaced.deployments.insert(DeploymentId(1), Arc::new(Deployment { id: DeploymentId(1), ..(*old).clone() }));
+        assert!(plan(&replaced, vec![full("Old", 1)], false).is_ok());
     }
 
     #[test]

@@ -53,6 +53,11 @@ pub enum Error {
         "service '{0}' changes its type with this deployment: give it another name, or register it with \"breaking\": true if no client or handler relies on the old type"
     )]
     TypeChanged(String),
+    #[error(
+        "with this deployment all that are registered would have {found} {what}, more than the {max} that this server keeps: \
+         delete deployments that nothing runs on any more"
+    )]
+    CatalogFull { what: &'static str, found: usize, max: usize },
 
     #[error("deployment '{0}' does not exist")]
     DeploymentNotFound(DeploymentId),
@@ -153,7 +158,9 @@ impl Error {
             | Self::Sink(_)
             | Self::SinkNotFound(_)
             | Self::BackupDirectory(_) => StatusCode::BAD_REQUEST,
-            Self::Discovery { reason: discovery::Error::ReservedName(_) | discovery::Error::Invalid(_), .. } => {
+            Self::Discovery { reason, .. }
+                if !matches!(reason, discovery::Error::Malformed(_) | discovery::Error::Versions { .. }) =>
+            {
                 StatusCode::BAD_REQUEST
             }
             // The endpoint's fault rather than the request's or this server's; clients know it by this status.
@@ -169,6 +176,7 @@ impl Error {
             | Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::AddressTaken(_)
             | Self::TypeChanged(_)
+            | Self::CatalogFull { .. }
             | Self::InvocationCompleted(_)
             | Self::InvocationNotCompleted(_)
             | Self::InvocationNotRunning(_)
@@ -205,7 +213,9 @@ impl Error {
                 discovery::Error::Versions { .. } => "META0012",
                 discovery::Error::ReservedName(_) => "META0005",
                 discovery::Error::Invalid(_) => "SF2001",
+                discovery::Error::TooMany { .. } => "SF2032",
             },
+            Self::CatalogFull { .. } => "SF2032",
             Self::Field { .. } => "SF2002",
             Self::NotSupported(_) | Self::NotSupportedYet(_) | Self::DeletesByForceOnly => "SF2003",
             Self::DeploymentNotFound(_) | Self::ServiceNotFound(_) | Self::HandlerNotFound { .. } => "SF2004",

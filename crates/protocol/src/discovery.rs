@@ -4,9 +4,11 @@
 //! through, so that a newer manifest still reads. Does not own: fetching it, revisions, or what is registered already. Source:
 //! protocol reference sections 2.3 to 2.9.
 
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use surefoot_model::catalog::{Handler, InputRule, OnMaxAttempts, Options, OutputRule, Service, ServiceKind, StreamMode};
 use surefoot_model::{DeploymentId, TargetKind};
 
@@ -20,6 +22,12 @@ pub const ACCEPT: &str = "application/vnd.restate.endpointmanifest.v1+json, \
 
 /// Bytes of a service's or handler's name. With a key ([`crate::KEY_BYTES_MAX`]) they fit into one key of the tables.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// Services of one manifest: each is in memory as long as its deployment is registered.
+pub const MANIFEST_SERVICES_MAX: usize = 1_000;
+
+/// Handlers of one manifest, of all its services together.
+pub const MANIFEST_HANDLERS_MAX: usize = 10_000;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +57,9 @@ pub enum Error {
     /// A definition that contradicts itself.
     #[error("{0}")]
     Invalid(String),
+    /// SF2032: it serves more than one deployment may have.
+    #[error("it has {found} {what}, more than the {max} that one deployment may have: serve them from several endpoints")]
+    TooMany { what: &'static str, found: usize, max: usize },
 }
 
 /// Reads a manifest from the body of an answer with this content type.
@@ -60,7 +71,14 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
             "content type is {found}, not that of an endpoint manifest: is this the right address?"
         )));
     }
-    let manifest: ManifestJson = serde_json::from_slice(body).map_err(|e| Error::Malformed(e.to_string()))?;
+    let malformed = |error: serde_json::Error| Error::Malformed(error.to_string());
+    // Before anything of it is kept: what was read takes many times the bytes that it came in.
+    let ManifestSize { services: ServicesSize { services, handlers } } = serde_json::from_slice(body).map_err(malformed)?;
+    let bounds = [("services", services, MANIFEST_SERVICES_MAX), ("handlers", handlers, MANIFEST_HANDLERS_MAX)];
+    if let Some((what, found, max)) = bounds.into_iter().find(|(_, found, max)| found > max) {
+        return Err(Error::TooMany { what, found, max });
+    }
+    let manifest: ManifestJson = serde_json::from_slice(body).map_err(malformed)?;
     let mode = match manifest.protocol_mode.as_deref() {
         Some("BIDI_STREAM") => StreamMode::Bidirectional,
         Some("REQUEST_RESPONSE") => StreamMode::RequestResponse,
@@ -212,6 +230,73 @@ fn is_name(name: &str, rest: impl Fn(char) -> bool) -> bool {
         None => false,
     };
     begins && chars.all(rest)
+}
+
+/// How much a manifest serves, read without keeping any of it.
+#[derive(Deserialize)]
+struct ManifestSize {
+    services: ServicesSize,
+}
+
+struct ServicesSize {
+    services: usize,
+    handlers: usize,
+}
+
+#[derive(Deserialize)]
+struct ServiceSize {
+    handlers: HandlersSize,
+}
+
+struct HandlersSize(usize);
+
+impl<'de> Deserialize<'de> for ServicesSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Counting;
+
+        impl<'de> Visitor<'de> for Counting {
+            type Value = ServicesSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of services")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ServicesSize, A::Error> {
+                let mut size = ServicesSize { services: 0, handlers: 0 };
+                while let Some(service) = list.next_element::<ServiceSize>()? {
+                    size.services += 1;
+                    size.handlers += service.handlers.0;
+                }
+                Ok(size)
+            }
+        }
+
+        deserializer.deserialize_seq(Counting)
+    }
+}
+
+impl<'de> Deserialize<'de> for HandlersSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Counting;
+
+        impl<'de> Visitor<'de> for Counting {
+            type Value = HandlersSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of handlers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<HandlersSize, A::Error> {
+                let mut handlers = 0;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    handlers += 1;
+                }
+                Ok(HandlersSize(handlers))
+            }
+        }
+
+        deserializer.deserialize_seq(Counting)
+    }
 }
 
 #[derive(Deserialize)]
@@ -392,6 +477,26 @@ mod tests {
         for factor in ["0", "-1", "-0.0"] {
             assert!(matches!(parse(factor), Err(Error::Invalid(_))), "{factor}");
         }
+    }
+
+    #[test]
+    fn what_one_manifest_serves_has_a_bound() {
+        let services = |count: usize, handlers_of_first: usize| {
+            let handlers: Vec<_> = (0..handlers_of_first).map(|n| format!(r#"{{"name":"h{n}"}}"#)).collect();
+            let services: Vec<_> = (0..count)
+                .map(|n| {
+                    let handlers = if n == 0 { handlers.join(",") } else { String::new() };
+                    format!(r#"{{"name":"S{n}","ty":"SERVICE","handlers":[{handlers}]}}"#)
+                })
+                .collect();
+            parse(V4, manifest(&services.join(",")).as_bytes())
+        };
+        let most = services(MANIFEST_SERVICES_MAX, MANIFEST_HANDLERS_MAX).unwrap();
+        assert_eq!((most.services.len(), most.services[0].handlers.len()), (MANIFEST_SERVICES_MAX, MANIFEST_HANDLERS_MAX));
+        let (found, max) = (MANIFEST_SERVICES_MAX + 1, MANIFEST_SERVICES_MAX);
+        assert_eq!(services(found, 1), Err(Error::TooMany { what: "services", found, max }));
+        let (found, max) = (MANIFEST_HANDLERS_MAX + 1, MANIFEST_HANDLERS_MAX);
+        assert_eq!(services(2, found), Err(Error::TooMany { what: "handlers", found, max }));
     }
 
     #[test]
