@@ -12,13 +12,17 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use surefoot_invoker::transport::is_reserved;
-use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, HttpVersion, Service, StreamMode};
+use surefoot_model::catalog::{Catalog, CatalogEvent, Deployment, Handler, HttpVersion, Service, StreamMode};
 use surefoot_model::{DeploymentId, Text, Timestamp};
 
 /// Services of all deployments that are registered, each revision counted: all are in memory.
 const CATALOG_SERVICES_MAX: usize = 10_000;
 /// Handlers of all of these.
 const CATALOG_HANDLERS_MAX: usize = 20_000;
+/// Bytes of all texts of these and of their deployments: names, documentation, metadata, schemas, headers.
+const CATALOG_TEXT_BYTES_MAX: usize = 32 << 20;
+/// What each text counts beside its own bytes: many short ones take more in memory than they say.
+const TEXT_BYTES: usize = 64;
 
 /// A request to register an endpoint. Absent flags are false.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -262,7 +266,6 @@ fn planned(
     may_break: bool,
 ) -> Result<Deployment, Error> {
     let Discovered { manifest, http, sdk_version } = discovered;
-    has_room(catalog, id, &manifest.services)?;
     let revisions = newest_revisions(catalog);
     let services = manifest.services.into_iter().map(|service| {
         if let Some(known) = catalog.services.get(&service.name)
@@ -274,7 +277,7 @@ fn planned(
         let revision = revisions.get(&service.name).copied().unwrap_or(0) + 1;
         Ok(Service { revision, deployment: id, ..service })
     });
-    Ok(Deployment {
+    let planned = Deployment {
         id,
         uri: endpoint.uri,
         http,
@@ -287,22 +290,47 @@ fn planned(
         max_protocol: manifest.max_protocol,
         sdk_version,
         services: services.collect::<Result<_, _>>()?,
-    })
+    };
+    has_room(catalog, &planned)?;
+    Ok(planned)
 }
 
-/// Whether deployment `id` may have these services beside what the others have.
-fn has_room(catalog: &Catalog, id: DeploymentId, services: &[Service]) -> Result<(), Error> {
-    let others = catalog.deployments.values().filter(|deployment| deployment.id != id);
-    let (mut all_services, mut all_handlers) = (0, 0);
-    for service in others.flat_map(|deployment| &deployment.services).chain(services) {
-        all_services += 1;
-        all_handlers += service.handlers.len();
+/// Whether there may be this deployment beside the others.
+fn has_room(catalog: &Catalog, planned: &Deployment) -> Result<(), Error> {
+    let others = catalog.deployments.values().map(|deployment| &**deployment).filter(|deployment| deployment.id != planned.id);
+    let (mut services, mut handlers, mut text_bytes) = (0, 0, 0);
+    for deployment in others.chain([planned]) {
+        services += deployment.services.len();
+        handlers += deployment.services.iter().map(|service| service.handlers.len()).sum::<usize>();
+        text_bytes += text_bytes_of(deployment);
     }
-    let bounds = [("services", all_services, CATALOG_SERVICES_MAX), ("handlers", all_handlers, CATALOG_HANDLERS_MAX)];
+    let bounds = [
+        ("services", services, CATALOG_SERVICES_MAX),
+        ("handlers", handlers, CATALOG_HANDLERS_MAX),
+        ("bytes of names, documentation, metadata and schemas", text_bytes, CATALOG_TEXT_BYTES_MAX),
+    ];
     match bounds.into_iter().find(|(_, found, max)| found > max) {
         Some((what, found, max)) => Err(Error::CatalogFull { what, found, max }),
         None => Ok(()),
     }
+}
+
+fn text_bytes_of(deployment: &Deployment) -> usize {
+    let text = |text: &str| TEXT_BYTES + text.len();
+    let optional = |value: &Option<String>| value.as_deref().map_or(0, text);
+    let texts = |map: &BTreeMap<String, String>| map.iter().map(|(name, value)| text(name) + text(value)).sum::<usize>();
+    let handler = |handler: &Handler| {
+        let Handler { name, input, output, documentation, metadata, .. } = handler;
+        let declared = [documentation, &input.content_type, &input.json_schema, &output.content_type, &output.json_schema];
+        text(name) + declared.into_iter().map(optional).sum::<usize>() + texts(metadata)
+    };
+    let service = |service: &Service| {
+        let Service { name, handlers, documentation, metadata, .. } = service;
+        text(name) + optional(documentation) + texts(metadata) + handlers.values().map(handler).sum::<usize>()
+    };
+    let Deployment { uri, additional_headers, metadata, sdk_version, services, .. } = deployment;
+    let own = text(uri) + texts(additional_headers) + texts(metadata) + optional(sdk_version);
+    own + services.iter().map(service).sum::<usize>()
 }
 
 /// The newest revision of each service that anybody knows. Of all deployments, since the newest one may have been deleted or no longer
@@ -344,7 +372,7 @@ mod tests {
     use super::*;
     use crate::services::tests::service;
     use surefoot_model::TargetKind;
-    use surefoot_model::catalog::{Handler, ServiceKind};
+    use surefoot_model::catalog::ServiceKind;
     use surefoot_protocol::discovery::Manifest;
 
     fn request(uri: &str) -> NewDeployment {
@@ -463,6 +491,46 @@ mod tests {
         let old = replaced.deployments.pop_first().unwrap().1;
         replaced.deployments.insert(DeploymentId(1), Arc::new(Deployment { id: DeploymentId(1), ..(*old).clone() }));
         assert!(plan(&replaced, vec![full("Old", 1)], false).is_ok());
+    }
+
+    /// What each endpoint describes within its own bound was kept for all of them together without any.
+    #[test]
+    fn what_all_deployments_describe_together_has_a_bound_in_bytes() {
+        let what = "bytes of names, documentation, metadata and schemas";
+        let described =
+            |bytes: usize| Service { documentation: Some("d".repeat(bytes)), ..service("Svc", ServiceKind::Service, vec![]) };
+        let having = |services: Vec<Service>| {
+            let other = Deployment { services, ..Deployment::at(DeploymentId(2), "http://other:1/") };
+            Catalog { deployments: [(other.id, Arc::new(other))].into(), ..Catalog::default() }
+        };
+        let known = having(vec![described(CATALOG_TEXT_BYTES_MAX / 2)]);
+        let others = text_bytes_of(known.deployments.values().next().unwrap());
+        let own = text_bytes_of(&plan(&known, vec![described(0)], false).unwrap());
+        let left = CATALOG_TEXT_BYTES_MAX - others - own;
+        assert!(plan(&known, vec![described(left)], false).is_ok());
+        let error = plan(&known, vec![described(left + 1)], true).unwrap_err();
+        let (found, max) = (CATALOG_TEXT_BYTES_MAX + 1, CATALOG_TEXT_BYTES_MAX);
+        assert_eq!(error, Error::CatalogFull { what, found, max });
+        assert_eq!((error.status().as_u16(), error.code()), (409, "SF2032"));
+        assert!(error.to_string().contains("delete deployments"), "{error}");
+        // Whatever it is that grows, and however short each of it is.
+        let handler = |grow: fn(&mut Handler, String)| {
+            let mut handler = Handler::new("h", TargetKind::Service);
+            grow(&mut handler, "x".repeat(left));
+            service("Svc", ServiceKind::Service, vec![handler])
+        };
+        let many = (0..CATALOG_TEXT_BYTES_MAX / 2 / TEXT_BYTES / 2).map(|n| (n.to_string(), String::new())).collect();
+        for grown in [
+            handler(|handler, text| handler.documentation = Some(text)),
+            handler(|handler, text| handler.metadata = [(text, String::new())].into()),
+            handler(|handler, text| handler.input.json_schema = Some(text)),
+            handler(|handler, text| handler.input.content_type = Some(text)),
+            handler(|handler, text| handler.output.json_schema = Some(text)),
+            handler(|handler, text| handler.output.content_type = Some(text)),
+            Service { metadata: many, ..described(0) },
+        ] {
+            assert!(matches!(plan(&known, vec![grown], false), Err(Error::CatalogFull { what: found, .. }) if found == what));
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub enum Error {
     TypeChanged(String),
     #[error(
         "with this deployment all that are registered would have {found} {what}, more than the {max} that this server keeps: \
-         delete deployments that nothing runs on any more"
+         delete deployments that nothing runs on any more, or let endpoints serve or describe less"
     )]
     CatalogFull { what: &'static str, found: usize, max: usize },
 

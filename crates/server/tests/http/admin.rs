@@ -1,7 +1,7 @@
 //! What operators do.
 
 use crate::World;
-use crate::client::send;
+use crate::client::{Answer, send};
 use crate::endpoint::Endpoint;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -361,15 +361,48 @@ async fn properties_that_load_code_or_are_unknown_are_refused_by_name() {
     world.stop().await;
 }
 
+/// Registers an endpoint that serves this.
+async fn registered(world: &World, services: &str) -> Answer {
+    let endpoint = Endpoint::start(services).await;
+    world.post("/deployments", &json!({"uri": format!("http://{}", endpoint.address)})).await
+}
+
+fn is_refused(answer: &Answer, status: u16, advice: &str) {
+    assert_eq!((answer.status, &answer.json()["restate_code"]), (status, &"SF2032".into()), "{}", answer.body);
+    assert!(answer.body.contains(advice), "{}", answer.body);
+}
+
 #[tokio::test]
-async fn many_services_are_registered_at_once() {
+async fn many_services_are_registered_at_once_and_one_more_is_refused() {
     let dir = tempdir().unwrap();
     let world = World::bare(dir.path(), |_| ()).await;
-    let services: Vec<String> =
-        (0..5_000).map(|n| format!(r#"{{"name":"S{n}","ty":"SERVICE","handlers":[{{"name":"run"}}]}}"#)).collect();
-    let endpoint = Endpoint::start(&services.join(",")).await;
-    let made = world.post("/deployments", &json!({"uri": format!("http://{}", endpoint.address)})).await;
-    assert_eq!((made.status, made.json()["services"].as_array().unwrap().len()), (201, 5_000));
+    let services = |count: usize| {
+        let services = (0..count).map(|n| format!(r#"{{"name":"S{n}","ty":"SERVICE","handlers":[{{"name":"run"}}]}}"#));
+        services.collect::<Vec<_>>().join(",")
+    };
+    is_refused(&registered(&world, &services(1_001)).await, 400, "serve them from several endpoints");
+    assert_eq!(world.ask("GET /deployments").await.json()["deployments"], json!([]));
+    let made = registered(&world, &services(1_000)).await;
+    assert_eq!((made.status, made.json()["services"].as_array().unwrap().len()), (201, 1_000));
+    world.stop().await;
+}
+
+/// Each endpoint may describe what it serves in megabytes. All of them together took as much memory as they liked, at each start again.
+#[tokio::test]
+async fn what_deployments_describe_together_has_a_bound_and_goes_with_them() {
+    let dir = tempdir().unwrap();
+    let world = World::bare(dir.path(), |_| ()).await;
+    let documentation = "d".repeat(12 << 20);
+    let described = |n: usize| format!(r#"{{"name":"S{n}","ty":"SERVICE","handlers":[],"documentation":"{documentation}"}}"#);
+    let made = registered(&world, &described(0)).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    assert_eq!(registered(&world, &described(1)).await.status, 201);
+    is_refused(&registered(&world, &described(2)).await, 409, "delete deployments");
+    // One that describes little still finds room, and so does the other once there is some.
+    assert_eq!(registered(&world, r#"{"name":"Small","ty":"SERVICE","handlers":[]}"#).await.status, 201);
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(world.ask(&format!("DELETE /deployments/{id}?force=true")).await.status, 202);
+    assert_eq!(registered(&world, &described(2)).await.status, 201);
     world.stop().await;
 }
 
