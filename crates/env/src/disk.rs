@@ -86,8 +86,8 @@ pub struct FileCopy {
 pub enum CopyContent {
     /// Few of them: a file that changes was read while it did not.
     Bytes(Vec<u8>),
-    /// The first bytes of a file, as many, which do not change any more.
-    Start { of: PathBuf, bytes: u64 },
+    /// The first bytes of a file, as many, which may be copied whenever; and what follows them in the copy alone.
+    Start { of: PathBuf, bytes: u64, then: Vec<u8> },
 }
 
 impl FileCopy {
@@ -95,7 +95,7 @@ impl FileCopy {
     pub fn bytes(&self) -> u64 {
         match &self.content {
             CopyContent::Bytes(bytes) => bytes.len() as u64,
-            CopyContent::Start { bytes, .. } => *bytes,
+            CopyContent::Start { bytes, then, .. } => bytes + then.len() as u64,
         }
     }
 }

@@ -19,7 +19,7 @@ pub use recovery::{Bounds, Recovery};
 use crate::{Durable, Entry, Log, Retained, Sink};
 use bytes::Bytes;
 use filler::Filler;
-use format::SegmentHeader;
+use format::{Place, SegmentHeader};
 use segments::{Closed, Segments, Spare};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -42,6 +42,8 @@ pub struct Options {
     pub segment_bytes_max: u64,
     /// Bytes of the file that running work may fill once there is no room for another segment (rule L8).
     pub reserve_bytes: u64,
+    /// Bytes that become durable between two times that the segment's witness says so (rule L2).
+    pub witness_bytes: u64,
     /// Bytes of a batch, at least 128. A larger append becomes several batches, a larger entry several parts (rule L7).
     pub batch_bytes_max: usize,
     /// Called at most once; the log is dead then. A server ends its process at once.
@@ -57,6 +59,7 @@ impl Options {
             segment_bytes_min: 1 << 20,
             segment_bytes_max: 64 << 20,
             reserve_bytes: 4 << 20,
+            witness_bytes: 64 << 10,
             batch_bytes_max: 512 << 10,
             fatal: Arc::new(fatal),
             mutant: Mutant::None,
@@ -77,6 +80,12 @@ pub enum Mutant {
     NoChain,
     /// A torn batch is kept if its header is whole (L2).
     KeepTornTail,
+    /// The last file is taken for whole although it is shorter than it was made (L2).
+    TakeShort,
+    /// A segment has its header before its file has its size (L2).
+    HeaderBeforeSize,
+    /// Recovery does not ask the segment's witness (L2).
+    ForgetWitness,
     /// Names of segments are not made durable (L3).
     SkipDirSync,
     /// A segment goes when its first entries are covered, not its last (C2).
@@ -100,12 +109,15 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::None,
         Self::SkipSync,
         Self::PublishBeforeSync,
         Self::NoChain,
         Self::KeepTornTail,
+        Self::TakeShort,
+        Self::HeaderBeforeSize,
+        Self::ForgetWitness,
         Self::SkipDirSync,
         Self::TrimEarly,
         Self::RecoverWithoutSync,
@@ -127,26 +139,34 @@ pub enum Error {
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// Bytes that had been durable have changed, so acknowledged entries are gone. Restore the directory from a backup.
     #[error(
-        "log segment {path} is damaged at byte {offset}: {what}; it had been durable, so nothing can be cut here without \
+        "SF4002: log segment {path} is damaged at byte {offset}: {what}; it had been durable, so nothing can be cut here without \
          losing acknowledged events: restore the data directory from a backup", path = .path.display()
     )]
     Damaged { path: PathBuf, offset: u64, what: &'static str },
+    /// Something cut the file off, and what was acknowledged may have been in the rest. Put the whole file back, or restore the directory from
+    /// a backup.
+    #[error(
+        "SF4002: log segment {path} has {bytes} bytes, and had {expected}: it was cut short, as by a copy that ended early or by its file \
+         system, and acknowledged events may have been in the rest: put the whole file back, or restore the data directory from a backup",
+        path = .path.display()
+    )]
+    Short { path: PathBuf, bytes: u64, expected: u64 },
     /// Written by a version of Surefoot with another log format.
     #[error("log segment {path} has format {found}, this version reads {expected}: start the version that wrote it", path = .path.display(), expected = format::VERSION)]
     Version { path: PathBuf, found: u32 },
     /// A segment between others is not there.
-    #[error("log segment {path} is missing, but later ones follow it: restore the data directory from a backup", path = .path.display())]
+    #[error("SF4002: log segment {path} is missing, but later ones follow it: restore the data directory from a backup", path = .path.display())]
     Missing { path: PathBuf },
     /// The log had gone on to a segment that is not there. Put it back, or restore the directory from a backup.
     #[error(
-        "log segment {path} is missing: {mark} says that the log had gone on to it, and what was in it had been acknowledged: put it \
+        "SF4002: log segment {path} is missing: {mark} says that the log had gone on to it, and what was in it had been acknowledged: put it \
          back, or restore the data directory from a backup (to go on without what was in it, remove {mark})",
         path = .path.display(), mark = .mark.display()
     )]
     LastMissing { path: PathBuf, mark: PathBuf },
     /// Checkpoint and log do not meet (rule C2).
     #[error(
-        "partition {partition} has applied up to {applied}, but the log holds {first} to before {next}: \
+        "SF4003: partition {partition} has applied up to {applied}, but the log holds {first} to before {next}: \
          tables and log are not of the same data directory, or one was restored without the other, or the log was cut short: restore the data \
          directory as a whole from a backup"
     )]
@@ -218,12 +238,18 @@ pub fn open(
         failed: AtomicBool::new(false),
         // Rounded so that padding never exceeds the bound.
         batch_bytes_max: options.batch_bytes_max / format::ALIGN * format::ALIGN,
+        witness_bytes: options.witness_bytes,
         mutant: options.mutant,
         fatal: options.fatal,
     });
-    let header =
-        SegmentHeader { number: found.number_max + 1, previous: found.previous, next: found.next.clone(), unfinished: None };
-    let segment = start(&shared, &*disk, dir, &header).map_err(|source| Error::Io {
+    let header = SegmentHeader {
+        number: found.number_max + 1,
+        previous: found.last.map(|last| (last.segment, last.offset)),
+        next: found.next.clone(),
+        unfinished: None,
+        file_bytes: 0,
+    };
+    let segment = start(&shared, &*disk, dir, header, found.last).map_err(|source| Error::Io {
         doing: "start a log segment in",
         path: dir.to_owned(),
         source,
@@ -242,7 +268,7 @@ pub fn open(
 
 /// Starts a segment, if need be in the reserve, so that a process can start where the disk is full; and where that is used up, in
 /// the room that the last segment does not need any more.
-fn start(shared: &Shared, disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -> io::Result<Segment> {
+fn start(shared: &Shared, disk: &dyn Disk, dir: &Path, header: SegmentHeader, last: Option<Place>) -> io::Result<Segment> {
     let mut starting = Starting::new(header);
     let mut was_cut = false;
     loop {
@@ -253,7 +279,7 @@ fn start(shared: &Shared, disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -
             Err(_) if starting.take_reserve(shared) => {}
             Err(_) if !was_cut => {
                 was_cut = true;
-                shared.cut_last(disk)?;
+                last.map_or(Ok(()), |last| shared.cut_last(disk, last))?;
                 starting.keep_most();
             }
             Err(error) => return Err(error),
@@ -376,6 +402,7 @@ struct Shared {
     closed: AtomicBool,
     failed: AtomicBool,
     batch_bytes_max: usize,
+    witness_bytes: u64,
     mutant: Mutant,
     fatal: Fatal,
 }
@@ -502,16 +529,22 @@ impl Shared {
         self.segments().is_stuck = is_stuck;
     }
 
-    /// Gives back what the newest of the closed segments does not use of its file, and makes the next one small enough for it.
-    fn cut_last(&self, disk: &dyn Disk) -> io::Result<()> {
+    /// Gives back what the newest of the closed segments, which ends at `last`, does not use of its file, and makes the next one small
+    /// enough for it. The segment says so first, durably: whatever else cuts it short is damage (rule L2).
+    fn cut_last(&self, disk: &dyn Disk, last: Place) -> io::Result<()> {
         let mut segments = self.segments();
-        let Some(last) = segments.closed.back_mut() else { return Ok(()) };
-        let unused = last.file_bytes.saturating_sub(last.end);
+        let Some(closed) = segments.closed.back_mut() else { return Ok(()) };
+        let cut = format::cut(last);
+        let end = last.offset + cut.len() as u64;
+        let unused = closed.file_bytes.saturating_sub(end);
         if unused < CUT_BYTES_MIN {
             return Ok(());
         }
-        disk.open(&last.path)?.truncate(last.end)?;
-        last.file_bytes = last.end;
+        let file = disk.open(&closed.path)?;
+        file.write_at(last.offset, &cut)?;
+        file.sync_data().map_err(of_sync)?;
+        file.truncate(end)?;
+        closed.file_bytes = end;
         segments.reserve_is_taken = true;
         // The block that the file ends in, and what the file system writes down for the next one.
         segments.unprepared_bytes = (unused - unused / 8).min(segments.bytes_min) / 4096 * 4096;
@@ -520,7 +553,7 @@ impl Shared {
 
     /// The writer goes on in `current`.
     fn turn(&self, closed: Option<Closed>, current: &Segment) {
-        self.segments().turned(closed, current.number, current.end, current.capacity);
+        self.segments().turned(closed, current.place(), current.capacity);
     }
 
     /// The current segment now ends at `end`. True if the filler should look.
@@ -530,9 +563,9 @@ impl Shared {
         segments.wants_spare()
     }
 
-    /// The current segment is durable up to `synced`.
-    fn note_synced(&self, synced: u64) {
-        self.segments().current_synced = synced;
+    /// The current segment is durable up to `place`.
+    fn note_synced(&self, place: Place) {
+        self.segments().current_synced = place;
     }
 
     fn sync_dir(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {

@@ -174,7 +174,7 @@ mod on_disk {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             match &file.content {
                 CopyContent::Bytes(bytes) => fs::write(&path, bytes).unwrap(),
-                CopyContent::Start { of, bytes } => {
+                CopyContent::Start { of, bytes, .. } => {
                     let mut content = fs::read(of).unwrap();
                     content.truncate(*bytes as usize);
                     fs::write(&path, content).unwrap();

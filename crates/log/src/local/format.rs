@@ -4,14 +4,16 @@
 //!
 //! ```text
 //! segment  [magic:8 "SUREFLOG"][version:4][length:4][number:8][previous:8][previous_end:8][partitions:4][unfinished:4]
-//!          ([partition:2][next_lsn:8])* [0..][crc:4]     length bytes in all, a multiple of 8; then batches
-//! batch    [magic:4 "SFBT"][length:4][segment:8][offset:8][synced:8][entries:4][0:4][chain:4][crc:4] entry* [0..]
+//!          [file_bytes:8]([partition:2][next_lsn:8])* [0..][crc:4]     length bytes in all, a multiple of 8; then witness, batches
+//! witness  [magic:4 "SFWT"][0:4][segment:8][synced:8][0:4][crc:4]      zeros until there is one
+//! batch    [magic:4 "SFBT"][length:4][segment:8][offset:8][synced:8][entries:4][kind:4][chain:4][crc:4] entry* [0..]
 //! entry    [partition:2][part:2][parts:2][0:2][epoch:4][payload_length:4][lsn:8] payload
 //! ```
 //!
 //! `crc` verifies a header alone, so that it can vouch for what lies before it even where the chain is broken. `chain` covers
 //! the batch's header up to itself and its entries, and starts from the chain of the batch before (the first one's from the
-//! segment's header and number), so that a batch verifies only behind the very bytes it was written behind (rule L1).
+//! segment's header and number), so that a batch verifies only behind the very bytes it was written behind (rule L1). The witness
+//! repeats far from the last batch how much was durable, so that what takes a segment's end does not take the proof with it (rule L2).
 
 use crate::Entry;
 use bytes::Bytes;
@@ -19,9 +21,11 @@ use std::collections::BTreeMap;
 use surefoot_model::{Epoch, Lsn, PartitionId};
 
 /// The version of everything in this module.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Bytes of a batch before its entries: also the smallest batch.
 pub(super) const BATCH_HEADER: usize = 48;
+/// Bytes of a segment between its header and its first batch.
+pub(super) const WITNESS: usize = 32;
 /// Bytes of an entry before its payload.
 pub(super) const ENTRY_HEADER: usize = 24;
 /// Batches and segment headers start and end at multiples of this, so that a search for headers can take such steps.
@@ -32,11 +36,15 @@ pub(super) const HEADER_START: usize = 24;
 pub(super) const PARTS_MAX: usize = u16::MAX as usize;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"SUREFLOG";
-const SEGMENT_FIXED: usize = 48;
+const SEGMENT_FIXED: usize = 56;
 const SEGMENT_ROW: usize = 10;
 /// A header with a row for each of the 65,536 partition ids.
 const SEGMENT_HEADER_MAX: usize = SEGMENT_FIXED + SEGMENT_ROW * 65_536 + ALIGN;
 const BATCH_MAGIC: [u8; 4] = *b"SFBT";
+const WITNESS_MAGIC: [u8; 4] = *b"SFWT";
+const KIND_AT: usize = 36;
+const KIND_PLAIN: u32 = 0;
+const KIND_CUT: u32 = 1;
 const CHAIN_AT: usize = 40;
 const CRC_AT: usize = 44;
 
@@ -50,6 +58,8 @@ pub(super) struct SegmentHeader {
     pub(super) next: BTreeMap<PartitionId, Lsn>,
     /// The partition of whose next entry the segment before holds the first parts; at rest its number + 1, or 0.
     pub(super) unfinished: Option<PartitionId>,
+    /// So long was its file, durably, before this header was written. It may have grown since.
+    pub(super) file_bytes: u64,
 }
 
 /// Why bytes are no segment header.
@@ -75,6 +85,7 @@ impl SegmentHeader {
         out.extend_from_slice(&previous_end.to_le_bytes());
         out.extend_from_slice(&(self.next.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.unfinished.map_or(0, |partition| u32::from(partition.0) + 1).to_le_bytes());
+        out.extend_from_slice(&self.file_bytes.to_le_bytes());
         for (partition, next) in &self.next {
             out.extend_from_slice(&partition.0.to_le_bytes());
             out.extend_from_slice(&next.0.to_le_bytes());
@@ -125,6 +136,7 @@ impl SegmentHeader {
         };
         Ok(Self {
             unfinished,
+            file_bytes: u64_at(bytes, 48),
             number: u64_at(bytes, 16),
             previous: (previous != 0).then(|| (previous, u64_at(bytes, 32))),
             next: bytes[SEGMENT_FIXED..rows_end].chunks_exact(SEGMENT_ROW).take(partitions).map(row).collect(),
@@ -135,6 +147,31 @@ impl SegmentHeader {
 /// What the first batch of a segment is chained to. `header` is the segment's header in full.
 pub(super) fn chain_start(header: &[u8], number: u64) -> u32 {
     crc32c::crc32c_append(u32_at(header, header.len() - 4), &number.to_le_bytes())
+}
+
+/// Where the first batch of a segment lies whose header is so long.
+pub(super) fn batches_at(header_bytes: usize) -> usize {
+    header_bytes + WITNESS
+}
+
+/// What the witness of segment `number` is that was durable up to `synced` when it was written.
+pub(super) fn witness(number: u64, synced: u64) -> [u8; WITNESS] {
+    let mut out = [0; WITNESS];
+    out[..4].copy_from_slice(&WITNESS_MAGIC);
+    out[8..16].copy_from_slice(&number.to_le_bytes());
+    out[16..24].copy_from_slice(&synced.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..WITNESS - 4]);
+    out[WITNESS - 4..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// How much of segment `number` was durable by its witness: 0 where there is none that is sound.
+pub(super) fn witnessed(bytes: &[u8], number: u64) -> u64 {
+    let sound = bytes.len() == WITNESS
+        && bytes[..4] == WITNESS_MAGIC
+        && crc32c::crc32c(&bytes[..WITNESS - 4]) == u32_at(bytes, WITNESS - 4)
+        && u64_at(bytes, 8) == number;
+    if sound { u64_at(bytes, 16) } else { 0 }
 }
 
 /// Where a batch lies and what it follows.
@@ -150,6 +187,17 @@ pub(super) struct Place {
 
 /// Pads `batch` (room for its header, then its entries), fills in its header, and returns its chain.
 pub(super) fn seal(batch: &mut Vec<u8>, entries: u32, place: Place) -> u32 {
+    seal_as(batch, KIND_PLAIN, entries, place)
+}
+
+/// The batch that says that a segment's file ends with it, whatever its header says. It has no entries.
+pub(super) fn cut(place: Place) -> Vec<u8> {
+    let mut batch = vec![0; BATCH_HEADER];
+    seal_as(&mut batch, KIND_CUT, 0, place);
+    batch
+}
+
+fn seal_as(batch: &mut Vec<u8>, kind: u32, entries: u32, place: Place) -> u32 {
     batch.resize(batch.len().next_multiple_of(ALIGN), 0);
     let length = u32::try_from(batch.len()).expect("a batch is bounded far below 4 GiB");
     batch[..4].copy_from_slice(&BATCH_MAGIC);
@@ -158,7 +206,7 @@ pub(super) fn seal(batch: &mut Vec<u8>, entries: u32, place: Place) -> u32 {
     batch[16..24].copy_from_slice(&place.offset.to_le_bytes());
     batch[24..32].copy_from_slice(&place.synced.to_le_bytes());
     batch[32..36].copy_from_slice(&entries.to_le_bytes());
-    batch[36..40].fill(0);
+    batch[KIND_AT..CHAIN_AT].copy_from_slice(&kind.to_le_bytes());
     let chain = chain_over(batch, place.chain);
     batch[CHAIN_AT..CRC_AT].copy_from_slice(&chain.to_le_bytes());
     let crc = crc32c::crc32c(&batch[..CRC_AT]);
@@ -178,6 +226,8 @@ pub(super) struct BatchHeader {
     pub(super) offset: u64,
     pub(super) synced: u64,
     pub(super) entries: u32,
+    /// The file ends with this batch.
+    pub(super) is_cut: bool,
     pub(super) chain: u32,
 }
 
@@ -196,6 +246,7 @@ impl BatchHeader {
             offset: u64_at(bytes, 16),
             synced: u64_at(bytes, 24),
             entries: u32_at(bytes, 32),
+            is_cut: u32_at(bytes, KIND_AT) == KIND_CUT,
             chain: u32_at(bytes, CHAIN_AT),
         })
     }
@@ -277,7 +328,7 @@ mod tests {
 
     fn header() -> SegmentHeader {
         let next = [(PartitionId(3), Lsn(258)), (PartitionId::CATALOG, Lsn(7))];
-        SegmentHeader { number: 5, previous: Some((4, 1024)), next: next.into(), unfinished: None }
+        SegmentHeader { number: 5, previous: Some((4, 1024)), next: next.into(), unfinished: None, file_bytes: 4096 }
     }
 
     #[test]
@@ -286,11 +337,11 @@ mod tests {
         check_bytes(
             &bytes,
             expect![[r#"
-            53555245464c4f470100000048000000
-            05000000000000000400000000000000
-            00040000000000000200000000000000
-            03000201000000000000ffff07000000
-            000000004d3296f1"#]],
+                53555245464c4f470200000050000000
+                05000000000000000400000000000000
+                00040000000000000200000000000000
+                00100000000000000300020100000000
+                0000ffff070000000000000037fa24d8"#]],
         );
         assert_eq!(SegmentHeader::length(bytes[..HEADER_START].try_into().unwrap(), 5), Ok(bytes.len()));
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header()));
@@ -307,20 +358,23 @@ mod tests {
         part(258, b"first".as_slice()).encode(&mut batch);
         part(259, b"second".as_slice()).encode(&mut batch);
         let start = chain_start(&header().encode(), 5);
-        let chain = seal(&mut batch, 2, Place { segment: 5, offset: 72, synced: 72, chain: start });
+        let chain = seal(&mut batch, 2, Place { segment: 5, offset: 112, synced: 112, chain: start });
         check_bytes(
             &batch,
             expect![[r#"
-            53464254700000000500000000000000
-            48000000000000004800000000000000
-            0200000000000000ef894707c137f073
-            03000100010000000900000005000000
-            02010000000000006669727374030001
-            00010000000900000006000000030100
-            00000000007365636f6e640000000000"#]],
+                53464254700000000500000000000000
+                70000000000000007000000000000000
+                0200000000000000248763f92ff45da4
+                03000100010000000900000005000000
+                02010000000000006669727374030001
+                00010000000900000006000000030100
+                00000000007365636f6e640000000000"#]],
         );
         let read = BatchHeader::decode(&batch).unwrap();
-        assert_eq!(read, BatchHeader { length: batch.len(), segment: 5, offset: 72, synced: 72, entries: 2, chain });
+        assert_eq!(
+            read,
+            BatchHeader { length: batch.len(), segment: 5, offset: 112, synced: 112, entries: 2, is_cut: false, chain }
+        );
         assert!(read.verifies(&batch, start) && !read.verifies(&batch, start ^ 1));
         let mut body = &batch[BATCH_HEADER..];
         assert_eq!(Part::decode(&mut body), Some(part(258, b"first")));
@@ -346,6 +400,13 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let header = BatchHeader::decode(&bytes);
             assert!(header.is_none_or(|h| h.length != good.len() || !h.verifies(&bytes, 11)), "bit {bit}");
+        }
+        let good = witness(5, 4096);
+        assert_eq!((witnessed(&good, 5), witnessed(&good, 4), witnessed(&[0; WITNESS], 5), witnessed(&[], 5)), (4096, 0, 0, 0));
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(witnessed(&bytes, 5), 0, "bit {bit}");
         }
     }
 }

@@ -3,15 +3,15 @@
 //! Owns: reading segments in order, telling a torn tail from rot (rule L2), putting large entries together again. Does not own:
 //! writing, but for what makes durable what it keeps (rule L3) and the removal of files that never became part of the log.
 
-use super::format::{self, ALIGN, BATCH_HEADER, BatchHeader, HEADER_START, HeaderFault, Part, SegmentHeader};
+use super::format::{self, ALIGN, BATCH_HEADER, BatchHeader, HEADER_START, HeaderFault, Part, Place, SegmentHeader, WITNESS};
 use super::segments::{self, Closed, Named, Ranges, Segments, Spare, named, segment_path};
-use super::{Error, Mutant, Options, Replay};
+use super::{Error, Mutant, Options, Replay, of_sync};
 use crate::Entry;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use surefoot_env::{Disk, File};
+use surefoot_env::{Disk, File, is_shortage};
 use surefoot_model::{Epoch, Lsn, PartitionId};
 
 /// What was found.
@@ -55,8 +55,8 @@ pub(super) struct Found {
     pub(super) summary: Recovery,
     pub(super) closed: Vec<Closed>,
     pub(super) next: BTreeMap<PartitionId, Lsn>,
-    /// The last segment and where it ends.
-    pub(super) previous: Option<(u64, u64)>,
+    /// Where the last segment ends: all before is durable.
+    pub(super) last: Option<Place>,
     /// The highest number any segment had.
     pub(super) number_max: u64,
     /// A segment whose header never became durable.
@@ -83,10 +83,25 @@ impl Found {
         // The smallest that will do becomes the reserve.
         spares.sort_by_key(|spare| spare.file_bytes);
         for spare in spares {
-            if segments.has_use_for(spare.file_bytes) { segments.ready(spare) } else { remove(&spare.path)? }
+            let keeps = segments.has_use_for(spare.file_bytes)
+                && (options.mutant == Mutant::HeaderBeforeSize || make_size_durable(disk, &spare)?);
+            if keeps { segments.ready(spare) } else { remove(&spare.path)? }
         }
         if options.mutant == Mutant::SkipDirSync { Ok(()) } else { disk.sync_dir(dir).map_err(|e| io(e, "sync", dir)) }
     }
+}
+
+/// An earlier process may have failed to sync a spare: then only the system's memory has it as long as it looks, and a sync alone does
+/// nothing. So its end is written again. False if there is no room for that, as on file systems that copy what they overwrite.
+fn make_size_durable(disk: &dyn Disk, spare: &Spare) -> Result<bool, Error> {
+    let file = disk.open(&spare.path).map_err(|e| io(e, "open", &spare.path))?;
+    match file.write_zeros(spare.file_bytes - ALIGN as u64, ALIGN) {
+        Ok(()) => {}
+        Err(error) if is_shortage(&error) => return Ok(false),
+        Err(error) => return Err(io(error, "write", &spare.path)),
+    }
+    file.sync_data().map_err(|e| io(of_sync(e), "sync", &spare.path))?;
+    Ok(true)
 }
 
 pub(super) fn recover(
@@ -195,7 +210,6 @@ pub(super) fn read(
     }
     let mut reader = Reader::new(disk, mutant, covered, replay, keeps);
     let mut closed = Vec::new();
-    let mut previous = None;
     for (at, source) in sources.iter().enumerate() {
         let follower = sources.get(at + 1);
         follower.map_or(Ok(()), |follower| check_follows(dir, source, follower))?;
@@ -203,13 +217,12 @@ pub(super) fn read(
             Some(follower) if reader.covers(&follower.header) => reader.skip(source, &follower.header)?,
             _ => reader.read(source, follower.and_then(|f| f.header.previous).map(|(_, end)| end))?,
         };
-        previous = Some((source.header.number, segment.end));
         closed.push(segment);
     }
-    let Reader { first, next, summary, .. } = reader;
+    let Reader { first, next, summary, last, .. } = reader;
     let partitions = next.iter().map(|(p, next)| (*p, Bounds { first: first.get(p).copied().unwrap_or(Lsn(1)), next: *next }));
     let summary = Recovery { partitions: partitions.collect(), ..summary };
-    Ok(Found { summary, closed, next, previous, number_max, stillborn, spares, marks })
+    Ok(Found { summary, closed, next, last, number_max, stillborn, spares, marks })
 }
 
 /// A segment with a sound header. Its file is opened to be read, and closed again: there may be more of them than descriptors.
@@ -260,6 +273,19 @@ impl Source {
             }
         }
     }
+
+    /// Bytes of its file that are known to last, and so may be filled again.
+    fn lasting_bytes(&self) -> u64 {
+        self.bytes.min(self.header.file_bytes)
+    }
+
+    fn damaged(&self, offset: usize, what: &'static str) -> Error {
+        Error::Damaged { path: self.path.clone(), offset: offset as u64, what }
+    }
+
+    fn short(&self, expected: u64) -> Error {
+        Error::Short { path: self.path.clone(), bytes: self.bytes, expected }
+    }
 }
 
 /// Headers of this segment's batches at or behind `from` that verify by themselves, whatever became of the chain.
@@ -282,6 +308,8 @@ pub(super) struct Reader<'a, 'r> {
     unfinished: BTreeMap<PartitionId, Unfinished>,
     summary: Recovery,
     oldest: bool,
+    /// Where the segment that nothing follows ends, once it was read.
+    last: Option<Place>,
 }
 
 /// The unbroken run of batches from a segment's start.
@@ -289,8 +317,10 @@ struct Sound {
     batches: Vec<Range<usize>>,
     /// Where it ends.
     kept: usize,
-    /// What lies behind it, and was never durable.
-    torn_bytes: u64,
+    /// The chain that a batch there would follow.
+    chain: u32,
+    /// The last of them says that the file ends with it.
+    ends_in_cut: bool,
 }
 
 /// A large entry of which the last part was not seen yet.
@@ -321,6 +351,7 @@ impl<'a, 'r> Reader<'a, 'r> {
             unfinished: BTreeMap::new(),
             summary: Recovery::default(),
             oldest: true,
+            last: None,
         }
     }
 
@@ -352,17 +383,19 @@ impl<'a, 'r> Reader<'a, 'r> {
         self.next.clone_from(&follower.next);
         self.unfinished.clear();
         let end = follower.previous.map_or(source.bytes, |(_, end)| end);
-        Ok(Closed { path: source.path.clone(), end, file_bytes: source.bytes, ranges })
+        Ok(Closed { path: source.path.clone(), end, file_bytes: source.lasting_bytes(), ranges })
     }
 
     /// Reads one segment, up to `end` if a later one says where it ends, else as far as it is sound, and replays it.
     fn read(&mut self, source: &Source, end: Option<u64>) -> Result<Closed, Error> {
         self.continue_at(source)?;
         let (file, bytes) = self.load(source)?;
-        let Sound { batches, kept, torn_bytes } = self.sound(source, &bytes, end)?;
+        let (Sound { batches, kept, chain, .. }, torn_bytes) = self.sound(source, &bytes, end)?;
         if end.is_none() {
             self.summary.cut_bytes += torn_bytes;
             self.make_durable(source, &*file, &bytes[..kept], &batches)?;
+            let (segment, end) = (source.header.number, kept as u64);
+            self.last = Some(Place { segment, offset: end, synced: end, chain });
         }
         self.summary.bytes += kept as u64;
         let mut ranges = Ranges::new();
@@ -370,13 +403,13 @@ impl<'a, 'r> Reader<'a, 'r> {
             let at = batch.start as u64;
             self.batch(&bytes[batch], &mut ranges, |what| Error::Damaged { path: source.path.clone(), offset: at, what })?;
         }
-        Ok(Closed { path: source.path.clone(), end: kept as u64, file_bytes: source.bytes, ranges })
+        Ok(Closed { path: source.path.clone(), end: kept as u64, file_bytes: source.lasting_bytes(), ranges })
     }
 
     /// Looks at every batch of one segment, and at nothing in them: the bytes of those that are sound, and of a torn tail.
     pub(super) fn check(&self, source: &Source, end: Option<u64>) -> Result<(u64, u64), Error> {
         let (_, bytes) = self.load(source)?;
-        let Sound { kept, torn_bytes, .. } = self.sound(source, &bytes, end)?;
+        let (Sound { kept, .. }, torn_bytes) = self.sound(source, &bytes, end)?;
         Ok((kept as u64, torn_bytes))
     }
 
@@ -391,24 +424,48 @@ impl<'a, 'r> Reader<'a, 'r> {
         Ok((file, bytes))
     }
 
-    /// The batches of a segment that nothing is wrong with, or that end in a torn tail.
-    fn sound(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> Result<Sound, Error> {
-        let (batches, kept) = self.sound_batches(source, bytes, end);
-        let damaged = |what| Error::Damaged { path: source.path.clone(), offset: kept as u64, what };
-        let mut torn_end = kept;
-        match end {
-            Some(end) if kept as u64 != end => return Err(damaged("a batch does not verify, and a later segment follows")),
-            Some(_) => {}
-            None => {
-                for later in batches_behind(bytes, kept, source.header.number) {
-                    if later.synced > kept as u64 {
-                        return Err(damaged("a batch does not verify, and a later one proves that it was durable"));
-                    }
-                    torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
-                }
-            }
+    /// The batches of a segment that nothing is wrong with, and the bytes of the torn tail behind them.
+    fn sound(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> Result<(Sound, u64), Error> {
+        let sound = self.sound_batches(source, bytes, end);
+        let torn_bytes = match end {
+            Some(end) => self.check_end(source, &sound, end).map(|()| 0),
+            None => self.check_tail(source, bytes, &sound),
+        }?;
+        Ok((sound, torn_bytes))
+    }
+
+    /// A segment of which a later one says where it ends. Its file may be cut there: nobody needs the rest.
+    fn check_end(&self, source: &Source, sound: &Sound, end: u64) -> Result<(), Error> {
+        if source.bytes < end {
+            return Err(source.short(end));
         }
-        Ok(Sound { batches, kept, torn_bytes: (torn_end - kept) as u64 })
+        let what = "a batch does not verify, and a later segment follows";
+        if sound.kept as u64 == end { Ok(()) } else { Err(source.damaged(sound.kept, what)) }
+    }
+
+    /// The last segment: what of it does not verify is a torn tail, unless something proves that it was durable (rule L2). Its file had its
+    /// size before it had its header, so that one that is shorter was cut by something else.
+    fn check_tail(&self, source: &Source, bytes: &[u8], sound: &Sound) -> Result<u64, Error> {
+        let Sound { kept, ends_in_cut, .. } = *sound;
+        if ends_in_cut && kept == bytes.len() {
+            return Ok(0);
+        }
+        if source.bytes < source.header.file_bytes && self.mutant != Mutant::TakeShort {
+            return Err(source.short(source.header.file_bytes));
+        }
+        let mut torn_end = kept;
+        for later in batches_behind(bytes, kept, source.header.number) {
+            if later.synced > kept as u64 {
+                return Err(source.damaged(kept, "a batch does not verify, and a later one proves that it was durable"));
+            }
+            torn_end = torn_end.max((later.offset as usize + later.length).min(bytes.len()));
+        }
+        let witness = bytes.get(source.raw.len()..source.raw.len() + WITNESS).unwrap_or(&[]);
+        let witnessed = format::witnessed(witness, source.header.number);
+        if witnessed > kept as u64 && self.mutant != Mutant::ForgetWitness {
+            return Err(source.damaged(kept, "a batch does not verify, and the segment's witness proves that it was durable"));
+        }
+        Ok((torn_end - kept) as u64)
     }
 
     /// Syncs what is kept of the last segment. Where the sync that should have made it durable failed, the system may take it for
@@ -442,25 +499,26 @@ impl<'a, 'r> Reader<'a, 'r> {
         Ok(())
     }
 
-    /// The unbroken run of batches from the segment's start, and where it ends.
-    fn sound_batches(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> (Vec<Range<usize>>, usize) {
+    /// The unbroken run of batches from the segment's start.
+    fn sound_batches(&self, source: &Source, bytes: &[u8], end: Option<u64>) -> Sound {
         let limit = end.map_or(bytes.len(), |end| bytes.len().min(end as usize));
         let number = source.header.number;
-        let mut chain = format::chain_start(&source.raw, number);
-        let mut at = source.raw.len();
-        let mut batches = Vec::new();
-        while let Some(header) = BatchHeader::decode(&bytes[at..limit.max(at)]) {
+        let chain = format::chain_start(&source.raw, number);
+        let kept = format::batches_at(source.raw.len()).min(bytes.len());
+        let mut sound = Sound { batches: Vec::new(), kept, chain, ends_in_cut: false };
+        while let Some(header) = bytes[..limit].get(sound.kept..).and_then(BatchHeader::decode) {
+            let at = sound.kept;
             let in_place = self.mutant == Mutant::NoChain || (header.segment == number && header.offset == at as u64);
             let Some(batch) = bytes[..limit].get(at..at + header.length).filter(|_| in_place) else { break };
-            let before = if self.mutant == Mutant::NoChain { 0 } else { chain };
+            let before = if self.mutant == Mutant::NoChain { 0 } else { sound.chain };
             if !header.verifies(batch, before) && self.mutant != Mutant::KeepTornTail {
                 break;
             }
-            chain = header.chain;
-            batches.push(at..at + header.length);
-            at += header.length;
+            sound.batches.push(at..at + header.length);
+            sound.kept = at + header.length;
+            (sound.chain, sound.ends_in_cut) = (header.chain, header.is_cut);
         }
-        (batches, at)
+        sound
     }
 
     fn batch(&mut self, batch: &[u8], ranges: &mut Ranges, damaged: impl Fn(&'static str) -> Error) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 //!
 //! Owns: names, sizes, trim points, spares. Does not own: any disk operation (writer, filler and recovery do those).
 
+use super::format::{self, Place};
 use super::{Mutant, Options};
 use crate::Room;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,12 +23,12 @@ pub(super) struct Closed {
     pub(super) path: PathBuf,
     /// Where its last batch ends.
     pub(super) end: u64,
-    /// Size of the file.
+    /// Size of the file, as far as it is known to last.
     pub(super) file_bytes: u64,
     pub(super) ranges: Ranges,
 }
 
-/// A file that can become a segment. Its contents do not matter.
+/// A file that can become a segment. Its contents do not matter, and its size is durable.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Spare {
     pub(super) path: PathBuf,
@@ -44,8 +45,8 @@ pub(super) struct Segments {
     /// Oldest first.
     pub(super) closed: VecDeque<Closed>,
     pub(super) current_end: u64,
-    /// Up to here it is durable.
-    pub(super) current_synced: u64,
+    /// The segment being written, and up to where it is durable.
+    pub(super) current_synced: Place,
     pub(super) current_capacity: u64,
     pub(super) spares: Vec<Spare>,
     /// What running work may fill once there is no room for another segment (rule L8).
@@ -59,8 +60,7 @@ pub(super) struct Segments {
     pub(super) is_short: bool,
     /// Counts the names of spares.
     pub(super) spares_named: u64,
-    /// The number of the segment being written, and the number that the mark in the directory has.
-    current: u64,
+    /// The number that the mark in the directory has.
     pub(super) marked: Option<u64>,
     trims: BTreeMap<PartitionId, Lsn>,
     /// So many want everything kept that is there (rule C6).
@@ -86,7 +86,7 @@ impl Segments {
             mutant: options.mutant,
             closed: VecDeque::new(),
             current_end: 0,
-            current_synced: 0,
+            current_synced: Place { segment: 0, offset: 0, synced: 0, chain: 0 },
             current_capacity: 0,
             spares: Vec::new(),
             reserve: None,
@@ -95,7 +95,6 @@ impl Segments {
             is_stuck: false,
             is_short: false,
             spares_named: 0,
-            current: 0,
             marked: None,
             trims: BTreeMap::new(),
             holds: 0,
@@ -110,11 +109,10 @@ impl Segments {
     }
 
     /// The writer goes on in another segment.
-    pub(super) fn turned(&mut self, closed: Option<Closed>, number: u64, end: u64, capacity: u64) {
+    pub(super) fn turned(&mut self, closed: Option<Closed>, place: Place, capacity: u64) {
         self.closed.extend(closed);
-        self.current = number;
         // Its header is durable.
-        (self.current_end, self.current_synced, self.current_capacity) = (end, end, capacity);
+        (self.current_end, self.current_synced, self.current_capacity) = (place.offset, place, capacity);
         self.started += 1;
         if self.started > WINDOW {
             (self.peaks, self.started) = ([0, self.peaks[0]], 1);
@@ -176,7 +174,8 @@ impl Segments {
 
     /// The number that the mark is to have, if it has another one.
     pub(super) fn unmarked(&self) -> Option<u64> {
-        (self.marked != Some(self.current)).then_some(self.current)
+        let current = self.current_synced.segment;
+        (self.marked != Some(current)).then_some(current)
     }
 
     /// Takes a spare of which there are too many, since less is written or the disk is short.
@@ -222,15 +221,17 @@ impl Segments {
         (most.0 > 0).then_some(most.1)
     }
 
-    /// All that is durable now: the bytes of each segment, and a mark (rule L2).
+    /// All that is durable now: the bytes of each segment, of the last one with the batch that says that its file ends there, and a
+    /// mark (rule L2).
     pub(super) fn durable_files(&self) -> Vec<FileCopy> {
-        let closed = self.closed.iter().map(|closed| (closed.path.clone(), closed.end));
-        let current = (segment_path(&self.dir, self.current), self.current_synced);
-        let segments = closed.chain([current]).map(|(of, bytes)| FileCopy {
+        let closed = self.closed.iter().map(|closed| (closed.path.clone(), closed.end, Vec::new()));
+        let durable = self.current_synced;
+        let current = (segment_path(&self.dir, durable.segment), durable.offset, format::cut(durable));
+        let segments = closed.chain([current]).map(|(of, bytes, then)| FileCopy {
             name: of.file_name().expect("a segment has a name").into(),
-            content: CopyContent::Start { of, bytes },
+            content: CopyContent::Start { of, bytes, then },
         });
-        let mark = FileCopy { name: mark_path(Path::new(""), self.current), content: CopyContent::Bytes(Vec::new()) };
+        let mark = FileCopy { name: mark_path(Path::new(""), durable.segment), content: CopyContent::Bytes(Vec::new()) };
         segments.chain([mark]).collect()
     }
 
@@ -279,6 +280,7 @@ mod tests {
 
     const A: PartitionId = PartitionId(1);
     const B: PartitionId = PartitionId(2);
+    const START: Place = Place { segment: 1, offset: 0, synced: 0, chain: 0 };
 
     fn segments(mutant: Mutant) -> Segments {
         let options = Options { segment_bytes_min: 1 << 20, segment_bytes_max: 64 << 20, mutant, ..Options::new(|_| {}) };
@@ -311,7 +313,7 @@ mod tests {
         for _ in 0..12 {
             let wanted = s.capacity_wanted();
             sizes.push(wanted >> 20);
-            s.turned(Some(Closed { end: wanted, ..closed(&[]) }), 1, 0, wanted);
+            s.turned(Some(Closed { end: wanted, ..closed(&[]) }), START, wanted);
         }
         assert_eq!(sizes, [1, 1, 1, 2, 4, 8, 16, 32, 64, 64, 64, 64]);
     }
@@ -326,7 +328,7 @@ mod tests {
                     Spare { path: PathBuf::new(), file_bytes: bytes }
                 });
                 let full = Closed { end: file.file_bytes, file_bytes: file.file_bytes, ..closed(&[]) };
-                s.turned(Some(full), 1, 0, file.file_bytes);
+                s.turned(Some(full), START, file.file_bytes);
                 while s.take_surplus().is_some() {
                     removed += 1;
                 }

@@ -3,7 +3,7 @@
 //! Owns: LSNs, batches, the segment being written, and who goes on where there is no room for another one (rule L8). Does not own:
 //! threads or waiting (the driver's), or older segments.
 
-use super::format::{self, BATCH_HEADER, ENTRY_HEADER, PARTS_MAX, Part, Place, SegmentHeader};
+use super::format::{self, BATCH_HEADER, ENTRY_HEADER, PARTS_MAX, Part, Place, SegmentHeader, WITNESS};
 use super::segments::{self, Closed, Ranges, Spare, segment_path};
 use super::{Mutant, Origin, Queued, SHORT_RETRY, Shared, of_sync};
 use crate::{Durable, Entry};
@@ -24,6 +24,7 @@ pub(super) struct Writer {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     batch_bytes_max: usize,
+    witness_bytes: u64,
     mutant: Mutant,
     segment: Segment,
     next: BTreeMap<PartitionId, Lsn>,
@@ -53,6 +54,8 @@ enum Stage {
     Put,
     Sync,
     Publish,
+    /// The segment's witness is to say how much is durable by now.
+    Witness,
     Start(Starting),
 }
 
@@ -74,6 +77,7 @@ impl Writer {
     ) -> Self {
         Self {
             batch_bytes_max: shared.batch_bytes_max,
+            witness_bytes: shared.witness_bytes,
             mutant: shared.mutant,
             shared,
             disk,
@@ -118,7 +122,7 @@ impl Writer {
                     }
                 }
                 self.segment.synced = self.segment.end;
-                self.shared.note_synced(self.segment.synced);
+                self.shared.note_synced(self.segment.place());
                 if self.mutant != Mutant::PublishBeforeSync {
                     self.stage = Stage::Publish;
                 }
@@ -127,8 +131,15 @@ impl Writer {
                 self.shared.publish(&mut self.batch.entries, &mut self.batch.durable);
                 if self.mutant == Mutant::PublishBeforeSync {
                     self.stage = Stage::Sync;
+                } else if self.segment.unwitnessed() >= self.witness_bytes || self.segment.has_grown() {
+                    self.stage = Stage::Witness;
                 }
             }
+            Stage::Witness => match self.segment.write_witness() {
+                // A file system that copies what it overwrites. It is worth less than room.
+                Err(error) if !is_shortage(&error) => return Err(error),
+                Ok(()) | Err(_) => {}
+            },
             Stage::Start(mut starting) => match starting.step(&self.shared, &*self.disk, &self.dir) {
                 Ok(None) => self.stage = Stage::Start(starting),
                 Ok(Some(segment)) => {
@@ -228,6 +239,9 @@ impl Writer {
                     Err(error) => return Err(error),
                 }
                 self.vouch = Vouch::Written;
+                if self.segment.unwitnessed() > 0 {
+                    self.stage = Stage::Witness;
+                }
             }
         }
         Ok(Step::Worked)
@@ -289,18 +303,15 @@ impl Writer {
             previous: Some((self.segment.number, self.segment.synced)),
             next: self.next.clone(),
             unfinished: self.taken.front().filter(|_| self.part > 0).map(|append| append.partition),
+            file_bytes: 0,
         };
-        Starting::new(&header)
+        Starting::new(header)
     }
 
     fn turn_to(&mut self, segment: Segment) {
         let old = std::mem::replace(&mut self.segment, segment);
-        let closed = Closed {
-            path: segment_path(&self.dir, old.number),
-            end: old.synced,
-            file_bytes: old.capacity.max(old.end),
-            ranges: old.ranges,
-        };
+        let closed =
+            Closed { path: segment_path(&self.dir, old.number), end: old.synced, file_bytes: old.capacity, ranges: old.ranges };
         self.shared.turn(Some(closed), &self.segment);
         self.shared.filler_wake.wake();
     }
@@ -349,11 +360,36 @@ pub(super) struct Segment {
     pub(super) end: u64,
     /// How much of it is durable.
     synced: u64,
+    /// How much of it its witness says was durable.
+    witnessed: u64,
+    witness_at: u64,
     chain: u32,
     ranges: Ranges,
 }
 
 impl Segment {
+    /// Where the next batch goes.
+    pub(super) fn place(&self) -> Place {
+        Place { segment: self.number, offset: self.end, synced: self.synced, chain: self.chain }
+    }
+
+    /// Bytes that are durable, and of which the witness does not say so.
+    fn unwitnessed(&self) -> u64 {
+        self.synced - self.witnessed
+    }
+
+    /// It took a batch beyond the size that its header names: that tells nothing of a file that is cut behind it.
+    fn has_grown(&self) -> bool {
+        self.synced > self.capacity
+    }
+
+    /// Not synced: it goes with the next batch, or the system writes it back soon enough.
+    fn write_witness(&mut self) -> io::Result<()> {
+        self.file.write_at(self.witness_at, &format::witness(self.number, self.synced))?;
+        self.witnessed = self.synced;
+        Ok(())
+    }
+
     /// A segment without entries takes any batch, so that a small one cannot stop the log.
     fn is_full_for(&self, bytes: usize) -> bool {
         !self.ranges.is_empty() && self.end + (bytes.next_multiple_of(format::ALIGN) as u64) > self.capacity - self.kept
@@ -367,8 +403,7 @@ impl Segment {
     /// Makes a batch the next one of this segment.
     fn seal(&mut self, batch: &mut Vec<u8>, parts: u32, mutant: Mutant) {
         let chain = if mutant == Mutant::NoChain { 0 } else { self.chain };
-        let place = Place { segment: self.number, offset: self.end, synced: self.synced, chain };
-        self.chain = format::seal(batch, parts, place);
+        self.chain = format::seal(batch, parts, Place { chain, ..self.place() });
     }
 
     /// Writes a sealed batch.
@@ -379,11 +414,13 @@ impl Segment {
     }
 }
 
-/// A segment on its way: file, durable name, header, durable header. Nothing is written before the name is durable, and no
-/// batch before the header is.
+/// A segment on its way: file, durable name, durable size, header, durable header. Nothing is written before the name is durable, no
+/// header before the size is, and no batch before the header is. So a file that has no sound header never held anything, and one that
+/// has, and is shorter than it says, was cut by something else (rule L2).
 pub(super) struct Starting {
-    number: u64,
-    header: Vec<u8>,
+    header: SegmentHeader,
+    /// As it lies in the file.
+    raw: Vec<u8>,
     at: At,
     /// How much of the file is left for the next start.
     keeps: Keeps,
@@ -417,6 +454,7 @@ enum At {
     Spare(Spare),
     Created(Box<dyn File>, u64),
     Zeros(Box<dyn File>, u64),
+    SyncSize(Box<dyn File>, u64),
     /// There was no room for all of the file.
     Remove,
     Opening(u64),
@@ -426,8 +464,9 @@ enum At {
 }
 
 impl Starting {
-    pub(super) fn new(header: &SegmentHeader) -> Self {
-        Self { number: header.number, header: header.encode(), at: At::File, keeps: Keeps::Nothing }
+    /// The size of its file is filled in once it has one.
+    pub(super) fn new(header: SegmentHeader) -> Self {
+        Self { header, raw: Vec::new(), at: At::File, keeps: Keeps::Nothing }
     }
 
     /// Goes on in the reserve, if it needs a file and the reserve is there.
@@ -447,7 +486,7 @@ impl Starting {
     /// Does the next disk operation; the segment once it is ready. **Errors**: a shortage may be tried again, and goes on where it
     /// was.
     pub(super) fn step(&mut self, shared: &Shared, disk: &dyn Disk, dir: &Path) -> io::Result<Option<Segment>> {
-        let path = segment_path(dir, self.number);
+        let path = segment_path(dir, self.header.number);
         let (done, otherwise) = match std::mem::replace(&mut self.at, At::File) {
             At::File => match shared.next_file() {
                 Ok(spare) => (Ok(At::Spare(spare)), At::File),
@@ -461,7 +500,16 @@ impl Starting {
             },
             // A small one, with the zeros that the filler would have written: appends that grow a file are slow.
             At::Zeros(file, capacity) => {
-                (file.write_zeros(0, capacity as usize).map(|()| At::Header(file, capacity)), At::Remove)
+                let written = file.write_zeros(0, capacity as usize);
+                let next = match shared.mutant {
+                    Mutant::HeaderBeforeSize => At::Header(file, capacity),
+                    _ => At::SyncSize(file, capacity),
+                };
+                (written.map(|()| next), At::Remove)
+            }
+            At::SyncSize(file, capacity) => {
+                file.sync_data().map_err(of_sync)?;
+                (Ok(At::Header(file, capacity)), At::File)
             }
             At::Remove => (disk.remove(&path).map(|()| At::File), At::Remove),
             At::Opening(capacity) => (disk.open(&path).map(|file| At::Opened(file, capacity)), At::Opening(capacity)),
@@ -469,17 +517,32 @@ impl Starting {
                 Ok(()) => (Ok(At::Header(file, capacity)), At::File),
                 Err(error) => (Err(error), At::Opened(file, capacity)),
             },
-            At::Header(file, capacity) => match file.write_at(0, &self.header) {
-                Ok(()) => (Ok(At::Sync(file, capacity)), At::File),
-                Err(error) => (Err(error), At::Header(file, capacity)),
-            },
+            At::Header(file, capacity) => {
+                self.header.file_bytes = capacity;
+                self.raw = self.header.encode();
+                // No witness yet: what lies there is of an earlier life of the file.
+                let front = [&self.raw[..], &[0; WITNESS]].concat();
+                match file.write_at(0, &front) {
+                    Ok(()) => (Ok(At::Sync(file, capacity)), At::File),
+                    Err(error) => (Err(error), At::Header(file, capacity)),
+                }
+            }
             At::Sync(file, capacity) => {
                 file.sync_data().map_err(of_sync)?;
-                let end = self.header.len() as u64;
-                let chain = format::chain_start(&self.header, self.number);
-                let (number, ranges) = (self.number, Ranges::new());
-                let kept = self.keeps.bytes(capacity);
-                return Ok(Some(Segment { file, number, capacity, kept, end, synced: end, chain, ranges }));
+                let number = self.header.number;
+                let end = format::batches_at(self.raw.len()) as u64;
+                return Ok(Some(Segment {
+                    file,
+                    number,
+                    capacity,
+                    kept: self.keeps.bytes(capacity),
+                    end,
+                    synced: end,
+                    witnessed: end,
+                    witness_at: self.raw.len() as u64,
+                    chain: format::chain_start(&self.raw, number),
+                    ranges: Ranges::new(),
+                }));
             }
         };
         match done {

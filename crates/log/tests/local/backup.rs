@@ -1,12 +1,12 @@
 //! Copies of a log that goes on (rule C6): each opens, ends where the log was durable at the cut, and begins where the tables end that were
 //! copied before.
 
-use crate::harness::{A, B, C, DIR, Node, small};
+use crate::harness::{A, B, C, DIR, Node, files, small};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_env::{CopyContent, Disk, FileCopy};
-use surefoot_log::local::{LogHold, Mutant, Options};
+use surefoot_log::local::{Error, LogHold, Mutant, Options};
 use surefoot_log::{Entry, Log};
 use surefoot_model::{Lsn, PartitionId};
 
@@ -40,10 +40,11 @@ impl Backup {
         };
         let bytes = match content {
             CopyContent::Bytes(bytes) => bytes,
-            CopyContent::Start { of, bytes } => {
+            CopyContent::Start { of, bytes, then } => {
                 let mut all = vec![0; bytes as usize];
                 let read = from.open(&of).and_then(|file| file.read_at(0, &mut all));
                 read.map_err(|error| format!("a file that is to be copied is gone: {}: {error}", of.display()))?;
+                all.extend(then);
                 all
             }
         };
@@ -68,6 +69,22 @@ impl Backup {
         let mut found = node.recovered;
         found.sort_by_key(|entry| (entry.partition, entry.lsn));
         if found == due { Ok(()) } else { Err(format!("{} entries are there, {} are due", found.len(), due.len())) }
+    }
+
+    /// The last file of the copy is shorter than the log's, and says so: cut shorter still it is refused.
+    fn check_cut(&self, rng: &mut Rng) -> Result<(), String> {
+        let cut = self.to.fork();
+        let last = files(&cut, "seg").pop().expect("a log has a segment");
+        let mut bytes = cut.bytes_of(&last).unwrap();
+        // What a batch took beyond the size that the header names, only the witness tells, and that may come later.
+        let stated = u64::from_le_bytes(bytes[48..56].try_into().unwrap());
+        bytes.truncate(rng.below(stated.min(bytes.len() as u64)) as usize);
+        cut.overwrite(&last, bytes).unwrap();
+        match Node::start_behind(&cut, small(), &self.tables) {
+            Err(Error::Short { .. } | Error::Damaged { .. }) => Ok(()),
+            Err(error) => Err(format!("a copy that is cut short is refused as another: {error}")),
+            Ok(_) => Err("a copy that is cut short is taken for whole".to_owned()),
+        }
     }
 }
 
@@ -101,6 +118,7 @@ fn backups(seed: u64, mutant: Mutant) -> Result<u32, String> {
                         // What was durable at the cut is told by then.
                         node.write_out();
                         take(&node, &mut durable, &mut written);
+                        begun.check_cut(&mut rng)?;
                         begun.check(&written)?;
                         backup = None;
                         count += 1;

@@ -42,7 +42,7 @@ pub(crate) struct Node {
     pub(crate) fatal: Arc<Mutex<Vec<String>>>,
 }
 
-/// Small segments and batches, so that little work meets every edge.
+/// Small segments and batches, so that little work meets every edge. Only an idle log writes a witness.
 pub(crate) fn small() -> Options {
     Options {
         segment_bytes_min: 1024,

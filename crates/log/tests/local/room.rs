@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use surefoot_env::sim::{Rng, SimDisk};
 use surefoot_env::{Disk, Step};
-use surefoot_log::local::{Bounds, Options};
+use surefoot_log::local::{Bounds, Error, Options};
 use surefoot_log::{Log, Room};
 use surefoot_model::Lsn;
 
@@ -182,7 +182,7 @@ fn trimming_gives_room_back_where_not_even_a_name_finds_any() {
     let newest = node.segments().pop().unwrap();
     disk.set_name_bytes(0);
     disk.remove(&newest).unwrap();
-    assert!(matches!(Node::start(&disk), Err(surefoot_log::local::Error::LastMissing { path, .. }) if path == newest));
+    assert!(matches!(Node::start(&disk), Err(Error::LastMissing { path, .. }) if path == newest));
 }
 
 #[test]
@@ -216,6 +216,42 @@ fn a_full_disk_can_be_started_on_again_and_again() {
     disk.set_capacity(u64::MAX);
     disk.lose_power(&mut |_| false);
     assert_eq!(Node::start_with(&disk, options()).unwrap().recovered.len(), entries);
+}
+
+/// Such a start cuts off what the last segment does not use. Wherever it ends, that passes for no damage, and nothing else passes for that.
+#[test]
+fn a_start_on_a_full_disk_that_is_cut_short_leaves_a_log_that_starts() {
+    let options = || Options { segment_bytes_min: 32 << 10, segment_bytes_max: 32 << 10, reserve_bytes: 32 << 10, ..small() };
+    let disk = SimDisk::new();
+    let mut node = Node::start_with(&disk, options()).unwrap();
+    node.batches(&[&[(A, PAYLOAD)], &[(A, PAYLOAD)]]);
+    disk.process_kill();
+    disk.set_capacity(disk.bytes_used());
+    let whole = disk.bytes_of(&segment(1)).unwrap().len();
+    let mut was_cut = 0;
+    for crash in 1.. {
+        let started = disk.fork();
+        started.crash_at(crash);
+        let is_over = Node::start_with(&started, options()).is_ok();
+        for seed in 0..8 {
+            let disk = started.fork();
+            disk.power_loss(&mut Rng::new(seed));
+            disk.set_capacity(u64::MAX);
+            let bytes = disk.bytes_of(&segment(1)).unwrap();
+            assert_eq!(Node::start_with(&disk.fork(), options()).unwrap().recovered.len(), 2, "crash {crash}, seed {seed}");
+            let is_last = !files(&disk, "seg").contains(&segment(2));
+            if is_last && bytes.len() < whole {
+                was_cut += 1;
+                disk.overwrite(&segment(1), bytes[..bytes.len() - 8].to_vec()).unwrap();
+                let refused = Node::start_with(&disk, options()).err().expect("refused");
+                assert!(matches!(refused, Error::Short { .. }), "{refused}");
+            }
+        }
+        if is_over {
+            break;
+        }
+    }
+    assert!(was_cut > 0, "it is cut before anything follows it");
 }
 
 #[test]

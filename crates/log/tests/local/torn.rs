@@ -1,10 +1,11 @@
 //! Damage of every kind to the bytes of a segment: recovered to a batch's boundary, or refused with file and offset (rule L2).
 
 use crate::harness::{A, B, C, DIR, Node, entry, files, segment, small};
+use std::collections::BTreeMap;
 use std::path::Path;
 use surefoot_env::Step;
 use surefoot_env::sim::{Rng, SimDisk};
-use surefoot_log::local::{Error, Options};
+use surefoot_log::local::{Error, Mutant, Options, inspect};
 use surefoot_log::{Entry, Log};
 use surefoot_model::{Lsn, PartitionId};
 
@@ -39,30 +40,54 @@ fn written(vouched: bool) -> (SimDisk, Vec<usize>) {
     (disk, ends)
 }
 
-/// The segment up to where its last batch ends.
+/// Where a segment's header ends in these tests, and the room for its witness begins.
+const WITNESS: std::ops::Range<usize> = 64..96;
+/// In place of the byte where a segment was refused: because it is shorter than it was.
+const SHORT: u64 = u64::MAX;
+
+/// The segment as it lies there. Behind its last batch it has zeros.
 fn image(disk: &SimDisk, ends: &[usize]) -> Vec<u8> {
-    let mut bytes = disk.bytes_of(&segment(1)).unwrap();
-    let end = *ends.last().unwrap();
-    assert!(bytes[end..].iter().all(|b| *b == 0));
-    bytes.truncate(end);
+    assert_eq!(ends[0], WITNESS.end);
+    let bytes = disk.bytes_of(&segment(1)).unwrap();
+    assert!(bytes[*ends.last().unwrap()..].iter().all(|b| *b == 0));
     bytes
+}
+
+/// The log is known to have gone on to segment 1, as the filler says once it comes to its turn.
+fn mark(disk: &SimDisk) {
+    if !files(disk, "mark").is_empty() {
+        return;
+    }
+    surefoot_env::Disk::create(disk, &Path::new(DIR).join("0000000001.mark")).unwrap();
+    surefoot_env::Disk::sync_dir(disk, Path::new(DIR)).unwrap();
 }
 
 /// Recovers from `bytes` in place of segment `number`, which must yield whole batches; how many, or where it was refused.
 fn recover(disk: &SimDisk, number: u64, bytes: Vec<u8>) -> Result<usize, u64> {
+    recover_with(disk, number, bytes, Mutant::None)
+}
+
+fn recover_with(disk: &SimDisk, number: u64, bytes: Vec<u8>, mutant: Mutant) -> Result<usize, u64> {
     let disk = disk.fork();
     disk.overwrite(&segment(number), bytes).unwrap();
-    let node = match Node::start(&disk) {
+    let node = match Node::start_with(&disk, Options { mutant, ..small() }) {
         Ok(node) => node,
-        Err(Error::Damaged { path, offset, .. }) => {
-            assert_eq!(path, segment(number));
+        Err(error) => {
+            let (path, offset) = match &error {
+                Error::Damaged { path, offset, .. } => (path, *offset),
+                Error::Version { path, .. } => (path, 0),
+                Error::Short { path, .. } => (path, SHORT),
+                other => panic!("{other}"),
+            };
+            assert_eq!(*path, segment(number));
+            let looked = inspect(&disk, Path::new(DIR), &BTreeMap::new(), &mut |_| Ok(())).unwrap();
+            assert_eq!(
+                looked.faults.first().map(ToString::to_string),
+                Some(error.to_string()),
+                "it is told without a start as well"
+            );
             return Err(offset);
         }
-        Err(Error::Version { path, .. }) => {
-            assert_eq!(path, segment(number));
-            return Err(0);
-        }
-        Err(other) => panic!("{other}"),
     };
     let batches = (0..=BATCHES.len()).find(|n| node.recovered == entries(*n)).expect("whole batches, in order, unchanged");
     disk.lose_power(&mut |_| false);
@@ -75,30 +100,148 @@ fn every_prefix_of_a_segment_recovers_to_the_batches_in_it() {
     let (disk, ends) = written(false);
     let whole = image(&disk, &ends);
     let mut rng = Rng::new(3);
-    for cut in 0..=whole.len() {
-        let expected = ends[1..].iter().filter(|end| **end <= cut).count();
+    for cut in 0..=*ends.last().unwrap() {
         let mut zeros = whole[..cut].to_vec();
         zeros.resize(2048, 0);
         let mut noise = whole[..cut].to_vec();
         noise.resize_with(2048, || rng.next_u64() as u8);
-        for bytes in [whole[..cut].to_vec(), zeros, noise] {
+        for bytes in [zeros, noise] {
             // Noise and zeros may repeat the bytes that were cut off.
             let same = bytes.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-            let expected = if bytes.len() > cut { ends[1..].iter().filter(|end| **end <= same).count() } else { expected };
+            let expected = ends[1..].iter().filter(|end| **end <= same).count();
             assert_eq!(recover(&disk, 1, bytes), Ok(expected), "cut at {cut}");
         }
     }
+}
+
+/// Wherever a file is cut, a start says so.
+fn cut_files_are_refused(mutant: Mutant) -> Result<(), String> {
+    for vouched in [false, true] {
+        let (disk, ends) = written(vouched);
+        let whole = image(&disk, &ends);
+        let marked = disk.fork();
+        mark(&marked);
+        for cut in 0..whole.len() {
+            let expected = if cut < WITNESS.start { Err(0) } else { Err(SHORT) };
+            let found = recover_with(&marked, 1, whole[..cut].to_vec(), mutant);
+            if found != expected {
+                return Err(format!("cut at {cut}: {found:?}"));
+            }
+            // Without the mark a file without its header is one whose making was cut short: no batch is written before.
+            let expected = if cut < WITNESS.start && !vouched { Ok(0) } else { expected };
+            assert_eq!(recover(&disk, 1, whole[..cut].to_vec()), expected, "cut at {cut}");
+        }
+        assert_eq!(recover(&marked, 1, whole), Ok(BATCHES.len()));
+    }
+    Ok(())
+}
+
+/// A file that a full disk, a copy that ended early or its file system had cut passed for a torn tail, and most of the log was gone in silence.
+#[test]
+fn a_segment_that_is_shorter_than_it_was_made_is_refused_wherever_it_was_cut() {
+    cut_files_are_refused(Mutant::None).unwrap();
+    cut_files_are_refused(Mutant::TakeShort).unwrap_err();
+}
+
+/// One segment with many batches, of which the machine lost none.
+fn long(witness_bytes: u64, is_idle: bool) -> (SimDisk, Options, usize) {
+    let options = Options { segment_bytes_min: 16 << 10, segment_bytes_max: 16 << 10, witness_bytes, ..small() };
+    let disk = SimDisk::new();
+    let mut node = Node::start_with(&disk, options.clone()).unwrap();
+    while node.log.retained().bytes < 12 << 10 {
+        node.batches(&[&[(A, "one of many that are acknowledged one by one")]]);
+    }
+    if is_idle {
+        node.settle();
+    }
+    let bytes = node.log.retained().bytes as usize;
+    disk.process_kill();
+    (disk, options, bytes)
+}
+
+/// Entries that are found where `zeroed` of the segment is zeros; none if it is refused.
+fn found_behind(disk: &SimDisk, options: &Options, zeroed: std::ops::Range<usize>) -> Option<usize> {
+    let disk = disk.fork();
+    let mut bytes = disk.bytes_of(&segment(1)).unwrap();
+    bytes[zeroed].fill(0);
+    disk.overwrite(&segment(1), bytes).unwrap();
+    match Node::start_with(&disk, options.clone()) {
+        Ok(node) => Some(node.recovered.len()),
+        Err(Error::Damaged { path, .. }) => {
+            assert_eq!(path, segment(1));
+            None
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn blocks_of_zeros_are_refused_in_the_middle_and_at_the_end_of_what_is_written() {
+    const BLOCK: usize = 1024;
+    let (disk, options, end) = long(u64::MAX, true);
+    let forgets = Options { mutant: Mutant::ForgetWitness, ..options.clone() };
+    // Last comes the batch that vouches, which has nothing in it.
+    let end = end - 48;
+    for block in 0..end.div_ceil(BLOCK) {
+        let (hole, rest) = (block * BLOCK..(block + 1) * BLOCK, block * BLOCK..16 << 10);
+        assert_eq!(found_behind(&disk, &options, hole), None, "block {block}");
+        assert_eq!(found_behind(&disk, &options, rest.clone()), None, "from block {block}");
+        assert!(block == 0 || found_behind(&disk, &forgets, rest).is_some(), "nothing else tells it");
+    }
+    // What nothing was written to is no damage.
+    assert!(found_behind(&disk, &options, end.next_multiple_of(8)..16 << 10).is_some());
+}
+
+#[test]
+fn a_busy_log_that_loses_its_end_may_miss_what_its_witness_did_not_come_to_and_no_more() {
+    const WITNESS_BYTES: u64 = 600;
+    let (disk, options, end) = long(WITNESS_BYTES, false);
+    let whole = found_behind(&disk, &options, 0..0).unwrap();
+    let mut refused = 0;
+    for from in (WITNESS.end..end).step_by(8) {
+        match found_behind(&disk, &options, from..16 << 10) {
+            None => refused += 1,
+            Some(found) => {
+                let batch = (end - WITNESS.end) / whole;
+                assert!((whole - found) * batch < WITNESS_BYTES as usize + 2 * batch, "from {from}: {found} of {whole}");
+            }
+        }
+    }
+    assert!(refused * 8 > end - 2 * WITNESS_BYTES as usize, "{refused} of {}", end / 8);
+}
+
+/// A batch that no segment has room for grows the file beyond the size that the header names.
+#[test]
+fn a_file_that_has_grown_is_refused_wherever_what_it_took_is_cut() {
+    let options = || Options { batch_bytes_max: 4096, segment_bytes_max: 1024, ..small() };
+    let disk = SimDisk::new();
+    let mut node = Node::start_with(&disk, options()).unwrap();
+    node.batches(&[&[(A, &"x".repeat(3000))]]);
+    disk.process_kill();
+    let whole = disk.bytes_of(&segment(1)).unwrap();
+    assert!(whole.len() > 3000);
+    for cut in (WITNESS.end..whole.len()).step_by(8) {
+        let disk = disk.fork();
+        disk.overwrite(&segment(1), whole[..cut].to_vec()).unwrap();
+        let error = Node::start_with(&disk, options()).err().expect("refused");
+        assert!(
+            matches!((&error, cut < 1024), (Error::Short { .. }, true) | (Error::Damaged { .. }, false)),
+            "cut at {cut}: {error}"
+        );
+    }
+    assert_eq!(Node::start_with(&disk, options()).unwrap().recovered.len(), 1);
 }
 
 #[test]
 fn a_flipped_bit_is_cut_in_the_last_batch_and_refused_before_it() {
     let (disk, ends) = written(false);
     let whole = image(&disk, &ends);
-    for bit in 0..whole.len() * 8 {
+    for bit in 0..*ends.last().unwrap() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let hit = ends.iter().filter(|end| **end <= bit / 8).count();
         let expected = match hit {
+            0 if WITNESS.contains(&(bit / 8)) => Ok(3),
             0 => Err(0),
             3 => Ok(2),
             _ => Err(ends[hit - 1] as u64),
@@ -110,13 +253,13 @@ fn a_flipped_bit_is_cut_in_the_last_batch_and_refused_before_it() {
 #[test]
 fn a_flipped_bit_behind_a_vouching_batch_is_always_refused() {
     let (disk, ends) = written(true);
-    let mut whole = image(&disk, &ends);
-    whole.resize(1024, 0);
+    let whole = image(&disk, &ends);
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let hit = ends.iter().filter(|end| **end <= bit / 8).count();
         let expected = match hit {
+            0 if WITNESS.contains(&(bit / 8)) => Ok(3),
             0 => Err(0),
             1..=3 => Err(ends[hit - 1] as u64),
             _ => Ok(3),
@@ -131,17 +274,18 @@ fn a_flipped_bit_or_a_cut_in_an_older_segment_is_refused_and_the_last_ones_heade
     drop(Node::start(&disk).unwrap());
     disk.process_kill();
     let (old, new) = (image(&disk, &ends), disk.bytes_of(&segment(2)).unwrap());
-    for bit in 0..old.len() * 8 {
+    let end = *ends.last().unwrap();
+    for bit in (0..end * 8).filter(|bit| !WITNESS.contains(&(bit / 8))) {
         let mut bytes = old.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let hit = ends.iter().filter(|end| **end <= bit / 8).count();
         assert_eq!(recover(&disk, 1, bytes), Err(if hit == 0 { 0 } else { ends[hit - 1] as u64 }), "bit {bit}");
     }
-    for cut in 0..old.len() {
-        let hit = ends.iter().filter(|end| **end <= cut).count();
-        let expected = Err(if hit == 0 { 0 } else { ends[hit - 1] as u64 });
+    for cut in 0..end {
+        let expected = if cut < WITNESS.start { Err(0) } else { Err(SHORT) };
         assert_eq!(recover(&disk, 1, old[..cut].to_vec()), expected, "cut at {cut}");
     }
+    assert_eq!(recover(&disk, 1, old[..end].to_vec()), Ok(3), "nobody needs what is behind its end");
     for bit in (0..new.len() * 8).filter(|bit| !(64..96).contains(bit)) {
         let mut bytes = new.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);

@@ -104,7 +104,28 @@ struct OpenCopy {
 
 enum From {
     Bytes(Vec<u8>),
-    File(Box<dyn File>),
+    File {
+        file: Box<dyn File>,
+        /// So many of its bytes.
+        bytes: u64,
+        then: Vec<u8>,
+    },
+}
+
+impl From {
+    /// What is at `at`, as much as fits into `piece`, which is more than nothing.
+    fn piece<'a>(&'a self, at: u64, piece: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        let rest = match self {
+            Self::Bytes(bytes) => &bytes[at as usize..],
+            Self::File { file, bytes, .. } if at < *bytes => {
+                let wanted = (bytes - at).min(piece.len() as u64) as usize;
+                file.read_at(at, &mut piece[..wanted])?;
+                return Ok(&piece[..wanted]);
+            }
+            Self::File { bytes, then, .. } => &then[(at - bytes) as usize..],
+        };
+        Ok(&rest[..rest.len().min(piece.len())])
+    }
 }
 
 /// What is there that was not before.
@@ -230,17 +251,10 @@ impl Copying {
             self.file = Some(open(disk, &self.dir, next, &mut self.made)?);
             return Ok(());
         };
-        let wanted = (file.bytes - file.copied).min(PIECE_BYTES as u64) as usize;
-        let piece = match &file.from {
-            From::Bytes(bytes) => &bytes[file.copied as usize..][..wanted],
-            From::File(from) => {
-                from.read_at(file.copied, &mut self.piece[..wanted])?;
-                &self.piece[..wanted]
-            }
-        };
+        let piece = file.from.piece(file.copied, &mut self.piece)?;
         file.to.write_at(file.copied, piece)?;
         file.hash.update(piece);
-        file.copied += wanted as u64;
+        file.copied += piece.len() as u64;
         let is_whole = file.copied == file.bytes;
         if is_whole || file.copied.is_multiple_of(SYNC_BYTES) {
             file.to.sync_data()?;
@@ -317,7 +331,10 @@ fn open(disk: &dyn Disk, dir: &Path, FileCopy { name, content }: FileCopy, made:
     let to = disk.create(&path)?;
     made.files.push(path);
     let (from, bytes) = match content {
-        CopyContent::Start { of, bytes } => (From::File(disk.open_to_read(&of)?), bytes),
+        CopyContent::Start { of, bytes, then } => {
+            let all = bytes + then.len() as u64;
+            (From::File { file: disk.open_to_read(&of)?, bytes, then }, all)
+        }
         CopyContent::Bytes(content) => {
             let bytes = content.len() as u64;
             (From::Bytes(content), bytes)

@@ -1041,7 +1041,7 @@ impl Copies<'_> {
     }
 
     fn start(&mut self, path: &Path, bytes: u64) {
-        self.push(path, CopyContent::Start { of: path.to_owned(), bytes });
+        self.push(path, CopyContent::Start { of: path.to_owned(), bytes, then: Vec::new() });
     }
 
     fn push(&mut self, path: &Path, content: CopyContent) {
