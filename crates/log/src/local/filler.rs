@@ -31,9 +31,10 @@ pub(super) struct Filler {
 
 enum Stage {
     Look,
-    /// The log has gone on to this segment, whose header is durable.
+    /// The log has gone on to this segment, whose header is durable. Then it goes on with what it was at.
     Mark {
         number: u64,
+        then: Box<Stage>,
     },
     Remove {
         path: PathBuf,
@@ -62,6 +63,7 @@ enum Stage {
     /// A name changed; once that is durable the spare can be used.
     SyncDir {
         ready: Option<Spare>,
+        then: Box<Stage>,
     },
 }
 
@@ -86,7 +88,7 @@ impl Filler {
         if let Some(number) = unmarked
             && !self.mark_is_refused
         {
-            return Ok(Next::Stage(Stage::Mark { number }));
+            return Ok(Next::Stage(Stage::Mark { number, then: Box::new(Stage::Look) }));
         }
         if let Some(surplus) = segments.take_surplus() {
             return Ok(Next::Stage(Stage::Remove { path: surplus.path }));
@@ -125,7 +127,7 @@ impl Filler {
         let stage = std::mem::replace(&mut self.stage, Stage::Look);
         let (again, error) = match stage {
             Stage::Look => return self.look(),
-            Stage::Mark { number } => {
+            Stage::Mark { number, then } => {
                 let marked = self.shared.segments().marked;
                 let to = mark_path(&self.dir, number);
                 let done = match marked {
@@ -135,11 +137,11 @@ impl Filler {
                 match done {
                     Ok(()) => {
                         self.shared.segments().marked = Some(number);
-                        return Ok(Next::Stage(Stage::SyncDir { ready: None }));
+                        return Ok(Next::Stage(Stage::SyncDir { ready: None, then }));
                     }
                     Err(error) if is_shortage(&error) => {
                         self.mark_is_refused = true;
-                        return Ok(Next::Stage(Stage::Look));
+                        return Ok(Next::Stage(*then));
                     }
                     Err(error) => return Err(error),
                 }
@@ -147,12 +149,12 @@ impl Filler {
             Stage::Remove { path } => match self.disk.remove(&path) {
                 Ok(()) => {
                     self.mark_is_refused = false;
-                    return Ok(Next::Stage(Stage::SyncDir { ready: None }));
+                    return Ok(Next::Stage(Stage::SyncDir { ready: None, then: Box::new(Stage::Look) }));
                 }
                 Err(error) => (Stage::Remove { path }, error),
             },
             Stage::Rename { from, spare } => match self.disk.rename(&from, &spare.path) {
-                Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: Some(spare) })),
+                Ok(()) => return Ok(Next::Stage(Stage::SyncDir { ready: Some(spare), then: Box::new(Stage::Look) })),
                 // There is more use for its room than for the file.
                 Err(error) if is_shortage(&error) => return Ok(Next::Stage(Stage::Remove { path: from })),
                 Err(error) => return Err(error),
@@ -162,6 +164,12 @@ impl Filler {
                 Err(_) => return Ok(self.refused()),
             },
             Stage::Fill { file, spare, filled } => {
+                // Zeros may take long: nobody could tell meanwhile that the log has gone on.
+                let unmarked = self.shared.segments().unmarked().filter(|_| !self.mark_is_refused);
+                if let Some(number) = unmarked {
+                    let then = Box::new(Stage::Fill { file, spare, filled });
+                    return Ok(Next::Stage(Stage::Mark { number, then }));
+                }
                 let bytes = (spare.file_bytes - filled).min(FILL_BYTES as u64);
                 if file.write_zeros(filled, bytes as usize).is_err() {
                     return Ok(Next::Stage(Stage::Abandon { path: spare.path }));
@@ -181,19 +189,22 @@ impl Filler {
             Stage::SyncFilled { file, spare, filled } => {
                 file.sync_data().map_err(of_sync)?;
                 let is_full = filled == spare.file_bytes;
-                let next = if is_full { Stage::SyncDir { ready: Some(spare) } } else { Stage::Fill { file, spare, filled } };
+                let next = match is_full {
+                    true => Stage::SyncDir { ready: Some(spare), then: Box::new(Stage::Look) },
+                    false => Stage::Fill { file, spare, filled },
+                };
                 return Ok(Next::Stage(next));
             }
-            Stage::SyncDir { ready } => match self.shared.sync_dir(&*self.disk, &self.dir) {
+            Stage::SyncDir { ready, then } => match self.shared.sync_dir(&*self.disk, &self.dir) {
                 Ok(()) => {
                     if let Some(spare) = ready {
                         self.shared.segments().ready(spare);
                         // It may wait for room.
                         self.shared.writer_wake.wake();
                     }
-                    return Ok(Next::Stage(Stage::Look));
+                    return Ok(Next::Stage(*then));
                 }
-                Err(error) => (Stage::SyncDir { ready }, error),
+                Err(error) => (Stage::SyncDir { ready, then }, error),
             },
         };
         self.stage = again;

@@ -216,6 +216,31 @@ fn a_spare_that_cannot_be_made_does_not_stop_the_log() {
     assert_eq!(node.mailbox.take().len(), 23);
 }
 
+/// While a large file was filled with zeros, nothing said that the log had gone on to another segment: had that been lost, nobody would know.
+#[test]
+fn the_mark_does_not_wait_for_a_file_that_is_filled() {
+    let options = Options { segment_bytes_min: 2048, segment_bytes_max: 2048, reserve_bytes: 4 << 20, ..small() };
+    let disk = SimDisk::new();
+    let mut node = Node::start_with(&disk, options).unwrap();
+    let is_filling = || files(&disk, "spare").first().and_then(|spare| disk.bytes_of(spare).ok()).is_some_and(|b| !b.is_empty());
+    while !is_filling() {
+        assert_eq!(node.filler.step(), Step::Worked);
+    }
+    while node.segments().len() < 2 {
+        node.batches(&[&[(A, PAYLOAD)]]);
+    }
+    let mark = std::path::Path::new(crate::harness::DIR).join("0000000002.mark");
+    for _ in 0..3 {
+        assert_eq!(node.filler.step(), Step::Worked);
+    }
+    assert_eq!(files(&disk, "mark"), [mark.clone()]);
+    node.settle();
+    assert_eq!(files(&disk, "spare").first().map(|spare| disk.bytes_of(spare).unwrap().len()), Some(4 << 20), "it goes on");
+    disk.lose_power(&mut |_| false);
+    disk.remove(&segment(2)).unwrap();
+    assert!(matches!(Node::start(&disk), Err(Error::LastMissing { mark: found, .. }) if found == mark));
+}
+
 #[test]
 fn a_closed_log_writes_what_was_appended_before_and_ends() {
     let disk = SimDisk::new();
