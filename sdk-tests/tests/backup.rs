@@ -278,7 +278,7 @@ async fn what_was_acknowledged_before_a_backup_is_there_once_and_in_order_after_
     restored.expect_quiet(&[])
 }
 
-/// One byte of a closed log segment, one of a table file, and a segment.
+/// One byte of a closed log segment, one of a table file, a segment, and the end of the last one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_what_has_gone_bad_and_nothing_else() -> Result<()> {
     const CALLS: u64 = 100;
@@ -318,6 +318,18 @@ async fn the_doctor_names_what_has_gone_bad_and_nothing_else() -> Result<()> {
         ensure!(told.contains(text(path)) && told.contains("missing") && told.contains("1 fault "), "{told}");
         std::fs::rename(&aside, path).context("put it back")?;
     }
+    // Nothing follows the last segment, and the tables have nothing of it.
+    let last = segments.last().context("there is no segment")?;
+    let sound = std::fs::read(last).context("read")?;
+    for kept in [sound.len() / 2, sound.len() - 1] {
+        std::fs::write(last, &sound[..kept]).context("write")?;
+        let told = sick(&data).await?;
+        ensure!(told.contains(text(last)) && told.contains("SF4002") && told.contains("cut short"), "{told}");
+        let ports = ["--ingress-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"];
+        let why = refused(&[&["serve", "--data-dir", text(&data)][..], &ports].concat()).await?;
+        ensure!(why.contains("SF4002") && why.contains(&format!("has {kept} bytes, and had {}", sound.len())), "{why}");
+    }
+    std::fs::write(last, &sound).context("write")?;
     healthy(&data).await?;
     server.restart().await?;
     let numbers: Vec<u64> = server.ingress().call(Call::new(Target::keyed("Steps", "large", "numbers"))).await?.json()?;

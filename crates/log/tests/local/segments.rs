@@ -233,7 +233,7 @@ fn the_mark_does_not_wait_for_a_file_that_is_filled() {
     for _ in 0..3 {
         assert_eq!(node.filler.step(), Step::Worked);
     }
-    assert_eq!(files(&disk, "mark"), [mark.clone()]);
+    assert_eq!(files(&disk, "mark"), std::slice::from_ref(&mark));
     node.settle();
     assert_eq!(files(&disk, "spare").first().map(|spare| disk.bytes_of(spare).unwrap().len()), Some(4 << 20), "it goes on");
     disk.lose_power(&mut |_| false);
