@@ -188,26 +188,12 @@ const SMALL: u64 = 64 * MIB;
 const DEFAULT: u64 = 256 * MIB;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_that_set_state_without_end() -> Result<()> {
-    watch(SMALL, "sets", 64).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn handlers_that_set_state_without_end_at_the_default() -> Result<()> {
-    watch(DEFAULT, "sets", 64).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_handlers_that_set_state_without_end() -> Result<()> {
-    watch(SMALL, "sets", 1_000).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn handlers_that_call_without_end() -> Result<()> {
-    watch(SMALL, "calls", 64).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn handlers_that_run_steps_without_end() -> Result<()> {
-    watch(SMALL, "runs", 64).await
+async fn handlers_that_send_without_end_hold_up_no_others() -> Result<()> {
+    for (memory_size, kind, handlers) in
+        [(SMALL, "sets", 64), (DEFAULT, "sets", 64), (SMALL, "sets", 1_000), (SMALL, "calls", 64), (SMALL, "runs", 64)]
+    {
+        let case = || format!("{handlers} x {kind} at {} MiB", memory_size / MIB);
+        watch(memory_size, kind, handlers).await.with_context(case)?;
+    }
+    Ok(())
 }

@@ -300,43 +300,32 @@ fn the_rest_of_a_journal_is_read_once_what_came_before_has_left_and_comes_before
 
 #[test]
 fn a_request_ends_behind_the_rest_of_its_journal() {
-    let mut world = World::with(settings(), StreamMode::RequestResponse);
-    world.clog(UNSENT_BYTES_MAX + 1);
-    start_with_rest(&mut world, false);
-    check(
-        &world,
-        expect![[r#"
-        > Start, 3 known, 0 values, retry 0
-        > Input"#]],
-    );
-    world.unsent(0);
-    check(
-        &world,
-        expect![[r#"
-        > 0x0411
-        > 0x0411
-        > half-close"#]],
-    );
-    // One that is asked to suspend meanwhile gets all of it as well.
-    let mut world = World::new();
-    world.clog(UNSENT_BYTES_MAX + 1);
-    start_with_rest(&mut world, false);
-    world.head();
-    world.pass(60 * SECOND);
-    check(
-        &world,
-        expect![[r#"
-        > Start, 3 known, 0 values, retry 0
-        > Input"#]],
-    );
-    world.unsent(0);
-    check(
-        &world,
-        expect![[r#"
-        > 0x0411
-        > 0x0411
-        > half-close"#]],
-    );
+    // One that ends with its journal; and one that is asked to suspend while it gets that.
+    let is_asked = |world: &mut World| {
+        world.head();
+        world.pass(60 * SECOND);
+    };
+    let cases: [(StreamMode, fn(&mut World)); 2] = [(StreamMode::RequestResponse, |_| ()), (StreamMode::Bidirectional, is_asked)];
+    for (mode, meanwhile) in cases {
+        let mut world = World::with(settings(), mode);
+        world.clog(UNSENT_BYTES_MAX + 1);
+        start_with_rest(&mut world, false);
+        meanwhile(&mut world);
+        check(
+            &world,
+            expect![[r#"
+            > Start, 3 known, 0 values, retry 0
+            > Input"#]],
+        );
+        world.unsent(0);
+        check(
+            &world,
+            expect![[r#"
+            > 0x0411
+            > 0x0411
+            > half-close"#]],
+        );
+    }
 }
 
 #[test]
