@@ -21,6 +21,7 @@ const BROKERS: [&str; 2] = ["bootstrap.servers", "metadata.broker.list"];
 
 /// A request to register a Kafka cluster.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewCluster {
     pub name: String,
     /// librdkafka properties.
@@ -28,6 +29,7 @@ pub struct NewCluster {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ClusterPatch {
     pub(crate) properties: BTreeMap<String, String>,
 }

@@ -26,17 +26,20 @@ const TEXT_BYTES: usize = 64;
 
 /// A request to register an endpoint. Absent flags are false.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewDeployment {
     pub uri: Option<String>,
     /// Lambda endpoints are refused.
     pub arn: Option<String>,
+    /// Stands beside `arn`.
+    pub assume_role_arn: Option<String>,
     pub additional_headers: Option<BTreeMap<String, String>>,
     pub metadata: Option<BTreeMap<String, String>>,
     /// Speak HTTP/1.1, request and response. Without it, http:// means HTTP/2, and behind https:// the endpoint chooses.
     pub use_http_11: Option<bool>,
     /// Allow a service to change its type.
     pub breaking: Option<bool>,
-    /// Discover and overwrite a deployment of the same address; implies `breaking`.
+    /// Discover and overwrite a deployment of the same address; implies `breaking`, as the published tools expect.
     pub force: Option<bool>,
     /// Discover and answer as if, and store nothing.
     pub dry_run: Option<bool>,

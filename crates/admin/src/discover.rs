@@ -79,7 +79,11 @@ fn read(uri: &str, response: Result<DiscoverResponse, TransportError>) -> Result
         }
         Err(error) => {
             let is_broken = matches!(error, TransportError::Broken(_) | TransportError::NoHttp2 { .. });
-            return Err(Failed::Again { error: unreachable(format!("{error}; is the endpoint running?")), is_broken });
+            let hint = match uri.starts_with("https:") {
+                true => "is the endpoint running, and does it speak TLS? Without TLS its address begins with http://",
+                false => "is the endpoint running?",
+            };
+            return Err(Failed::Again { error: unreachable(format!("{error}; {hint}")), is_broken });
         }
     };
     match response.status {

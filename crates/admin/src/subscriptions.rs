@@ -26,6 +26,7 @@ const PAGE: usize = 100;
 
 /// A request to bind a topic to a handler.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewSubscription {
     /// `kafka://<cluster>/<topic>`
     pub source: String,

@@ -98,14 +98,6 @@ pub(crate) fn error(error: &Error) -> Reply {
     reply
 }
 
-/// A body that its own header says is too large: refused before anything else is looked at.
-pub(crate) fn length_over_limit() -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from_static(b"length limit exceeded")));
-    *reply.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    reply
-}
-
 pub(crate) fn health(services: Vec<&str>) -> Reply {
     #[derive(Serialize)]
     struct Health<'a> {

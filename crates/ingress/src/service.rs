@@ -90,9 +90,7 @@ impl Service {
             Err(Error::Stopped(Stopped::Unknown)) => return Err(NoAnswer),
             Err(error) => {
                 body.discard(&parts.headers).await;
-                // A length that is announced and too large has an answer of its own.
-                let is_announced = content_length(&parts.headers).is_some_and(|length| length > self.body_bytes_max);
-                if is_announced { reply::length_over_limit() } else { reply::error(&error) }
+                reply::error(&error)
             }
         };
         Cors::of(&parts.headers, &self.visitors).apply(response.headers_mut());

@@ -958,7 +958,8 @@ impl<'a> Attempt<'a> {
 
     /// Takes one message; gives the attempt's end back where it is one.
     fn message(&mut self, frame: protocol::Frame) -> Result<Option<End>, Failure> {
-        let message = protocol::decode(frame).map_err(|violation| Failure::of_peer(500, format!("{violation} (RT0012)")))?;
+        let message =
+            protocol::decode(frame).map_err(|violation| Failure::of_peer(500, format!("{violation} ({})", violation.code())))?;
         if self.unreplayed.is_some() && !matches!(message, Message::Failed(_)) {
             // Whether it fits can be told only once all that it has to fit to is known here. No SDK says anything before it has all that it
             // was told of.
@@ -1044,7 +1045,14 @@ impl<'a> Attempt<'a> {
         if is_allowed {
             return Ok(());
         }
-        Err(self.precondition(ty, raw, format!("{} has no state that it may use so (RT0017)", self.start.target)))
+        Err(self.precondition(
+            ty,
+            raw,
+            format!(
+                "{} may not do this with state: services have none, and shared handlers only read it (RT0017)",
+                self.start.target
+            ),
+        ))
     }
 
     /// Whether the journal may grow. One that grows without end would be replayed whole at each attempt.

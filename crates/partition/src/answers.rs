@@ -32,7 +32,7 @@ pub enum Stopped {
     #[error("the server is stopping; retry later")]
     NotTaken,
     /// The disk has no room, and the request was not taken: nothing of it will happen, and it can be sent again (rule R2).
-    #[error("the disk of the server is full; retry later")]
+    #[error("the disk of the server has too little room left; retry later")]
     DiskFull,
     /// The partition has stopped alone (rule C5) and has not taken the request; the others run on.
     #[error("partition {0} has stopped, and with it this part of the keys; GET /health of the admin port says why")]

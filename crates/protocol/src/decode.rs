@@ -110,6 +110,16 @@ pub enum Violation {
     Illegal(String),
 }
 
+impl Violation {
+    /// Its code in `docs/errors.md`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unsupported { .. } | Self::Scoped { .. } => "SF3003",
+            Self::Illegal(_) => "RT0012",
+        }
+    }
+}
+
 /// Reads one message that came from a handler at version 5 or 6.
 ///
 /// **Errors**: every message is either understood or a [`Violation`]; the attempt fails and is retried.

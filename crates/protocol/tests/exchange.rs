@@ -231,6 +231,7 @@ fn messages_that_a_handler_may_not_send_are_violations() {
         assert!(matches!(violation(text), Violation::Illegal(_)), "{text}");
     }
     assert!(matches!(violation("0409000000000000"), Violation::Unsupported { ty: 0x0409, .. }));
+    assert_eq!(violation("0409000000000000").code(), "SF3003", "it keeps to the protocol");
     assert!(matches!(violation("0411000000000000"), Violation::Illegal(_)), "a run needs a completion id");
 }
 

@@ -71,7 +71,7 @@ pub enum Error {
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::PermissionDenied => {
-            "it and what is in it has to be this user's to read and write: mend that, or choose another --data-dir"
+            "this user has to be allowed to read and write it and all that is in it, and its parent to make it: mend that, or choose another --data-dir"
         }
         ErrorKind::ReadOnlyFilesystem => "mount its disk for writing, or choose another --data-dir",
         _ if is_shortage(error) => {

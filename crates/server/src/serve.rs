@@ -278,7 +278,7 @@ fn tables_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::ResourceBusy => "stop that one, or give this one --data-dir of its own",
         io::ErrorKind::PermissionDenied => "all of them have to be this user's to read and write",
         _ => {
-            "nothing was changed: `surefoot doctor` lists all that is damaged; restore the data directory as a whole from a backup, or, if the              disk could not be read for a while, start again"
+            "nothing was changed: `surefoot doctor` lists all that is damaged; restore the data directory as a whole from a backup, or, if the disk could not be read for a while, start again"
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::{Config, SETTINGS, Setting};
 use std::path::PathBuf;
+use strsim::normalized_levenshtein;
 
 /// Prefix of environment variables: `SUREFOOT_`, then the key in capitals, `__` for `.` and `_` for `-`.
 const PREFIX: &str = "SUREFOOT_";
@@ -32,10 +33,16 @@ pub struct Loaded {
 pub enum Error {
     #[error("{place} is no valid TOML: {message}")]
     Syntax { place: String, message: String },
-    #[error("{place}: unknown setting `{key}`; did you mean `{nearest}`?")]
-    UnknownKey { place: String, key: String, nearest: &'static str },
+    #[error("{place}: unknown setting `{key}`; {}", hint(*nearest))]
+    UnknownKey { place: String, key: String, nearest: Option<&'static str> },
+    #[error("{place}: `{key}` is a section: its settings stand in it, each by its name")]
+    Section { place: String, key: String },
     #[error("{place}: `{key}` is `{value}`, expected {expected}")]
     Value { place: String, key: String, value: String, expected: String },
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map_or("`surefoot serve --dump-config` shows all".to_owned(), |key| format!("did you mean `{key}`?"))
 }
 
 /// Reads all sources. **Errors**: the first key or value that cannot be meant.
@@ -64,7 +71,7 @@ fn read_file(config: &mut Config, place: &str, text: &str) -> Result<(), Error> 
 fn read_table(config: &mut Config, place: &str, prefix: &str, table: &toml::Table) -> Result<(), Error> {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
-        let is_section = SETTINGS.iter().any(|s| s.key.starts_with(&format!("{key}.")));
+        let is_section = sections().any(|section| section == key);
         match (find(&key), value) {
             (Some(setting), toml::Value::String(text)) => set(config, place.to_owned(), setting, text)?,
             (Some(setting), toml::Value::Array(items)) => {
@@ -74,7 +81,11 @@ fn read_table(config: &mut Config, place: &str, prefix: &str, table: &toml::Tabl
             }
             (Some(setting), value) => set(config, place.to_owned(), setting, &value.to_string())?,
             (None, toml::Value::Table(inner)) if is_section => read_table(config, place, &format!("{key}."), inner)?,
-            (None, _) => return Err(Error::UnknownKey { place: place.to_owned(), nearest: nearest(&key), key }),
+            (None, _) if is_section => return Err(Error::Section { place: place.to_owned(), key }),
+            (None, _) => {
+                let nearest = nearest(&key, keys().chain(sections()));
+                return Err(Error::UnknownKey { place: place.to_owned(), nearest, key });
+            }
         }
     }
     Ok(())
@@ -88,12 +99,7 @@ fn read_variable(loaded: &mut Loaded, name: &str, value: &str) -> Result<(), Err
     if let Some(setting) = find(&key) {
         return set(&mut loaded.config, place, setting, value);
     }
-    let nearest = nearest(&key);
-    let hint = if strsim::normalized_levenshtein(&key, nearest) >= LIKENESS_MIN {
-        format!("; did you mean {}?", variable(nearest))
-    } else {
-        String::new()
-    };
+    let hint = nearest(&key, keys()).map_or(String::new(), |nearest| format!("; did you mean {}?", variable(nearest)));
     loaded.warnings.push(format!("{place} is no setting and is ignored{hint}"));
     Ok(())
 }
@@ -111,14 +117,30 @@ fn find(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|s| s.key == key)
 }
 
-/// The known key that looks most like this one. A key without its section counts as near.
-fn nearest(key: &str) -> &'static str {
-    let likeness = |setting: &&Setting| {
-        let last = setting.key.rsplit('.').next().expect("a split has one part at least");
-        let last_of_key = key.rsplit('.').next().expect("a split has one part at least");
-        strsim::normalized_levenshtein(key, setting.key) + strsim::normalized_levenshtein(last_of_key, last)
+/// Of the known keys the one that looks most like this one, if any looks much like it. A key without its section, or without the first
+/// words of its name, counts as near.
+fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let alike = |of: &'static str| {
+        let whole = normalized_levenshtein(key, of);
+        let (name, name_of) = (last_part(key), last_part(of));
+        let rest_of = name_of.rmatch_indices('-').nth(name.matches('-').count()).map_or(name_of, |(at, _)| &name_of[at + 1..]);
+        let part = normalized_levenshtein(name, name_of).max(normalized_levenshtein(name, rest_of));
+        (whole.max(part) >= LIKENESS_MIN).then_some((whole + part, of))
     };
-    SETTINGS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).expect("there are settings").key
+    known.filter_map(alike).max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, key)| key)
+}
+
+fn last_part(key: &str) -> &str {
+    key.rsplit('.').next().expect("a split has one part at least")
+}
+
+fn keys() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().map(|setting| setting.key)
+}
+
+/// The sections of all settings.
+fn sections() -> impl Iterator<Item = &'static str> {
+    keys().flat_map(|key| key.match_indices('.').map(|(at, _)| &key[..at]))
 }
 
 /// The environment variable of a key.

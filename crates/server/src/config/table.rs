@@ -4,9 +4,11 @@
 
 use super::value::{address, duration, show_duration, show_size, size};
 use super::{Address, Config, LogFormat};
+use http::Uri;
 use std::path::PathBuf;
 use std::time::Duration;
 use surefoot_model::catalog::OnMaxAttempts;
+use tracing::level_filters::LevelFilter;
 
 /// Most partitions of a node: each costs little, but every listing asks all of them.
 const PARTITIONS_MAX: u16 = 4_096;
@@ -48,8 +50,14 @@ pub enum Kind {
     /// A number from 1.0.
     Factor(fn(&mut Config) -> &mut f64),
     Text(fn(&mut Config) -> &mut String),
+    /// Levels of log lines, each for all of them or for a target.
+    LogFilter(fn(&mut Config) -> &mut String),
+    /// Where this server is reached by others, or nothing.
+    Url(fn(&mut Config) -> &mut String),
     /// Texts without commas.
     List(fn(&mut Config) -> &mut Vec<String>),
+    /// Of web pages: scheme, host and port, or `*`.
+    Origins(fn(&mut Config) -> &mut Vec<String>),
     Switch(fn(&mut Config) -> &mut bool),
     LogFormat(fn(&mut Config) -> &mut LogFormat),
     OnMaxAttempts(fn(&mut Config) -> &mut OnMaxAttempts),
@@ -89,7 +97,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { key: "log-format", kind: Kind::LogFormat(|c| &mut c.log_format), meaning: "How log lines look on standard error." },
     Setting {
         key: "log-filter",
-        kind: Kind::Text(|c| &mut c.log_filter),
+        kind: Kind::LogFilter(|c| &mut c.log_filter),
         meaning: "Which log lines are written: levels, each for everything or for a target. The default leaves out warnings of the HTTP/2 library (`h2`), because any client or handler can cause as many of them as it likes.",
     },
     Setting {
@@ -182,12 +190,12 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "ingress.advertised-address",
-        kind: Kind::Text(|c| &mut c.ingress.advertised_address),
+        kind: Kind::Url(|c| &mut c.ingress.advertised_address),
         meaning: "Where tools are told that calls come in, such as `http://flows.example.com`; empty: the port's own address.",
     },
     Setting {
         key: "ingress.allowed-origins",
-        kind: Kind::List(|c| &mut c.ingress.allowed_origins),
+        kind: Kind::Origins(|c| &mut c.ingress.allowed_origins),
         meaning: "Origins of web pages that may call, such as `https://app.example.com`; `*` is every one, without credentials. Pages of the \
                   port itself may, and where it is bound to this machine those of this machine. Others are answered 403.",
     },
@@ -273,7 +281,12 @@ impl Setting {
             Kind::Factor(field) => store(field(config), text.parse().ok().filter(|f: &f64| *f >= 1.0 && f.is_finite())),
             Kind::MessageSize(field) => store(field(config), size(text).filter(|bytes| (1..=MESSAGE_BYTES_MAX).contains(bytes))),
             Kind::Text(field) => store(field(config), Some(text.to_owned())),
+            Kind::LogFilter(field) => store(field(config), is_filter(text).then(|| text.to_owned())),
+            Kind::Url(field) => store(field(config), (text.is_empty() || is_url(text)).then(|| text.to_owned())),
             Kind::List(field) => store(field(config), Some(items(text))),
+            Kind::Origins(field) => {
+                store(field(config), Some(items(text)).filter(|items| items.iter().all(|item| is_origin(item))))
+            }
             Kind::Switch(field) => store(field(config), text.parse().ok()),
             Kind::LogFormat(field) => store(field(config), named(LOG_FORMATS, text)),
             Kind::OnMaxAttempts(field) => store(field(config), named(ON_MAX_ATTEMPTS, text)),
@@ -295,8 +308,8 @@ impl Setting {
             Kind::Automatic(field) => field(config).map_or(AUTOMATIC.to_owned(), |n| n.to_string()),
             Kind::Factor(field) => format!("{:?}", field(config)),
             Kind::MessageSize(field) => show_size(*field(config)),
-            Kind::Text(field) => field(config).clone(),
-            Kind::List(field) => field(config).join(", "),
+            Kind::Text(field) | Kind::LogFilter(field) | Kind::Url(field) => field(config).clone(),
+            Kind::List(field) | Kind::Origins(field) => field(config).join(", "),
             Kind::Switch(field) => field(config).to_string(),
             Kind::LogFormat(field) => name_of(LOG_FORMATS, field(config)).to_owned(),
             Kind::OnMaxAttempts(field) => name_of(ON_MAX_ATTEMPTS, field(config)).to_owned(),
@@ -325,8 +338,9 @@ impl Setting {
             Kind::Automatic(_) => "number or `automatic`",
             Kind::Factor(_) => "factor",
             Kind::MessageSize(_) => "size",
-            Kind::Text(_) => "text",
-            Kind::List(_) => "texts with commas between them",
+            Kind::Text(_) | Kind::LogFilter(_) => "text",
+            Kind::Url(_) => "URL",
+            Kind::List(_) | Kind::Origins(_) => "texts with commas between them",
             Kind::Switch(_) => "`true` or `false`",
             Kind::LogFormat(_) => "`pretty`, `compact` or `json`",
             Kind::OnMaxAttempts(_) => "`pause` or `kill`",
@@ -348,6 +362,9 @@ impl Setting {
             Kind::Factor(_) => "a number from 1.0".to_owned(),
             Kind::MessageSize(_) => format!("a size up to {}, such as 32MiB", show_size(MESSAGE_BYTES_MAX)),
             Kind::Text(_) => "a text".to_owned(),
+            Kind::LogFilter(_) => "levels with commas between them, such as warn,surefoot=info".to_owned(),
+            Kind::Url(_) => "an address such as http://flows.example.com, or nothing".to_owned(),
+            Kind::Origins(_) => "origins such as https://app.example.com with commas between them, or *".to_owned(),
             Kind::List(_) => "texts with commas between them".to_owned(),
             Kind::Switch(_) => "true or false".to_owned(),
             Kind::LogFormat(_) => "pretty, compact or json".to_owned(),
@@ -359,6 +376,23 @@ impl Setting {
 const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("pretty", LogFormat::Pretty), ("compact", LogFormat::Compact), ("json", LogFormat::Json)];
 const ON_MAX_ATTEMPTS: &[(&str, OnMaxAttempts)] = &[("pause", OnMaxAttempts::Pause), ("kill", OnMaxAttempts::Kill)];
+
+/// A word that is no level would be taken for a target, and leave out the lines of all others.
+fn is_filter(text: &str) -> bool {
+    let is_level = |level: &str| level.trim().parse::<LevelFilter>().is_ok();
+    // The fields of a span may have commas.
+    text.contains('[') || text.split(',').all(|part| part.split_once('=').map_or(is_level(part), |(_, level)| is_level(level)))
+}
+
+fn is_url(text: &str) -> bool {
+    let uri = text.parse::<Uri>();
+    uri.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some())
+}
+
+fn is_origin(text: &str) -> bool {
+    let has_path = || text.trim_end_matches('/').splitn(4, '/').nth(3).is_some();
+    text == "*" || text == "null" || (text.contains("://") && !text.contains(char::is_whitespace) && !has_path())
+}
 
 fn store<T>(field: &mut T, value: Option<T>) -> Option<()> {
     *field = value?;

@@ -51,7 +51,14 @@ fn unknown_keys_of_a_file_are_refused_with_the_nearest_one() {
             "[worker.invoker]\nabort-timout = '1s'",
             "surefoot.toml: unknown setting `worker.invoker.abort-timout`; did you mean `worker.invoker.abort-timeout`?",
         ),
-        ("[ingres]\nbind-address = 'x:1'", "surefoot.toml: unknown setting `ingres`; did you mean"),
+        ("[ingres]\nbind-address = 'x:1'", "surefoot.toml: unknown setting `ingres`; did you mean `ingress`?"),
+        // What looks like none of ours is led nowhere, least of all to a dangerous one.
+        ("[rocksdb]\nsize = 1", "surefoot.toml: unknown setting `rocksdb`; `surefoot serve --dump-config` shows all"),
+        ("max-concurrent = 1", "surefoot.toml: unknown setting `max-concurrent`; `surefoot serve --dump-config` shows all"),
+        (
+            "default-retry-policy = 3",
+            "surefoot.toml: `default-retry-policy` is a section: its settings stand in it, each by its name",
+        ),
     ] {
         let error = from_file(text).unwrap_err();
         assert!(error.starts_with(message), "{error}");
@@ -88,7 +95,25 @@ fn malformed_values_name_key_value_and_what_is_expected() {
             "ingress.bind-address = '8080'",
             "surefoot.toml: `ingress.bind-address` is `8080`, expected an address such as 127.0.0.1:8080",
         ),
-        ("worker = 3", "surefoot.toml: unknown setting `worker`"),
+        ("worker = 3", "surefoot.toml: `worker` is a section: its settings stand in it, each by its name"),
+        (
+            "log-filter = 'warning'",
+            "surefoot.toml: `log-filter` is `warning`, expected levels with commas between them, such as warn,surefoot=info",
+        ),
+        ("log-filter = 'surefoot=verbos'", "surefoot.toml: `log-filter` is `surefoot=verbos`, expected levels"),
+        (
+            "ingress.allowed-origins = 'https://a.example.com, app.example.com'",
+            "surefoot.toml: `ingress.allowed-origins` is `https://a.example.com, app.example.com`, expected origins such as \
+             https://app.example.com with commas between them, or *",
+        ),
+        (
+            "ingress.allowed-origins = 'https://a.example.com/app'",
+            "surefoot.toml: `ingress.allowed-origins` is `https://a.example.com/app`, expected origins",
+        ),
+        (
+            "ingress.advertised-address = 'foo bar'",
+            "surefoot.toml: `ingress.advertised-address` is `foo bar`, expected an address such as http://flows.example.com",
+        ),
         ("dangerously-skip-fsync = 'yes'", "surefoot.toml: `dangerously-skip-fsync` is `yes`, expected true or false"),
         ("a = = 1", "surefoot.toml is no valid TOML: "),
     ] {

@@ -327,6 +327,23 @@ async fn a_subscription_lives_without_its_broker() {
 }
 
 #[tokio::test]
+async fn fields_that_are_unknown_are_refused_by_name() {
+    let dir = tempdir().unwrap();
+    let world = World::bare(dir.path(), |_| ()).await;
+    for (path, field, body) in [
+        ("/deployments", "forse", json!({"uri": "http://127.0.0.1:1", "forse": true})),
+        ("/deployments", "additional-headers", json!({"uri": "http://127.0.0.1:1", "additional-headers": {}})),
+        ("/subscriptions", "option", json!({"source": "kafka://c/t", "sink": "service://S/h", "option": {}})),
+        ("/kafka-clusters", "property", json!({"name": "c", "properties": {}, "property": {}})),
+    ] {
+        let refused = world.post(path, &body).await;
+        assert_eq!((refused.status, refused.json()["restate_code"].as_str()), (422, Some("SF2026")), "{}", refused.body);
+        assert!(refused.body.contains(&format!("unknown field `{field}`")), "{}", refused.body);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn properties_that_load_code_or_are_unknown_are_refused_by_name() {
     let dir = tempdir().unwrap();
     let world = World::start(dir.path()).await;
