@@ -39,8 +39,9 @@ const SEND_BUFFER_BYTES: usize = 128 << 10;
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// A connection on which nothing moves is closed after this long, or twice as long: longer than clients keep theirs for another use.
 const IDLE: Duration = Duration::from_secs(120);
-/// How long a connection may take to close once nothing is answered on it, and one that gives way to others.
+/// How long a connection may take to close once nothing is answered on it, at a stop, and one that gives way to others.
 const CLOSE: Duration = Duration::from_secs(10);
+const FINISH: Duration = Duration::from_secs(5);
 const YIELD: Duration = Duration::from_secs(1);
 /// Silence after which a client is asked whether it is still there, and how long it has for its answer.
 const PING_INTERVAL: Duration = Duration::from_secs(40);
@@ -145,7 +146,8 @@ pub(crate) async fn serve<S: HttpAnswers>(
                 match order {
                     Order::Cut => return None,
                     Order::Yield | Order::GiveWay => patience = env.clock.sleep(YIELD),
-                    Order::Stay | Order::Finish => {}
+                    Order::Finish => patience = env.clock.sleep(FINISH),
+                    Order::Stay => {}
                 }
                 is_closing = true;
                 connection.as_mut().graceful_shutdown();
@@ -163,6 +165,7 @@ pub(crate) async fn serve<S: HttpAnswers>(
                 }
                 patience = env.clock.sleep(match order {
                     Order::GiveWay => YIELD,
+                    Order::Finish => FINISH,
                     _ if is_closing => CLOSE,
                     _ => IDLE,
                 });

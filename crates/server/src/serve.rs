@@ -28,8 +28,10 @@ use surefoot_partition::StartError;
 use surefoot_storage::{FileFault, FjallEngine, FjallOptions, check_files};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
-/// Clients that wait longer for a result see their connection close at a stop: an invocation may take for ever.
-const CLIENTS_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Of the time that a stop may take, the share that is left for attempts to end and for the last checkpoint, and the most that those get:
+/// until then clients have their results, and their connections close after that. An invocation may take for ever.
+const LAST_SHARE: u32 = 4;
+const LAST_MAX: Duration = Duration::from_secs(10);
 
 /// Of the connections of clients, and of the calls in progress, the share that may have closed their sending side and wait for an answer: a
 /// client that has gone looks the same for a minute or so.
@@ -206,12 +208,12 @@ impl Serving {
         &self.summary
     }
 
-    /// Closes the edges, lets what runs come to a stop, and takes a last checkpoint. Returns false when the deadline came first;
-    /// nothing is lost then either, and the next start replays what the checkpoint would have saved.
+    /// Closes the edges, lets clients have what they wait for, ends what runs, and takes a last checkpoint. Returns false when the deadline
+    /// came first; nothing is lost then either, and the next start replays what the checkpoint would have saved.
     pub async fn stop(self, deadline: Duration) -> bool {
         let Self { node, readiness, ingress, admin, backups, env, summary: _, _data_dir } = self;
         readiness.set(false);
-        let clients = deadline.min(CLIENTS_DRAIN_MAX);
+        let clients = clients_wait(deadline);
         let stopping = async {
             backups.stop().await;
             // What is left to drain should not wait for what Kafka still brings.
@@ -226,6 +228,11 @@ impl Serving {
             () = env.clock.sleep(deadline) => false,
         }
     }
+}
+
+/// Of a stop that may take so long: how long clients may wait for their results.
+fn clients_wait(deadline: Duration) -> Duration {
+    deadline - (deadline / LAST_SHARE).min(LAST_MAX)
 }
 
 /// Waits for what a start finds no room for, and says so.
