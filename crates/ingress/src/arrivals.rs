@@ -90,9 +90,10 @@ impl Arrivals {
         has_small && has_large
     }
 
-    /// Waits for room for so many bytes of one in all, behind one of each other deployment at most, and while `tables` waits, so long at most,
-    /// until those have room for what is appended: it holds no more room meanwhile than it had. **Errors**: what `tables` says, or so many
-    /// wait that have outgrown the small room, and this one may not. Dropped midway, it gives back what the one has.
+    /// Waits until a body has room for this many bytes in all. Its turn comes after at most one body of each other deployment. Then the
+    /// tables must have room for what is to be appended: `tables` waits for that, for the time it is given. Until both are there, the
+    /// body holds no more room than it had. **Errors**: what `tables` says, or too many wait already that have outgrown the small room.
+    /// Dropped midway, it gives back all that the body has.
     pub(crate) async fn grow<R: Future<Output = Result<(), Error>>>(
         &self,
         mut room: ArrivalRoom,
