@@ -225,6 +225,13 @@ async fn a_thousand_calls_at_once_on_each_of_many_connections_are_answered_withi
     server.expect_quiet(&[])
 }
 
+/// What a counter without labels has come to.
+async fn counted(server: &Server, name: &str) -> Result<usize> {
+    let page = server.admin().metrics().await.context("ask for metrics")?;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).context("it is counted")?;
+    value.trim().parse().context("read the number")
+}
+
 /// Of many more clients than places thousands saw their connection end, or reset: those above all that did not send at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_more_clients_than_places_are_answered_or_told_to_come_again_however_late_they_ask() -> Result<()> {
@@ -233,11 +240,9 @@ async fn many_more_clients_than_places_are_answered_or_told_to_come_again_howeve
     let server = start(Some(DESCRIPTORS), &[]).await?;
     let mut clients = idle(&server, CLIENTS).await?;
     // All have been accepted, so most of them have given way.
-    let accepted = "surefoot_ingress_http_connection_created_total ";
     eventually("all connections", LIMIT, || async {
-        let page = server.admin().metrics().await.context("ask for metrics")?;
-        let line = page.lines().find_map(|line| line.strip_prefix(accepted)).context("connections are counted")?;
-        ensure!(line.trim().parse::<usize>()? >= CLIENTS, "{line} so far");
+        let accepted = counted(&server, "surefoot_ingress_http_connection_created_total").await?;
+        ensure!(accepted >= CLIENTS, "{accepted} so far");
         Ok(())
     })
     .await?;
@@ -252,6 +257,9 @@ async fn many_more_clients_than_places_are_answered_or_told_to_come_again_howeve
     eprintln!("{CLIENTS} clients at {DESCRIPTORS} descriptors heard {heard:?}");
     let told: usize = heard.iter().filter(|(line, _)| line.contains("202") || line.contains("503")).map(|(_, count)| count).sum();
     ensure!(told == CLIENTS, "{heard:?}");
+    let refusals: usize = heard.iter().filter(|(line, _)| line.contains("503")).map(|(_, count)| count).sum();
+    let counted = counted(&server, "surefoot_ingress_http_connection_refused_total").await?;
+    ensure!(counted == refusals, "{counted} of {refusals} are counted");
     drop(clients);
     send(&server, 10).await?;
     server.expect_quiet(&["cannot accept connections for now"])

@@ -114,6 +114,8 @@ pub enum Error {
     #[error("too many requests of operators are in progress; retry later")]
     TooManyRequests,
 
+    #[error("all connections of this port are in use: reuse connections, or try again later")]
+    NoPlace,
     #[error("the server has not recovered yet, or is stopping")]
     NotReady,
     #[error("partition {partition} has stopped: {error}")]
@@ -190,6 +192,7 @@ impl Error {
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::NotSupportedYet(_) | Self::DeletesByForceOnly => StatusCode::NOT_IMPLEMENTED,
             Self::BodyGaveWay(_)
+            | Self::NoPlace
             | Self::NotReady
             | Self::PartitionStopped { .. }
             | Self::StartWaits(_)
@@ -246,13 +249,14 @@ impl Error {
             Self::BodyUnreadable(_) => "SF2029",
             Self::RouteNotFound | Self::ApiVersion { .. } => "SF2030",
             Self::Method => "SF2031",
+            Self::NoPlace => "SF2033",
         }
     }
 
     /// Seconds after which trying again makes sense, where it does.
     pub fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::NotReady | Self::Stopping => Some(1),
+            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::NoPlace | Self::NotReady | Self::Stopping => Some(1),
             Self::DiskShort { .. } | Self::StartWaits(_) => Some(2),
             Self::PartitionStopped { .. } | Self::Unanswered(_) => Some(60),
             _ => None,

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors};
+use surefoot_listener::{BodyFault, ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, NotServed, Visitors};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower_service::Service;
@@ -77,6 +77,14 @@ impl Door {
 
 impl HttpAnswers for Door {
     type Body = Body;
+
+    fn refuse(&self, why: NotServed) -> Response {
+        let error = match why {
+            NotServed::NoPlace => Error::NoPlace,
+            NotServed::Stopping => Error::Stopping,
+        };
+        error.into_response()
+    }
 
     async fn answer(&self, request: Request<IncomingBody<Incoming>>) -> Result<Response, NoAnswer> {
         let (parts, mut body) = request.into_parts();

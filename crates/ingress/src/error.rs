@@ -62,6 +62,8 @@ pub enum Error {
     TooManyRequests,
     #[error("the server has no room for more work at the moment; nothing was taken, retry later")]
     NoRoom,
+    #[error("all connections of this port are in use: reuse connections, or try again later")]
+    NoPlace,
     #[error("the server has not recovered yet; retry later")]
     Starting,
     /// To [`Stopped::Unknown`] there is no answer over HTTP: clients would take it for a refusal, and send again what runs.
@@ -112,7 +114,9 @@ impl Error {
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyUnreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::BodyGaveWay(_) | Self::NoRoom | Self::Starting | Self::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyGaveWay(_) | Self::NoRoom | Self::NoPlace | Self::Starting | Self::Stopped(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -146,6 +150,7 @@ impl Error {
             Self::Stopped(Stopped::Unknown) => "SF1025",
             Self::Stopped(Stopped::DiskFull) => "SF1026",
             Self::BodyGaveWay(_) => "SF1027",
+            Self::NoPlace => "SF1028",
             Self::AlreadyInvoked(_) => return None,
         })
     }
@@ -153,7 +158,7 @@ impl Error {
     /// Seconds after which trying again makes sense, where it does.
     pub fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::Starting => Some(1),
+            Self::TooManyRequests | Self::BodyGaveWay(_) | Self::NoPlace | Self::Starting => Some(1),
             // The server takes calls again within two seconds once there is room.
             Self::Stopped(Stopped::DiskFull) => Some(2),
             Self::NoRoom | Self::Stopped(Stopped::NotTaken) => Some(5),

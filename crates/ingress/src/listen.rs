@@ -4,17 +4,17 @@
 //! (`service`).
 
 use crate::body::BodyBounds;
-use crate::metrics::connections;
+use crate::metrics::Connections;
 use crate::reply::{self, Reply, ReplyBody};
 use crate::service::Service;
 use crate::{Error, Ingress};
 use http::Request;
 use hyper::body::Incoming;
-use metrics::Counter;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, Visitors};
+use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, NotServed, Visitors};
+use surefoot_partition::Stopped;
 use tokio::net::TcpListener;
 
 /// Bounds on what clients may ask for.
@@ -38,7 +38,7 @@ pub struct Server {
 impl Server {
     /// Serves the connections of a bound listener until [`Self::drain`]; each request is refused until [`Self::open`].
     pub fn start(listener: TcpListener, env: Env, limits: Limits) -> Self {
-        let door = Arc::new(Door { service: OnceLock::new(), connections: connections() });
+        let door = Arc::new(Door { service: OnceLock::new(), connections: Connections::default() });
         let http = HttpServer::start(listener, env, limits.connections, "calls", door.clone());
         Self { http, door, limits }
     }
@@ -59,14 +59,22 @@ impl Server {
 /// Closed until the node has recovered.
 struct Door {
     service: OnceLock<Service>,
-    connections: Counter,
+    connections: Connections,
 }
 
 impl HttpAnswers for Door {
     type Body = ReplyBody;
 
     fn accepted(&self) {
-        self.connections.increment(1);
+        self.connections.accepted.increment(1);
+    }
+
+    fn refuse(&self, why: NotServed) -> Reply {
+        self.connections.refused.increment(1);
+        reply::error(&match why {
+            NotServed::NoPlace => Error::NoPlace,
+            NotServed::Stopping => Error::Stopped(Stopped::NotTaken),
+        })
     }
 
     fn wants_answers_taken(&self) -> bool {

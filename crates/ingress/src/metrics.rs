@@ -13,6 +13,7 @@ use surefoot_env::{Clock, Env};
 const REQUESTS: &str = "surefoot_ingress_requests_total";
 const DURATION: &str = "surefoot_ingress_request_duration_seconds";
 const CONNECTIONS: &str = "surefoot_ingress_http_connection_created_total";
+const CONNECTIONS_REFUSED: &str = "surefoot_ingress_http_connection_refused_total";
 
 pub(crate) struct Metrics {
     admitted: Counter,
@@ -61,9 +62,17 @@ impl PerKind {
     }
 }
 
-/// Connections that were accepted, over the life of the process.
-pub(crate) fn connections() -> Counter {
-    counter!(CONNECTIONS)
+/// Connections over the life of the process.
+pub(crate) struct Connections {
+    pub(crate) accepted: Counter,
+    /// Of these, those that were not served.
+    pub(crate) refused: Counter,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { accepted: counter!(CONNECTIONS), refused: counter!(CONNECTIONS_REFUSED) }
+    }
 }
 
 /// One request from its admission to its answer. Counts nothing more when its client goes away.

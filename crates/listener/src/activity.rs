@@ -109,6 +109,11 @@ impl Activity {
         }
     }
 
+    /// On the clock of the connection.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
     fn awaited(&self) -> MutexGuard<'_, BTreeMap<u64, Awaited>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }

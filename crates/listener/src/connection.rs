@@ -262,6 +262,10 @@ mod tests {
             let bytes = if request.uri().path() == "/large" { LARGE_BYTES } else { 4 };
             Ok(http::Response::new(Full::new(Bytes::from(vec![b'x'; bytes]))))
         }
+
+        fn refuse(&self, _: crate::NotServed) -> http::Response<Full<Bytes>> {
+            http::Response::default()
+        }
     }
 
     /// A connection whose request is being answered, and that was told to give way: its client, and its own end.

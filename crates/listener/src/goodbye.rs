@@ -1,18 +1,20 @@
-//! What a connection hears that finds no place.
+//! What a connection hears that is not served.
 //!
 //! The answer is given once there is a request to answer, and what comes behind it is read for a moment: a socket that is closed with
-//! something unread, or that gets more once it is closed, resets the connection, and takes the answer away again. Does not own: who finds
-//! no place, or how many are told at a time.
+//! something unread, or that gets more once it is closed, resets the connection, and takes the answer away again. Does not own: who is
+//! not served, how many are told at a time, or in which words.
 
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Response};
+use http_body::Body;
+use http_body_util::BodyExt;
 use std::io;
 use std::time::Duration;
 use surefoot_env::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Over HTTP/1.1, whatever the request is.
-const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain\r\ncontent-length: 52\r\n\
-                       connection: close\r\n\r\nall connections are in use: keep fewer, or try later";
 /// How a client begins that speaks HTTP/2.
 const HTTP2_BEGINS: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// Over HTTP/2 (RFC 9113): our settings, none, and GOAWAY behind stream 0 with NO_ERROR. None of its calls was taken, and all may be sent again.
@@ -23,8 +25,9 @@ const HEAD_WAIT: Duration = Duration::from_millis(500);
 /// How long a client may take to close once it is answered.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Refuses a connection, and is done within [`HEAD_WAIT`] and [`LINGER`].
-pub(crate) async fn say(mut stream: TcpStream, clock: &dyn Clock) {
+/// Gives a connection this answer over HTTP/1.1, whatever its request is; done within [`HEAD_WAIT`] and [`LINGER`].
+pub(crate) async fn say<B: Body<Data = Bytes>>(mut stream: TcpStream, clock: &dyn Clock, answer: Response<B>) {
+    let refused = over_http1(answer).await;
     let mut head = Vec::new();
     tokio::select! {
         biased;
@@ -33,7 +36,7 @@ pub(crate) async fn say(mut stream: TcpStream, clock: &dyn Clock) {
         // A timer has nothing to lose.
         () = clock.sleep(HEAD_WAIT) => {}
     }
-    let answer = if head.starts_with(HTTP2_BEGINS) { &HTTP2_REFUSED[..] } else { REFUSED.as_bytes() };
+    let answer = if head.starts_with(HTTP2_BEGINS) { &HTTP2_REFUSED[..] } else { &refused };
     tokio::select! {
         biased;
         // An answer that its client does not take is no loss.
@@ -41,6 +44,23 @@ pub(crate) async fn say(mut stream: TcpStream, clock: &dyn Clock) {
         // A timer has nothing to lose.
         () = clock.sleep(LINGER) => {}
     }
+}
+
+/// The last answer of a connection, as its bytes.
+async fn over_http1<B: Body<Data = Bytes>>(answer: Response<B>) -> Vec<u8> {
+    let (mut head, body) = answer.into_parts();
+    // A body that cannot be had is no loss: the status says enough.
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    // With its reason: `503 Service Unavailable`.
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    bytes.extend(b"\r\n");
+    bytes.extend(body);
+    bytes
 }
 
 /// Reads until a head is whole, or nothing more comes.

@@ -8,12 +8,12 @@ use crate::activity::Activity;
 use crate::intake::Intake;
 use crate::leftover::Leftovers;
 use crate::server::ConnectionBounds;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use surefoot_env::Clock;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Of all connections, the share that gives way together: finding them looks at all.
 const YIELDING_SHARE: usize = 32;
@@ -24,6 +24,8 @@ const NEVER_USED: Duration = Duration::from_millis(500);
 const UNUSED: Duration = Duration::from_secs(2);
 /// How often a full port looks for connections that have become unused.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// One that was told to leave is counted on for so long: it may have an answer to finish that its client takes slowly.
+const LEAVING: Duration = Duration::from_secs(1);
 /// How long a new connection waits for a place. Longer than those take that give way; and once one has waited for so long in vain, those
 /// behind it find none at once.
 const PLACE_WAIT_MAX: Duration = Duration::from_secs(4);
@@ -52,8 +54,9 @@ pub(crate) struct Member {
     pub(crate) activity: Arc<Activity>,
     order: AtomicU8,
     told: Notify,
-    /// It closes, and its place is another's.
-    leaves: AtomicBool,
+    number: u64,
+    /// It closes, and its place is another's: since when.
+    leaves_since: OnceLock<Duration>,
     crowd: Arc<Crowd>,
 }
 
@@ -61,7 +64,19 @@ pub(crate) struct Member {
 #[derive(Default)]
 struct Crowd {
     waiting: AtomicUsize,
-    leaving: AtomicUsize,
+    /// Those whose places will be free soon: since when they leave, and their numbers.
+    leaving: Mutex<BTreeSet<(Duration, u64)>>,
+}
+
+impl Crowd {
+    /// Without those that take longer than that.
+    fn leaving(&self, now: Duration) -> MutexGuard<'_, BTreeSet<(Duration, u64)>> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        while leaving.first().is_some_and(|(since, _)| now.saturating_sub(*since) >= LEAVING) {
+            leaving.pop_first();
+        }
+        leaving
+    }
 }
 
 impl Member {
@@ -85,17 +100,18 @@ impl Member {
 
     /// Whether it is to close with its next answer: more wait than leave.
     pub(crate) fn leaves_for_others(&self) -> bool {
-        let is_wanted = self.crowd.leaving.load(Ordering::Relaxed) < self.crowd.waiting.load(Ordering::Relaxed);
-        is_wanted && self.leave()
+        let waiting = self.crowd.waiting.load(Ordering::Relaxed);
+        if waiting == 0 {
+            return false;
+        }
+        let now = self.activity.now();
+        let mut leaving = self.crowd.leaving(now);
+        leaving.len() < waiting && self.leave(now, &mut leaving)
     }
 
-    /// False: it leaves already.
-    fn leave(&self) -> bool {
-        let is_first = !self.leaves.swap(true, Ordering::Relaxed);
-        if is_first {
-            self.crowd.leaving.fetch_add(1, Ordering::Relaxed);
-        }
-        is_first
+    /// False: it was told before.
+    fn leave(&self, now: Duration, leaving: &mut BTreeSet<(Duration, u64)>) -> bool {
+        self.leaves_since.set(now).is_ok() && leaving.insert((now, self.number))
     }
 
     fn order(&self) -> Order {
@@ -111,20 +127,13 @@ impl Member {
     pub(crate) fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Relaxed);
         if order >= Order::Yield {
-            self.leave();
+            let now = self.activity.now();
+            self.leave(now, &mut self.crowd.leaving(now));
         }
         if order == Order::GiveWay {
             self.activity.give_way();
         }
         self.told.notify_one();
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if *self.leaves.get_mut() {
-            self.crowd.leaving.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -150,7 +159,6 @@ pub(crate) struct Registry {
 /// Given back when dropped.
 pub(crate) struct Membership {
     registry: Arc<Registry>,
-    number: u64,
     pub(crate) member: Arc<Member>,
     intake: Arc<Intake>,
     _slot: Slot,
@@ -198,12 +206,13 @@ impl Registry {
             activity: Arc::new(Activity::new(clock)),
             order: AtomicU8::new(self.order.load(Ordering::SeqCst)),
             told: Notify::new(),
-            leaves: AtomicBool::new(false),
+            number,
+            leaves_since: OnceLock::new(),
             crowd: self.crowd.clone(),
         });
         members.insert(number, member.clone());
         drop(members);
-        Membership { registry: self.clone(), number, member, intake: Intake::of_connection(), _slot: slot }
+        Membership { registry: self.clone(), member, intake: Intake::of_connection(), _slot: slot }
     }
 
     async fn others_give_way(&self, clock: &dyn Clock) -> Option<Slot> {
@@ -216,7 +225,7 @@ impl Registry {
             // One looks for all.
             looking = looking.or_else(|| self.looking.try_lock().ok());
             if looking.is_some() {
-                self.make_room(clock.monotonic());
+                self.make_room(clock.monotonic(), 0);
             }
             tokio::select! {
                 biased;
@@ -231,10 +240,16 @@ impl Registry {
         }
     }
 
-    /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind.
-    pub(crate) fn make_room(&self, now: Duration) {
+    /// Tells those that have been unused for longest to go; where there are none, those whose bodies are most behind. Where as many leave as
+    /// wait, nobody: `unaccepted` wait beside those that wait here.
+    pub(crate) fn make_room(&self, now: Duration, unaccepted: usize) {
+        let waiting = self.crowd.waiting.load(Ordering::Relaxed) + unaccepted;
+        let wanted = waiting.saturating_sub(self.crowd.leaving(now).len());
+        if wanted == 0 {
+            return;
+        }
+        let share = wanted.max(self.connections_max / YIELDING_SHARE);
         let members = self.lock();
-        let share = (self.connections_max / YIELDING_SHARE).max(self.crowd.waiting.load(Ordering::Relaxed)).max(1);
         let mut unused: Vec<&Arc<Member>> = members.values().filter(|member| member.may_yield(now)).collect();
         // One that was never used is older than all that were; among equals the number decides, in whose order they lie.
         unused.sort_by_key(|member| member.activity.newest());
@@ -260,11 +275,10 @@ impl Registry {
         }
     }
 
-    /// Returns when no connection is left, and lets none in any more.
-    pub(crate) async fn emptied(&self) {
+    /// Returns when no connection is left, and lets none in while what it returns is held.
+    pub(crate) async fn emptied(&self) -> SemaphorePermit<'_> {
         let all = u32::try_from(self.connections_max).expect("bounded when it was made");
-        let slots = self.slots.acquire_many(all).await.expect(OPEN);
-        slots.forget();
+        self.slots.acquire_many(all).await.expect(OPEN)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Member>>> {
@@ -293,6 +307,13 @@ impl Membership {
         &self.registry.ends_held_back
     }
 
+    /// It was told to leave, and keeps its place for a while: others are told in its stead.
+    pub(crate) fn leaves_later(&self) {
+        if let Some(since) = self.member.leaves_since.get() {
+            self.registry.crowd.leaving(*since).remove(&(*since, self.member.number));
+        }
+    }
+
     /// The port's leave to wait for what is left of refused bodies.
     pub(crate) fn leftovers(&self) -> &Leftovers {
         &self.registry.leftovers
@@ -317,7 +338,8 @@ impl Drop for Waiting {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.registry.lock().remove(&self.number);
+        self.registry.lock().remove(&self.member.number);
+        self.leaves_later();
     }
 }
 
@@ -393,13 +415,13 @@ mod tests {
         // The last one waits for its result.
         assert!(bodies[0].wait(second(2), Waker::noop()) && bodies[1].wait(second(1), Waker::noop()));
         let orders = || [0, 1, 2].map(|at| members[at].member.order());
-        registry.make_room(second(0));
+        registry.make_room(second(0), 1);
         assert_eq!(orders(), [Order::Stay; 3], "none is behind yet");
         bodies[1].go_on();
-        registry.make_room(second(2));
+        registry.make_room(second(2), 1);
         assert_eq!(orders(), [Order::GiveWay, Order::Stay, Order::Stay]);
         assert!(bodies[1].wait(second(3), Waker::noop()), "only those of the connection");
-        registry.make_room(second(3));
+        registry.make_room(second(3), 1);
         assert_eq!(orders(), [Order::GiveWay, Order::GiveWay, Order::Stay]);
     }
 
@@ -457,6 +479,52 @@ mod tests {
             panic!("both have their place")
         };
         assert!(!third.member.leaves_for_others(), "nobody waits any more");
+    }
+
+    /// Each look told as many again, while those that had been told before were closing.
+    #[test]
+    fn no_more_give_way_than_are_wanted_while_those_that_were_told_are_closing() {
+        const PLACES: usize = 128;
+        let registry = registry(PLACES);
+        let clock = ToldClock::default();
+        let mut members: Vec<_> = (0..PLACES).map(|_| enter(&registry, &clock)).collect();
+        clock.pass(1);
+        let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(come(&registry, &clock))).collect();
+        let told = |members: &[Membership]| members.iter().filter(|member| member.member.order() == Order::Yield).count();
+        for _ in 0..8 {
+            assert!(waiting.iter_mut().all(|one| poll(one.as_mut()).is_none()));
+            clock.due();
+        }
+        assert_eq!(told(&members), 16);
+        // Somebody still looks at the connection that ends.
+        let _seen = members[0].member.clone();
+        drop(members.remove(0));
+        let entered: Vec<_> = waiting.iter_mut().filter_map(|one| poll(one.as_mut())).collect();
+        clock.due();
+        assert!(waiting.iter_mut().skip(1).all(|one| poll(one.as_mut()).is_none()));
+        assert_eq!((entered.len(), told(&members)), (1, 15), "one fewer waits, and one fewer leaves");
+        // It was told, and keeps its place until it has heard so.
+        members[0].leaves_later();
+        clock.due();
+        assert!(waiting.iter_mut().skip(1).all(|one| poll(one.as_mut()).is_none()));
+        assert_eq!(told(&members), 19, "another one is told, and with it a share of all places");
+        clock.pass(LEAVING.as_secs());
+        assert!(waiting.iter_mut().skip(1).all(|one| poll(one.as_mut()).is_none()));
+        assert_eq!(told(&members), 34, "those are not waited for any longer");
+    }
+
+    /// One whose client takes its last answer slowly may leave in minutes.
+    #[test]
+    fn one_that_takes_long_to_leave_does_not_keep_others_from_leaving() {
+        let registry = registry(2);
+        let clock = ToldClock::default();
+        let busy = [(); 2].map(|()| enter(&registry, &clock));
+        let _in_progress = [0, 1].map(|at| Answering::new(busy[at].member.activity.clone(), &registry.requests));
+        let mut one = pin!(come(&registry, &clock));
+        assert!(poll(one.as_mut()).is_none());
+        assert_eq!([0, 1].map(|at| busy[at].member.leaves_for_others()), [true, false]);
+        clock.pass(LEAVING.as_secs());
+        assert!(busy[1].member.leaves_for_others());
     }
 
     #[test]

@@ -15,19 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use surefoot_env::Env;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 
 /// Wait after a failed accept, as when the process is out of file descriptors; meanwhile unused connections give way.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts are told at most this often.
 const ACCEPT_TOLD: Duration = Duration::from_secs(30);
 /// Connections that have been accepted and wait for a place, or hear that there is none: so many for each that may have one, within bounds.
-/// The others stay in the kernel's queue.
-const WAITING_SHARE: usize = 8;
-const WAITING_MIN: usize = 8;
-const WAITING_MAX: usize = 64;
+/// The others stay in the kernel's queue. As many again hear that they have given theirs away.
+const BESIDE_SHARE: usize = 8;
+const BESIDE_MIN: usize = 8;
+const BESIDE_MAX: usize = 64;
 /// How long connections that are cut may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
+
+const OPEN: &str = "the semaphore is never closed";
 
 /// What answers the requests of a port.
 pub trait HttpAnswers: Send + Sync + 'static {
@@ -35,6 +37,9 @@ pub trait HttpAnswers: Send + Sync + 'static {
 
     /// A connection has been accepted.
     fn accepted(&self) {}
+
+    /// What a connection hears that is not served. Over HTTP/1.1 it is the answer to its request; HTTP/2 has a sign of its own for it.
+    fn refuse(&self, why: NotServed) -> Response<Self::Body>;
 
     /// Whether others wait for memory that is held by answers on their way. Clients that take a large one too slowly are cut then.
     fn wants_answers_taken(&self) -> bool {
@@ -47,6 +52,15 @@ pub trait HttpAnswers: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response<Self::Body>, NoAnswer>> + Send;
 }
 
+/// Why a connection is not served. Nothing of it was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotServed {
+    /// All places are in use, or this one's was given to another before anything had come on it.
+    NoPlace,
+    /// The port stops.
+    Stopping,
+}
+
 /// What the request asked for may or may not come to be: its client must not take any answer for an answer. Over HTTP/1.1 the
 /// connection is closed, over HTTP/2 the stream is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,8 +70,9 @@ pub struct NoAnswer;
 /// Bounds on the connections of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionBounds {
-    /// Connections at a time, at least 1, besides an eighth of as many (8 to 64) that wait for a place. At the bound unused ones give way,
-    /// those that have had their answer, and requests that do not come; where there are none, a new one waits for a moment and is refused.
+    /// Connections at a time, at least 1, besides an eighth of as many (8 to 64) that wait for a place, and as many that hear that they have
+    /// given theirs away. At the bound unused ones give way, those that have had their answer, and requests that do not come; where there
+    /// are none, a new one waits for a moment and is refused.
     pub connections_max: usize,
     /// Of these, over HTTP/1.1, so many whose client has closed its sending side behind its request have their answer. To all others
     /// that is an end, and their request is dropped, as what asks for something that has no use without its client wants it.
@@ -70,6 +85,7 @@ pub struct HttpServer {
     stop: Option<Stop>,
     accepting: oneshot::Receiver<()>,
     registry: Arc<Registry>,
+    beside: Beside,
     env: Env,
 }
 
@@ -86,19 +102,19 @@ impl HttpServer {
         let stopped = Stopped(stop.0.clone());
         let (done, accepting) = oneshot::channel();
         let registry = Registry::new(bounds);
-        let waiting = (bounds.connections_max / WAITING_SHARE).clamp(WAITING_MIN, WAITING_MAX);
-        let waiting = Arc::new(Semaphore::new(waiting));
-        let port = Port { listener, env: env.clone(), registry: registry.clone(), waiting, stopped, purpose, told: None };
+        let beside = Beside::of(bounds);
+        let port =
+            Port { listener, env: env.clone(), registry: registry.clone(), beside: beside.clone(), stopped, purpose, told: None };
         env.tasks.spawn(Box::pin(async move {
             port.accept(answers).await;
             // Nobody waits any more once the deadline has passed.
             let _ = done.send(());
         }));
-        Self { stop: Some(stop), accepting, registry, env }
+        Self { stop: Some(stop), accepting, registry, beside, env }
     }
 
-    /// Stops accepting, lets requests in progress end, and returns when none is left or the deadline has passed. Clients that still
-    /// wait then see their connection close, without an answer; what they asked for goes on.
+    /// Stops accepting, lets requests in progress end, and returns when none is left, and all have heard so that waited for a place, or the
+    /// deadline has passed. Clients that still wait then see their connection close, without an answer; what they asked for goes on.
     pub async fn drain(mut self, deadline: Duration) {
         // Its end is the word to stop.
         self.stop = None;
@@ -113,10 +129,11 @@ impl HttpServer {
     }
 
     async fn emptied_within(&self, limit: Duration) -> bool {
+        let emptied = async { tokio::join!(self.registry.emptied(), self.beside.emptied()) };
         tokio::select! {
             biased;
             // Dropped midway: it can be asked anew.
-            () = self.registry.emptied() => true,
+            _ = emptied => true,
             // A timer has nothing to lose.
             () = self.env.clock.sleep(limit) => false,
         }
@@ -143,12 +160,39 @@ impl Stopped {
     }
 }
 
+/// Leave for connections that have no place.
+#[derive(Clone)]
+struct Beside {
+    /// So many of each kind.
+    count: u32,
+    /// To wait for a place, or to hear that there is none.
+    waiting: Arc<Semaphore>,
+    /// To hear that one has given its place away.
+    leaving: Arc<Semaphore>,
+}
+
+impl Beside {
+    fn of(bounds: ConnectionBounds) -> Self {
+        let count = (bounds.connections_max / BESIDE_SHARE).clamp(BESIDE_MIN, BESIDE_MAX);
+        let leaves = || Arc::new(Semaphore::new(count));
+        Self { count: u32::try_from(count).expect("it is small"), waiting: leaves(), leaving: leaves() }
+    }
+
+    /// Returns when none is left, and lets none in while what it returns is held.
+    async fn emptied(&self) -> [SemaphorePermit<'_>; 2] {
+        [all(&self.waiting, self.count).await, all(&self.leaving, self.count).await]
+    }
+}
+
+async fn all(leaves: &Semaphore, count: u32) -> SemaphorePermit<'_> {
+    leaves.acquire_many(count).await.expect(OPEN)
+}
+
 struct Port {
     listener: TcpListener,
     env: Env,
     registry: Arc<Registry>,
-    /// Leave to wait for a place, or to hear that there is none.
-    waiting: Arc<Semaphore>,
+    beside: Beside,
     stopped: Stopped,
     purpose: &'static str,
     /// When a failed accept was told last.
@@ -170,7 +214,7 @@ impl Port {
                 let leave = tokio::select! {
                     biased;
                     // Dropped midway, a permit that has come goes to the next that asks.
-                    wait = self.waiting.clone().acquire_owned() => Leave::Wait(wait.expect("the semaphore is never closed")),
+                    wait = self.beside.waiting.clone().acquire_owned() => Leave::Wait(wait.expect(OPEN)),
                     slot = self.registry.slot() => Leave::Enter(slot),
                 };
                 Ok::<_, io::Error>((self.listener.accept().await?.0, leave))
@@ -188,7 +232,8 @@ impl Port {
                     self.env.tasks.spawn(Box::pin(self.received(stream, leave, answers.clone())));
                 }
                 Err(error) => {
-                    self.registry.make_room(self.env.clock.monotonic());
+                    // One more waits in the kernel's queue.
+                    self.registry.make_room(self.env.clock.monotonic(), 1);
                     self.tell(&error);
                     self.env.clock.sleep(ACCEPT_PAUSE).await;
                 }
@@ -198,37 +243,44 @@ impl Port {
 
     /// A connection, from its acceptance to its end.
     fn received<S: HttpAnswers>(&self, stream: TcpStream, leave: Leave, answers: Arc<S>) -> impl Future<Output = ()> + use<S> {
-        let (env, registry, leaves) = (self.env.clone(), self.registry.clone(), self.waiting.clone());
+        let (env, registry, beside) = (self.env.clone(), self.registry.clone(), self.beside.clone());
         let (stopped, purpose) = (self.stopped.clone(), self.purpose);
         async move {
             connection::set_options(&stream);
             let (slot, waiting) = match leave {
-                Leave::Enter(slot) => (Some(slot), None),
+                Leave::Enter(slot) => (Ok(slot), None),
                 Leave::Wait(waiting) => {
                     let slot = tokio::select! {
                         biased;
                         // It stays told.
-                        () = stopped.told() => None,
+                        () = stopped.told() => Err(NotServed::Stopping),
                         // Dropped midway, at the stop: a place that has come is given back.
-                        slot = registry.wait_for_slot(&*env.clock) => slot,
+                        slot = registry.wait_for_slot(&*env.clock) => slot.ok_or(NotServed::NoPlace),
                     };
                     (slot, Some(waiting))
                 }
             };
             let clock = env.clock.clone();
-            let Some(slot) = slot else {
-                tracing::debug!(port = purpose, "a connection found no place");
-                goodbye::say(stream, &*clock).await;
-                return;
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(why) => {
+                    tracing::debug!(port = purpose, ?why, "a connection is not served");
+                    goodbye::say(stream, &*clock, answers.refuse(why)).await;
+                    return;
+                }
             };
             drop(waiting);
             let membership = registry.enter(slot, clock.clone());
-            let Some(Unheard { stream, place }) = connection::serve(stream, env, answers, membership).await else { return };
+            let served = connection::serve(stream, env, answers.clone(), membership).await;
+            let Some(Unheard { stream, place }) = served else { return };
             tracing::debug!(port = purpose, "a connection gave its place away before it was used");
             // Its place is free at once, unless too many hear that there is none.
-            let leave = leaves.try_acquire_owned();
-            let _place = leave.is_err().then_some(place);
-            goodbye::say(stream, &*clock).await;
+            let leave = beside.leaving.try_acquire();
+            let _place = leave.is_err().then(|| {
+                place.leaves_later();
+                place
+            });
+            goodbye::say(stream, &*clock, answers.refuse(NotServed::NoPlace)).await;
         }
     }
 

@@ -9,9 +9,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use surefoot_env::Env;
-use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer};
+use surefoot_listener::{ConnectionBounds, HttpAnswers, HttpServer, IncomingBody, NoAnswer, NotServed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -23,10 +24,21 @@ const LARGE_BYTES: usize = 8 << 20;
 struct Echo {
     told: Notify,
     hanging: Notify,
+    accepted: AtomicUsize,
 }
 
 impl HttpAnswers for Echo {
     type Body = Full<Bytes>;
+
+    fn accepted(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn refuse(&self, why: NotServed) -> Response<Full<Bytes>> {
+        let mut refusal = Response::new(Full::new(Bytes::from(format!("{why:?}"))));
+        *refusal.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        refusal
+    }
 
     async fn answer(&self, request: Request<IncomingBody<Incoming>>) -> Result<Response<Full<Bytes>>, NoAnswer> {
         let body = match request.uri().path() {
@@ -179,6 +191,67 @@ async fn a_client_that_has_closed_its_sending_side_has_its_answer() {
     server.drain(Duration::from_secs(30)).await;
 }
 
+/// Each look told as many again, while those that had been told before had not heard so: a few that came emptied the port of all that
+/// kept a connection for later.
+#[tokio::test]
+async fn no_more_give_way_than_are_wanted() {
+    const PLACES: usize = 64;
+    const COME: usize = 8;
+    let (address, server, _) = start(PLACES).await;
+    let mut kept = Vec::new();
+    for _ in 0..PLACES {
+        kept.push(TcpStream::connect(address).await.unwrap());
+    }
+    let come = [(); COME].map(|()| {
+        tokio::spawn(async move {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            ask(&mut client, "/").await;
+            assert!(answer(&mut client, 4).await.ends_with("body"));
+            client
+        })
+    });
+    let mut clients = Vec::new();
+    for client in come {
+        clients.push(client.await.unwrap());
+    }
+    let mut gave_way = 0;
+    for client in &mut kept {
+        ask(client, "/").await;
+        let mut status = [0; "HTTP/1.1 200".len()];
+        client.read_exact(&mut status).await.unwrap();
+        gave_way += usize::from(status.ends_with(b"503"));
+    }
+    assert!((COME..=2 * COME).contains(&gave_way), "{gave_way} of {PLACES}");
+    drop((kept, clients));
+    server.drain(Duration::from_secs(30)).await;
+}
+
+/// Those that waited heard that all connections were in use, or saw theirs reset by the end of the process.
+#[tokio::test]
+async fn who_waits_for_a_place_at_a_stop_hears_so_before_the_stop_is_over() {
+    let (address, server, echo) = start(1).await;
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    ask(&mut busy, "/hang").await;
+    echo.hanging.notified().await;
+    // One asks, the other one does not.
+    let mut waiting = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    ask(&mut waiting[0], "/").await;
+    while echo.accepted.load(Ordering::Relaxed) < 3 {
+        tokio::task::yield_now().await;
+    }
+    echo.told.notify_one();
+    server.drain(Duration::from_secs(30)).await;
+    for client in waiting {
+        let mut client = client.into_std().unwrap();
+        let mut heard = [0; 1024];
+        // It does not wait.
+        let bytes = std::io::Read::read(&mut client, &mut heard).unwrap();
+        let heard = String::from_utf8_lossy(&heard[..bytes]);
+        assert!(heard.starts_with("HTTP/1.1 503") && heard.ends_with("Stopping"), "{heard}");
+    }
+    assert!(answer(&mut busy, 4).await.ends_with("told"));
+}
+
 /// A client that called again and again saw its connection end between two calls, or reset; or kept its place for ever, if its results were
 /// large.
 #[tokio::test]
@@ -231,7 +304,8 @@ async fn clients_that_find_no_place_hear_so_and_see_no_reset() {
                 assert!(heard.ends_with(&GOAWAY_BEHIND_NONE), "{heard:?}");
             } else {
                 let heard = String::from_utf8(heard).unwrap();
-                assert!(heard.starts_with("HTTP/1.1 503") && heard.contains("retry-after: "), "{heard}");
+                assert!(heard.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{heard}");
+                assert!(heard.contains("content-length: 7\r\n") && heard.ends_with("\r\n\r\nNoPlace"), "{heard}");
             }
         })
     });

@@ -17,6 +17,11 @@ const HELP: &[(&str, Kind, &str)] = &[
     ("surefoot_ingress_requests_total", Kind::Counter, "Requests of clients, by what became of them."),
     ("surefoot_ingress_request_duration_seconds", Kind::Histogram, "Time from a request's admission to its answer."),
     ("surefoot_ingress_http_connection_created_total", Kind::Counter, "Connections of clients that were accepted."),
+    (
+        "surefoot_ingress_http_connection_refused_total",
+        Kind::Counter,
+        "Of these, those that were not served: all places were in use, or the server was stopping.",
+    ),
     ("surefoot_invoker_concurrency_limit", Kind::Gauge, "Attempts that may run at a time."),
     ("surefoot_invoker_invocation_tasks_total", Kind::Counter, "Attempts, by what became of them."),
     ("surefoot_invoker_client_requests_total", Kind::Counter, "Responses of deployments, by kind and status."),

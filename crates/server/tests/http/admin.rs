@@ -1,12 +1,14 @@
 //! What operators do.
 
 use crate::World;
-use crate::client::{Answer, send};
+use crate::client::{Answer, last, send};
 use crate::endpoint::Endpoint;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::Duration;
 use surefoot_server::config::Address;
 use tempfile::tempdir;
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn an_endpoint_is_registered_once() {
@@ -435,12 +437,12 @@ async fn a_body_that_is_too_large_is_told() {
     world.stop().await;
 }
 
-#[tokio::test]
-async fn ports_refuse_until_the_node_is_ready() {
+/// Both ports without a node, and their addresses.
+async fn ports(connections_max: usize) -> ((SocketAddr, SocketAddr), surefoot_ingress::Server, surefoot_admin::Server) {
     use surefoot_ingress::{ArrivalBounds, BodyBounds, Limits};
     use surefoot_listener::{ConnectionBounds, Visitors};
     let env = surefoot_env::Env::production(tokio::runtime::Handle::current());
-    let (connections, visitors) = (ConnectionBounds { connections_max: 10, half_closed_max: 0 }, Visitors::new(true, &[], &[]));
+    let (connections, visitors) = (ConnectionBounds { connections_max, half_closed_max: 0 }, Visitors::new(true, &[], &[]));
     let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ingress, admin) = (bind().await, bind().await);
     let addresses = (ingress.local_addr().unwrap(), admin.local_addr().unwrap());
@@ -449,10 +451,32 @@ async fn ports_refuse_until_the_node_is_ready() {
     let limits = Limits { bodies, requests_max: 10, connections, visitors: visitors.clone() };
     let ingress = surefoot_ingress::Server::start(ingress, env.clone(), limits);
     let admin = surefoot_admin::Server::start(admin, env, connections, visitors);
+    (addresses, ingress, admin)
+}
+
+#[tokio::test]
+async fn ports_refuse_until_the_node_is_ready() {
+    let (addresses, ingress, admin) = ports(10).await;
     for (address, line, code) in [(addresses.0, "POST /Svc/echo", "SF1022"), (addresses.1, "GET /health", "SF2018")] {
         let refused = send(address, line, &[], "").await;
         assert_eq!((refused.status, &refused.json()["restate_code"]), (503, &code.into()), "{}", refused.body);
         assert!(refused.header("retry-after").is_some());
+    }
+    tokio::join!(ingress.drain(Duration::from_secs(5)), admin.drain(Duration::from_secs(5)));
+}
+
+/// It was plain text, and had no code.
+#[tokio::test]
+async fn a_connection_that_has_no_place_is_refused_as_all_else_of_its_port() {
+    let (addresses, ingress, admin) = ports(1).await;
+    for (address, line, code) in [(addresses.0, "POST /Svc/echo", "SF1028"), (addresses.1, "GET /health", "SF2033")] {
+        let unused = TcpStream::connect(address).await.unwrap();
+        // Its place is taken by another, which asks.
+        send(address, line, &[], "").await;
+        let refused = last(unused, "nothing").await;
+        assert_eq!((refused.status, &refused.json()["restate_code"]), (503, &code.into()), "{}", refused.body);
+        assert_eq!((refused.header("retry-after"), refused.header("content-type")), (Some("1"), Some("application/json")));
+        assert!(refused.json()["message"].as_str().unwrap().ends_with("reuse connections, or try again later"));
     }
     tokio::join!(ingress.drain(Duration::from_secs(5)), admin.drain(Duration::from_secs(5)));
 }

@@ -43,6 +43,11 @@ pub(crate) async fn send(address: SocketAddr, line: &str, headers: &[&str], body
     );
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
+    last(stream, line).await
+}
+
+/// The last answer on a connection, which is all that comes. `line` says what was asked.
+pub(crate) async fn last(mut stream: TcpStream, line: &str) -> Answer {
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).await.unwrap();
     let text = String::from_utf8(raw).unwrap();
