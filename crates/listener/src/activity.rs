@@ -24,12 +24,16 @@ pub(crate) struct Activity {
     newest: AtomicU64,
     /// Bodies that their client has not gone on with, by number.
     awaited: Mutex<BTreeMap<u64, Awaited>>,
+    /// Reads on once a body is awaited: the client's end, which is held back until then, is the end of that body.
+    held_back: Mutex<Option<Waker>>,
     /// Bodies that are awaited are given up: the connection is wanted for others.
     gives_way: AtomicBool,
     /// Milliseconds on the clock when a request ended last, or it came: while it is unused, since when.
     unused_ms: AtomicU64,
     /// It speaks HTTP/1.1: what it sends ends with the bodies of its requests.
     is_http1: AtomicBool,
+    /// An answer has said that it is the last.
+    has_said_last: AtomicBool,
 }
 
 /// A body that its client has not gone on with.
@@ -57,7 +61,10 @@ impl Awaiting {
     pub(crate) fn wait(&mut self, behind_from: Duration, waker: &Waker) -> bool {
         self.is_listed = true;
         self.activity.awaited().insert(self.number, Awaited { behind_from, waker: waker.clone() });
-        // Whoever says so later finds the waker.
+        if let Some(reading) = self.activity.held_back().take() {
+            reading.wake();
+        }
+        // A word that comes later finds the waker.
         !self.activity.gives_way.load(Ordering::SeqCst)
     }
 
@@ -87,9 +94,11 @@ impl Activity {
             requests: AtomicU64::new(0),
             newest: AtomicU64::new(0),
             awaited: Mutex::default(),
+            held_back: Mutex::default(),
             gives_way: AtomicBool::new(false),
             unused_ms,
             is_http1: AtomicBool::new(false),
+            has_said_last: AtomicBool::new(false),
         }
     }
 
@@ -144,9 +153,25 @@ impl Activity {
         self.is_http1.store(true, Ordering::Relaxed);
     }
 
-    /// Whether its client has sent all of its request, and has no answer yet.
-    pub(crate) fn waits_for_answer_alone(&self) -> bool {
+    /// Whether its client waits for an answer, and nobody for more of its request: all of that may have come. Where it has not,
+    /// `reading` hears of it once its body is asked for.
+    pub(crate) fn waits_for_answer_alone(&self, reading: &Waker) -> bool {
+        // Before the look, so that no body is missed that is awaited from now on.
+        *self.held_back() = Some(reading.clone());
         self.is_http1.load(Ordering::Relaxed) && !self.is_unused() && self.awaited().is_empty()
+    }
+
+    fn held_back(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.held_back.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its client has been told that the answer it gets is the last.
+    pub(crate) fn says_last(&self) {
+        self.has_said_last.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_said_last(&self) -> bool {
+        self.has_said_last.load(Ordering::Relaxed)
     }
 
     /// Higher for a connection that was used later.

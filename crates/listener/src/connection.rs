@@ -116,7 +116,8 @@ pub(crate) async fn serve<S: HttpAnswers>(
             if let Some(taking) = answer.body().taking() {
                 served.env.tasks.spawn(Box::pin(served.clone().cut_if_too_slow(taking)));
             }
-            if is_http1 && served.member.leaves_for_others() {
+            if is_http1 && served.member.closes_with_its_answer() {
+                served.member.activity.says_last();
                 // A client that is told sends nothing more here; one whose connection ends unsaid may just have.
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -226,7 +227,7 @@ mod tests {
     use crate::socket::TURN_BYTES_FIRST;
     use crate::testing::ToldClock;
     use bytes::Bytes;
-    use http_body_util::Full;
+    use http_body_util::{BodyExt, Full};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, PoisonError};
     use surefoot_env::{BoxFuture, Steps, Wake};
@@ -238,7 +239,10 @@ mod tests {
     /// More than the sockets on the way keep.
     const LARGE_BYTES: usize = 32 << 20;
 
-    /// Says so when it has a request, and answers when it is told.
+    const PIECE: &[u8] = &[b'x'; 128 << 10];
+
+    /// Says so when it has a request, and answers when it is told; of `/half` when it has the first piece of the body, and then it waits for
+    /// the rest. `/now` has its answer at once.
     #[derive(Default)]
     struct Answers {
         asked: Notify,
@@ -257,9 +261,20 @@ mod tests {
             &self,
             request: http::Request<IncomingBody<hyper::body::Incoming>>,
         ) -> Result<http::Response<Full<Bytes>>, crate::NoAnswer> {
+            let (parts, mut body) = request.into_parts();
+            let path = parts.uri.path();
+            if path == "/now" {
+                return Ok(http::Response::new(Full::new(Bytes::from_static(PIECE))));
+            }
+            if path == "/half" {
+                let _first = body.frame().await;
+            }
             self.asked.notify_one();
             self.told.notified().await;
-            let bytes = if request.uri().path() == "/large" { LARGE_BYTES } else { 4 };
+            if path == "/half" {
+                let _rest = body.frame().await;
+            }
+            let bytes = if path == "/large" { LARGE_BYTES } else { 4 };
             Ok(http::Response::new(Full::new(Bytes::from(vec![b'x'; bytes]))))
         }
 
@@ -281,7 +296,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("the connection");
         let (clock, registry) =
-            (ToldClock::default(), Registry::new(ConnectionBounds { connections_max: 1, half_closed_max: 0 }));
+            (ToldClock::default(), Registry::new(ConnectionBounds { connections_max: 1, half_closed_max: 1 }));
         let slot = registry.wait_for_slot(&clock).await.expect("a place");
         let membership = registry.enter(slot, Arc::new(clock.clone()));
         (client, stream, clock, membership)
@@ -289,12 +304,16 @@ mod tests {
 
     /// A connection whose request is being answered.
     async fn asked(path: &str) -> (Arc<Registry>, TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
+        asked_with(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await
+    }
+
+    async fn asked_with(request: &str) -> (Arc<Registry>, TcpStream, JoinHandle<()>, Arc<Answers>, ToldClock) {
         let (mut client, stream, clock, membership) = connected().await;
         let (registry, answers) = (membership.registry().clone(), Arc::new(Answers::default()));
         let env = Env { clock: Arc::new(clock.clone()), ..Env::production(tokio::runtime::Handle::current()) };
         let serving = serve(stream, env, answers.clone(), membership);
         let serving = tokio::spawn(async move { assert!(serving.await.is_none(), "it has asked") });
-        client.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.expect("room for a request");
+        client.write_all(request.as_bytes()).await.expect("room for a request");
         answers.asked.notified().await;
         (registry, client, serving, answers, clock)
     }
@@ -328,30 +347,95 @@ mod tests {
         }
     }
 
+    const ASKED: u32 = 1_000;
+    /// Of one of those: POST and http, indexed, and a path of four bytes.
+    const REQUEST_BYTES: usize = 9 + 8;
+
+    /// A client of HTTP/2 asks so many times at once, and takes answers of any size.
+    fn many_requests(path: &[u8; 4]) -> Vec<u8> {
+        let mut asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        // The largest windows that there are: a setting of each stream, and an update for all of them.
+        asked.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7F, 0xFF, 0xFF, 0xFF]);
+        asked.extend([0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7F, 0xFF, 0, 0]);
+        for number in 0..ASKED {
+            asked.extend([0, 0, 8, 1, 5]);
+            asked.extend((2 * number + 1).to_be_bytes());
+            asked.extend([0x83, 0x86, 0x04, 4]);
+            asked.extend(path);
+        }
+        asked
+    }
+
     /// One poll of HTTP/2 read on after each request that it handed out, and took in a thousand.
     #[tokio::test]
     async fn of_a_thousand_requests_at_once_a_connection_takes_in_a_bounded_number() {
-        const ASKED: u32 = 1_000;
-        /// Indexed: POST, http and `/`.
-        const HEAD: [u8; 3] = [0x83, 0x86, 0x84];
-        let mut asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-        for number in 0..ASKED {
-            asked.extend([0, 0, 3, 1, 5]);
-            asked.extend((2 * number + 1).to_be_bytes());
-            asked.extend(HEAD);
-        }
         let (mut client, stream, clock, membership) = connected().await;
         let (kept, activity) = (Arc::new(Kept::default()), membership.member.activity.clone());
         let env = Env { clock: Arc::new(clock), tasks: kept.clone(), ..Env::production(tokio::runtime::Handle::current()) };
-        client.write_all(&asked).await.expect("room for all of them");
+        client.write_all(&many_requests(b"/any")).await.expect("room for all of them");
         let serving = tokio::spawn(serve(stream, env, Arc::new(Answers::default()), membership));
         while activity.requests() < CONNECTION_MAX as u64 {
             tokio::task::yield_now().await;
         }
         settle().await;
-        let first_turn = TURN_BYTES_FIRST / (9 + HEAD.len());
+        let first_turn = TURN_BYTES_FIRST / REQUEST_BYTES;
         assert!(activity.requests() as usize <= 2 * CONNECTION_MAX + first_turn, "{} of them", activity.requests());
         serving.abort();
+    }
+
+    /// Answers of a client that took none of them piled up, as many as it asked for.
+    #[tokio::test]
+    async fn a_client_that_takes_no_answers_is_not_read_until_it_does() {
+        let (mut client, stream, clock, membership) = connected().await;
+        let activity = membership.member.activity.clone();
+        let env = Env { clock: Arc::new(clock), ..Env::production(tokio::runtime::Handle::current()) };
+        client.write_all(&many_requests(b"/now")).await.expect("room for all of them");
+        let serving = tokio::spawn(serve(stream, env, Arc::new(Answers::default()), membership));
+        let mut before = 0;
+        while activity.requests() < CONNECTION_MAX as u64 || activity.requests() != before {
+            before = activity.requests();
+            settle().await;
+        }
+        let turn = TURN_BYTES_FIRST / REQUEST_BYTES;
+        let taken = activity.requests() as usize;
+        assert!(taken >= CONNECTION_MAX && taken <= 2 * turn + 3 * CONNECTION_MAX, "{taken} of them");
+        let mut answers = vec![0; 1 << 20];
+        while activity.requests() < u64::from(ASKED) {
+            assert_ne!(client.read(&mut answers).await.expect("more of the answers"), 0);
+        }
+        serving.abort();
+    }
+
+    /// A client that had gone with half a body kept its place until the next look whether it was there.
+    #[tokio::test]
+    async fn half_a_body_ends_as_soon_as_the_server_asks_for_the_rest() {
+        let (_registry, mut client, serving, answers, _clock) =
+            asked_with("POST /half HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbo").await;
+        client.shutdown().await.expect("nothing more comes");
+        settle().await;
+        assert!(!serving.is_finished(), "nobody asks for more of it");
+        answers.told.notify_one();
+        settle().await;
+        assert!(serving.is_finished());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_closed_its_sending_side_and_is_gone_is_found_out_at_the_next_look() {
+        let (_registry, mut client, serving, _answers, clock) = asked("/").await;
+        client.shutdown().await.expect("nothing more comes");
+        for _ in 0..3 {
+            settle().await;
+            clock.due();
+        }
+        settle().await;
+        assert!(!serving.is_finished(), "it waits for its answer");
+        // What the kernel says once nobody answers it any more comes at once where the client's side is reset.
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option of any socket");
+        drop(client);
+        settle().await;
+        clock.due();
+        settle().await;
+        assert!(serving.is_finished());
     }
 
     /// The last bytes of a slow body came just as its connection was told to give way: its client saw no answer to a call that ran.
@@ -364,6 +448,7 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("xxxx"), "{answer}");
+        drop(client);
         serving.await.expect("it closed behind its answer");
     }
 

@@ -98,8 +98,12 @@ impl Member {
         self.order() < Order::Yield && self.activity.unused_for(now).is_some_and(|time| time >= patience)
     }
 
-    /// Whether it is to close with its next answer: more wait than leave.
-    pub(crate) fn leaves_for_others(&self) -> bool {
+    /// Whether it is to close with its next answer: it was told to, or more wait than leave.
+    pub(crate) fn closes_with_its_answer(&self) -> bool {
+        self.order() > Order::Stay || self.leaves_for_others()
+    }
+
+    fn leaves_for_others(&self) -> bool {
         let waiting = self.crowd.waiting.load(Ordering::Relaxed);
         if waiting == 0 {
             return false;

@@ -1,8 +1,8 @@
 //! A client's socket: how much of it is read at a time, and where it ends.
 //!
-//! Owns: turns of reading, none for a client that takes no answers, and the end of what a client sends while its call waits for an answer:
-//! over HTTP/1.1 a client may close its sending side behind its request, and still read. Does not own: how many requests of a port have
-//! come (`intake`), or HTTP.
+//! Owns: turns of reading, none for a client that takes no answers; the end of what a client sends while its call waits for an answer: over
+//! HTTP/1.1 a client may close its sending side behind its request, and still read; and what it sends behind its last answer. Does not own:
+//! how many requests of a port have come (`intake`), or HTTP.
 
 use crate::activity::Activity;
 use crate::intake::{CONNECTION_MAX, Turn};
@@ -25,6 +25,10 @@ const TURN_BYTES_MIN: usize = 1 << 10;
 const TURN_BYTES_MAX: usize = 16 << 10;
 /// How often it is looked whether a client that sends nothing more is still there: the kernel asks it, and knows after a minute or two.
 const LOOK: Duration = Duration::from_secs(5);
+/// A client of HTTP/1.1 may have sent more requests before it hears that the answer to an earlier one is the last. So many bytes are read, for
+/// so long: a socket that is closed with something unread resets the connection, and takes that answer away again. Its place is another's.
+const BEHIND_LAST_BYTES: usize = 1 << 20;
+const BEHIND_LAST: Duration = Duration::from_millis(500);
 
 pub(crate) struct ClientSocket {
     stream: TcpStream,
@@ -43,6 +47,8 @@ pub(crate) struct ClientSocket {
     /// Who reads on once it does.
     blocked: Option<Waker>,
     end: End,
+    /// What comes behind the last answer.
+    behind_last: Option<BehindLast>,
     /// Leave to hold back an end, for all connections of a port.
     ends: Arc<Semaphore>,
 }
@@ -60,6 +66,13 @@ impl Polls {
     fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// What comes behind the last answer, and is thrown away.
+struct BehindLast {
+    /// It is read for no longer than this.
+    patience: BoxFuture,
+    left_bytes: usize,
 }
 
 /// The end of what a client sends.
@@ -89,6 +102,7 @@ impl ClientSocket {
             blocked_since: None,
             blocked: None,
             end: End::NotYet,
+            behind_last: None,
             ends: membership.ends_held_back().clone(),
         }
     }
@@ -149,7 +163,7 @@ impl ClientSocket {
     /// Ready when the end may be told. **Errors**: the client has gone.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let End::HeldBack { look, .. } = &mut self.end {
-            if !self.activity.waits_for_answer_alone() {
+            if !self.activity.waits_for_answer_alone(cx.waker()) {
                 break;
             }
             ready!(look.as_mut().poll(cx));
@@ -160,6 +174,26 @@ impl ClientSocket {
         }
         self.end = End::Told;
         Poll::Ready(Ok(()))
+    }
+
+    /// Our side is closed. Ready once the client has closed its own, or has been waited for.
+    fn poll_behind_last(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let clock = &self.clock;
+        let behind = self
+            .behind_last
+            .get_or_insert_with(|| BehindLast { patience: clock.sleep(BEHIND_LAST), left_bytes: BEHIND_LAST_BYTES });
+        let mut unread = [0; 4 << 10];
+        while behind.left_bytes > 0 {
+            let mut part = ReadBuf::new(&mut unread);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut part) {
+                Poll::Ready(Ok(())) if !part.filled().is_empty() => {
+                    behind.left_bytes = behind.left_bytes.saturating_sub(part.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return behind.patience.as_mut().poll(cx),
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -182,7 +216,7 @@ impl AsyncRead for ClientSocket {
                 return Poll::Ready(Ok(()));
             }
             this.end = match this.ends.clone().try_acquire_owned() {
-                Ok(leave) if this.activity.waits_for_answer_alone() => {
+                Ok(leave) if this.activity.waits_for_answer_alone(cx.waker()) => {
                     End::HeldBack { look: this.clock.sleep(LOOK), _leave: leave }
                 }
                 _ => End::Told,
@@ -212,7 +246,11 @@ impl AsyncWrite for ClientSocket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        if self.activity.has_said_last() && matches!(self.end, End::NotYet) {
+            ready!(self.poll_behind_last(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

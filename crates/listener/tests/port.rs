@@ -191,6 +191,27 @@ async fn a_client_that_has_closed_its_sending_side_has_its_answer() {
     server.drain(Duration::from_secs(30)).await;
 }
 
+#[tokio::test]
+async fn of_clients_that_have_closed_their_sending_side_no_more_than_the_bound_are_waited_for() {
+    let (address, server, echo) = start(4).await;
+    let mut half = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    for client in &mut half {
+        ask(client, "/hang").await;
+        client.shutdown().await.unwrap();
+    }
+    let [one, other] = &mut half;
+    let is_one_gone = tokio::select! {
+        biased;
+        // Nothing has come, so nothing is lost.
+        is_closed = is_closed(one) => is_closed,
+        // As above.
+        is_closed = is_closed(other) => !is_closed,
+    };
+    echo.told.notify_one();
+    assert!(answer(if is_one_gone { other } else { one }, 4).await.ends_with("told"));
+    server.drain(Duration::from_secs(30)).await;
+}
+
 /// Each look told as many again, while those that had been told before had not heard so: a few that came emptied the port of all that
 /// kept a connection for later.
 #[tokio::test]
@@ -223,6 +244,36 @@ async fn no_more_give_way_than_are_wanted() {
     }
     assert!((COME..=2 * COME).contains(&gave_way), "{gave_way} of {PLACES}");
     drop((kept, clients));
+    server.drain(Duration::from_secs(30)).await;
+}
+
+/// A client that has sent more requests before it hears so has its connection reset, which takes the answer away on most systems.
+#[tokio::test]
+async fn what_comes_behind_the_last_answer_does_not_reset_the_connection() {
+    const BEHIND: usize = 1_000;
+    let (address, server, echo) = start(1).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    ask(&mut client, "/hang").await;
+    echo.hanging.notified().await;
+    client.write_all("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody".repeat(BEHIND).as_bytes()).await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let mut waiting = TcpStream::connect(address).await.unwrap();
+        ask(&mut waiting, "/").await;
+        answer(&mut waiting, 4).await
+    });
+    while echo.accepted.load(Ordering::Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    // It waits once its task has run.
+    tokio::task::yield_now().await;
+    echo.told.notify_one();
+    let mut heard = String::new();
+    client.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard.matches("HTTP/1.1 200").count(), 1 + heard.matches("body").count(), "{heard}");
+    assert_eq!(heard.matches("connection: close").count(), 1, "{heard}");
+    assert!(client.take_error().unwrap().is_none(), "it was reset");
+    drop(client);
+    assert!(waiting.await.unwrap().ends_with("body"));
     server.drain(Duration::from_secs(30)).await;
 }
 
