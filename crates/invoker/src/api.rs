@@ -55,6 +55,8 @@ pub enum Mutant {
     NeverAsk,
     /// Lets a deployment that does not answer have all places (rule O5).
     TakeAllPlaces,
+    /// Begins at once what no deployment serves (rule O5).
+    BeginUnserved,
     /// Waits for ever for a handler that says nothing more (rule O5).
     NeverGiveUp,
     /// Goes on sending to a handler that does not read (rule O6).

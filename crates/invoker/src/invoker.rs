@@ -161,12 +161,13 @@ impl Invoker {
         if !self.output.has_memory_of(deployment) {
             return None;
         }
-        let leave = self.reach.try_begin(deployment, places_left, began);
+        let is_uncounted = self.settings.mutant == Mutant::BeginUnserved && chosen.is_err();
+        let leave = if is_uncounted { Leave::Begins } else { self.reach.try_begin(deployment, places_left, began) };
         if leave == Leave::Waits {
             return None;
         }
-        let is_connecting = leave == Leave::Tries;
-        let begun = Begun { invoker: self.clone(), deployment, began, is_connecting, is_answered: false, is_heard: false };
+        let (is_connecting, invoker) = (leave == Leave::Tries, self.clone());
+        let begun = Begun { invoker, deployment, began, is_connecting, is_answered: is_uncounted, is_heard: is_uncounted };
         Some(Admission { chosen, begun })
     }
 

@@ -343,37 +343,53 @@ fn what_is_held_back_goes_on_at_a_new_deployment() {
     assert_eq!(node.handlers.asked(DeploymentId(3)), calls[3..4]);
 }
 
-/// Invocations that no deployment served failed as fast as they were looked at, and a call of another service stood behind all of them.
-#[test]
-fn what_no_deployment_serves_holds_up_no_call_of_another_and_goes_on_once_one_does() {
+/// A thousand calls of a service that no deployment serves, and one of another service behind them. How many of them have been tried by the time
+/// at which that one begins.
+fn tried_before_another(mutant: InvokerMutant) -> (TestNode, Arc<TestLog>, usize) {
     let (log, engine) = (Arc::new(TestLog::default()), MemEngine::new());
-    let places = TestPlaces { max: 32, mutant: InvokerMutant::None };
-    let node = TestNode::with_places(&log, &engine, NodeLife(1), settings(), places);
+    let node = TestNode::with_places(&log, &engine, NodeLife(1), settings(), TestPlaces { max: 32, mutant });
     register(&node, 2, "Greeter");
     let silent = |n| {
         let target = Target::new(TargetKind::Service, "Silent", "", "hear");
         Event::InvocationSubmitted(Box::new(Submission { target, ..submission(id(0, n), 10) }))
     };
-    let unserved = (1..=1_000).map(silent);
     let call = id(0, 1_001);
-    assert!(node.shared.append(PartitionId(0), unserved.chain([submitted(call, 10)]), None));
-    let failed = || {
-        let events = log.events(PartitionId(0));
-        events.iter().filter(|event| matches!(event, Event::AttemptProgressed(progress) if progress.end.is_some())).count()
-    };
+    let events = (1..=1_000).map(silent).chain([submitted(call, 10)]);
+    assert!(node.shared.append(PartitionId(0), events, None));
     node.step_until(|| !node.handlers.asked(OTHER).is_empty());
     assert_eq!(node.handlers.asked(OTHER), [call]);
-    assert!(failed() <= 32, "it has begun past them: {} have failed", failed());
+    // What they report stands in the log's queue until it is durable.
+    let tried = failed(&log) + log.queued();
+    (node, log, tried)
+}
+
+/// Attempts that have failed.
+fn failed(log: &TestLog) -> usize {
+    let events = log.events(PartitionId(0));
+    events.iter().filter(|event| matches!(event, Event::AttemptProgressed(progress) if progress.end.is_some())).count()
+}
+
+/// Invocations that no deployment served failed as fast as they were looked at, and a call of another service stood behind all of them.
+#[test]
+fn what_no_deployment_serves_holds_up_no_call_of_another_and_goes_on_once_one_does() {
+    let (node, log, tried) = tried_before_another(InvokerMutant::None);
+    assert!(tried <= 32, "it has begun past them: {tried} were tried");
     node.settle();
-    assert_eq!(failed(), 1_000, "each fails in its turn");
+    assert_eq!(failed(&log), 1_000, "each fails in its turn");
     for _ in 0..3 {
         node.pass_ms(60_000);
     }
-    assert!(failed() >= 2_000, "and comes back: {}", failed());
-    let before = node.handlers.asked(SILENT).len();
+    assert!(failed(&log) >= 2_000, "and comes back: {}", failed(&log));
+    assert!(node.handlers.asked(SILENT).is_empty());
     register(&node, 1, "Silent");
     node.pass_ms(60_000);
-    assert_eq!((before, node.handlers.asked(SILENT).is_empty()), (0, false));
+    assert!(!node.handlers.asked(SILENT).is_empty());
+}
+
+#[test]
+fn a_node_that_begins_at_once_what_no_deployment_serves_is_caught() {
+    let (_, _, tried) = tried_before_another(InvokerMutant::BeginUnserved);
+    assert!(tried > 900, "the call stands behind them: {tried}");
 }
 
 /// Of the sleepers below.

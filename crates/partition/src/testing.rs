@@ -214,6 +214,11 @@ impl TestLog {
         self.entries(partition).iter().map(|entry| record(entry).event).collect()
     }
 
+    /// Appends that are not durable yet.
+    pub(crate) fn queued(&self) -> usize {
+        self.0.lock().unwrap().queued.len()
+    }
+
     /// Swaps an entry's payload: what a broken build cannot read, a repaired one can.
     pub(crate) fn swap_payload(&self, partition: PartitionId, lsn: Lsn, payload: &mut Bytes) {
         let mut log = self.0.lock().unwrap();
