@@ -43,13 +43,13 @@ impl Bodies {
         Self { bytes_max: bounds.body_bytes_max, arrivals: Arrivals::new(bounds.arrivals), clock }
     }
 
-    /// Waits for the body of what a deployment is to do, and for room as it comes; `tables` waits so long until the tables have room for what
-    /// is appended. **Errors**: it is too large, came too slowly or not at all, or found no room.
+    /// Waits for the body of what a deployment is to do, and for room as it comes; `tables` waits until the tables have room for so many
+    /// bytes, and so long. **Errors**: it is too large, came too slowly or not at all, or found no room.
     pub(crate) async fn receive<B, R>(
         &self,
         body: &mut IncomingBody<B>,
         deployment: DeploymentId,
-        tables: impl Fn(Duration) -> R,
+        tables: impl Fn(u64, Duration) -> R,
     ) -> Result<Received, Error>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -57,8 +57,9 @@ impl Bodies {
         R: Future<Output = Result<(), Error>>,
     {
         let mut received = Collected::default();
-        let mut room = ArrivalRoom::of(body.size_hint().lower());
-        if body.size_hint().lower() > self.bytes_max {
+        let announced = body.size_hint().lower();
+        let mut room = ArrivalRoom::of(announced);
+        if announced > self.bytes_max {
             return Err(Error::TooLarge(self.bytes_max));
         }
         while !body.is_end_stream() {
@@ -76,7 +77,7 @@ impl Bodies {
             }
             if !self.arrivals.try_grow(&mut room, bytes) {
                 let start = self.clock.monotonic();
-                let growing = self.arrivals.grow(room, bytes, deployment, &tables);
+                let growing = self.arrivals.grow(room, bytes, deployment, |wait_max| tables(bytes.max(announced), wait_max));
                 room = within(&*self.clock, ROOM_WAIT_MAX, growing).await.ok_or(Error::NoRoom)??;
                 body.excuse(self.clock.monotonic().saturating_sub(start));
             }
@@ -226,7 +227,7 @@ mod tests {
     /// For a deployment, with what says whether the tables have room for it.
     fn receive_for<'a>(deployment: u128, bodies: &'a Bodies, body: &Fed, has_room: &'a dyn Fn() -> bool) -> Receiving<'a> {
         let mut body = IncomingBody::new(body.clone(), bodies.clock.clone());
-        let tables = move |_| poll_fn(move |_| if has_room() { Poll::Ready(Ok(())) } else { Poll::Pending });
+        let tables = move |_, _| poll_fn(move |_| if has_room() { Poll::Ready(Ok(())) } else { Poll::Pending });
         Box::pin(async move { bodies.receive(&mut body, DeploymentId(deployment), tables).await })
     }
 
@@ -278,7 +279,7 @@ mod tests {
             let body = Fed::announced(BODY_BYTES_MAX);
             (0..2).for_each(|_| body.feed(BODY_BYTES_MAX as usize / 2));
             let mut incoming = IncomingBody::new(body.clone(), bodies.clock.clone());
-            let has_room = |_| poll_fn(|_| tables.clone().map_or(Poll::Pending, Poll::Ready));
+            let has_room = |_, _| poll_fn(|_| tables.clone().map_or(Poll::Pending, Poll::Ready));
             let mut receiving: Receiving<'_> = Box::pin(bodies.receive(&mut incoming, DeploymentId(1), has_room));
             let received = poll(&mut receiving).map(|done| done.map(|received| received.bytes.len() as u64));
             assert_eq!(received, tables.clone().map(|room| room.map(|()| BODY_BYTES_MAX)));

@@ -94,9 +94,10 @@ impl Ingress {
         &self.0.metrics
     }
 
-    /// Waits for room for more that a service is to do. **Errors**: the disk is full, which is not waited for, or memory was for a while.
-    pub(crate) async fn room(&self, service: &str, wait_max: Duration) -> Result<(), Error> {
-        let room = within(&*self.env().clock, wait_max, self.0.partitions.room(service)).await.ok_or(Error::NoRoom)?;
+    /// Waits for room for so many bytes more that a service is to work on. **Errors**: the disk is full, which is not waited for, or memory
+    /// was for a while.
+    pub(crate) async fn room(&self, service: &str, bytes: u64, wait_max: Duration) -> Result<(), Error> {
+        let room = within(&*self.env().clock, wait_max, self.0.partitions.room(service, bytes)).await.ok_or(Error::NoRoom)?;
         room.map_err(Error::Stopped)
     }
 
@@ -164,7 +165,7 @@ impl Ingress {
 
     async fn submit(&self, submission: Submission, awaits_result: bool, room: ArrivalRoom) -> Result<Answer, Error> {
         if room.holds_large() {
-            self.room(&submission.target.service, HOLDING_WAIT_MAX).await?;
+            self.room(&submission.target.service, submission.input.len() as u64, HOLDING_WAIT_MAX).await?;
         }
         // Until it is submitted it can be given up: it is appended in the last step, or not at all.
         let submitting = self.0.partitions.submit(submission, awaits_result);

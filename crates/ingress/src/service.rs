@@ -119,8 +119,8 @@ impl Service {
             Wish::Invoke(head) => head,
         };
         // What cannot be appended is not read either: the client's connection fills up instead of our memory.
-        let room = |wait_max| self.ingress.room(&head.service.name, wait_max);
-        room(ROOM_WAIT_MAX).await.inspect_err(refused)?;
+        let room = |bytes, wait_max| self.ingress.room(&head.service.name, bytes, wait_max);
+        room(body.size_hint().lower(), ROOM_WAIT_MAX).await.inspect_err(refused)?;
         let received = self.bodies.receive(body, head.service.deployment, room).await;
         let Received { bytes, room } = received.inspect_err(refused)?;
         let path = ingress_path(&parts.uri);

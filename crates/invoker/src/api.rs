@@ -194,6 +194,10 @@ pub trait Output: Send + Sync {
     /// Whether memory lets attempts of this deployment start and read on. A deployment that has brought much waits first (rule O8).
     fn has_memory_of(&self, deployment: DeploymentId) -> bool;
 
+    /// Whether memory lets attempts of this deployment bring so many bytes more, for those who do not ask for places. What is large needs
+    /// so much room.
+    fn has_memory_for(&self, deployment: DeploymentId, bytes: u64) -> bool;
+
     /// Completes while it does.
-    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture;
+    fn memory_for(&self, deployment: DeploymentId, bytes: u64) -> BoxFuture;
 }

@@ -903,7 +903,7 @@ impl<'a> Attempt<'a> {
             let part_bytes = decoder.part_bytes();
             if part_bytes > PART_BYTES
                 // Apart, so that the task of an attempt that only waits is small.
-                && let Next::Aborted = Box::pin(self.grow_part(part_bytes)).await
+                && let Next::Aborted = Box::pin(self.grow_part(part_bytes, decoder.frame_bytes())).await
             {
                 return Ok(Next::Aborted);
             }
@@ -926,26 +926,40 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Waits until what has come of a message has room. What came before it is reported first: nobody waits for room who has some.
-    async fn grow_part(&mut self, bytes: usize) -> Next {
+    /// Waits until so much of a message has room. What came before it is reported first: nobody waits for room who has some. Where the `whole` of it
+    /// is larger than that room, memory is to have room for it before it takes any, and before it grows beyond it.
+    async fn grow_part(&mut self, bytes: usize, whole: usize) -> Next {
         if self.part_is_whole
             && let Next::Aborted = self.report(None).await
         {
             return Next::Aborted;
         }
         let clock = self.invoker.env.clock.clone();
+        let (deployment, whole) = (self.pin.deployment, whole as u64);
+        let has_memory =
+            move |invoker: &Invoker| !invoker.parts.is_beyond(whole) || invoker.output.has_memory_for(deployment, whole);
+        let is_let_in = self.held.part.is_some() || has_memory(self.invoker);
         let mut part = self.held.part.take().unwrap_or_else(|| self.invoker.parts.part(clock.monotonic()));
-        if !self.invoker.parts.try_grow(&mut part, bytes) {
+        if !is_let_in || !self.invoker.parts.try_grow(&mut part, bytes) {
             if !self.items.is_empty()
                 && let Next::Aborted = self.report(None).await
             {
                 return Next::Aborted;
             }
-            let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
+            let invoker = self.invoker.clone();
             let grow = async move {
                 let _waiting = PartWaiting::new(invoker.clone(), deployment);
-                invoker.parts.grow(deployment, &mut part, bytes).await;
-                part
+                loop {
+                    if !has_memory(&invoker) {
+                        invoker.output.memory_for(deployment, whole).await;
+                    }
+                    let more = invoker.parts.more(deployment, &part, bytes).await;
+                    // What others brought meanwhile may have filled it.
+                    if has_memory(&invoker) {
+                        part.add(more);
+                        return part;
+                    }
+                }
             };
             let Some(grown) = self.until_aborted(Box::pin(grow)).await else { return Next::Aborted };
             part = grown;
@@ -1152,7 +1166,7 @@ impl<'a> Attempt<'a> {
     async fn room(&mut self, more: usize) -> Option<Room> {
         let cost = RECORD_COST as usize + self.items.len() * ITEM_COST + self.item_bytes + more;
         let permits = self.invoker.report_permits(cost);
-        if self.invoker.output.has_memory_of(self.pin.deployment)
+        if self.invoker.output.has_memory_for(self.pin.deployment, self.report_bytes(more))
             && let Ok(reads) = self.try_read_room()
             && let Ok(permit) = self.invoker.reports.clone().try_acquire_many_owned(permits)
         {
@@ -1160,15 +1174,20 @@ impl<'a> Attempt<'a> {
             return Some(Room::new(permit));
         }
         // Apart, so that the task of an attempt that only waits is small.
-        Box::pin(self.wait_for_room(permits)).await
+        Box::pin(self.wait_for_room(permits, self.report_bytes(more))).await
+    }
+
+    /// Payloads of the items, and so many bytes more.
+    fn report_bytes(&self, more: usize) -> u64 {
+        self.item_bytes.saturating_add(more) as u64
     }
 
     /// Who waits for memory holds nothing meanwhile that others need: theirs may have some (rule O8).
-    async fn wait_for_room(&mut self, permits: u32) -> Option<Room> {
+    async fn wait_for_room(&mut self, permits: u32, bytes: u64) -> Option<Room> {
         let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
         loop {
-            if !invoker.output.has_memory_of(deployment) {
-                self.until_aborted(invoker.output.memory_of(deployment)).await?;
+            if !invoker.output.has_memory_for(deployment, bytes) {
+                self.until_aborted(invoker.output.memory_for(deployment, bytes)).await?;
             }
             let reads = match self.try_read_room() {
                 Ok(reads) => reads,
@@ -1180,7 +1199,7 @@ impl<'a> Attempt<'a> {
             };
             let permit = self.until_aborted(Box::pin(invoker.clone().report_room(deployment, permits))).await?;
             // What others reported before may lie in the tables by now, and fill them.
-            if invoker.output.has_memory_of(deployment) {
+            if invoker.output.has_memory_for(deployment, bytes) {
                 self.asks_for(reads);
                 return Some(Room::new(permit));
             }

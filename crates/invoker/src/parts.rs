@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) const LEAST_TIME: Duration = Duration::from_secs(10);
 const LEAST_BYTES: usize = 64 << 10;
 
+const OPEN: &str = "the semaphore is never closed";
+
 /// Permits of a semaphore for bytes: all of them where these are more.
 pub(crate) fn permits(bytes_max: usize, bytes: usize) -> u32 {
     u32::try_from(bytes.min(bytes_max).min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
@@ -43,6 +45,11 @@ impl Parts {
         Box::new(MessagePart { bytes_max: self.bytes_max, room: none, beyond: None, pace: PartPace::from(now) })
     }
 
+    /// Whether a message of so many bytes is larger than the room of all of them.
+    pub(crate) fn is_beyond(&self, bytes: u64) -> bool {
+        bytes > self.bytes_max as u64
+    }
+
     /// Whether a message may grow to so many bytes at once; room is taken where there is some.
     pub(crate) fn try_grow(&self, part: &mut MessagePart, bytes: usize) -> bool {
         match part.missing(bytes) {
@@ -57,25 +64,32 @@ impl Parts {
         }
     }
 
-    /// Waits until a message may grow to so many bytes. One at a time may grow beyond the bound: those that hold a part cannot all wait for
-    /// each other.
-    pub(crate) async fn grow(&self, deployment: DeploymentId, part: &mut MessagePart, bytes: usize) {
+    /// Waits for what a message lacks to grow to so many bytes. One at a time may grow beyond the bound: those that hold a part cannot all
+    /// wait for each other.
+    pub(crate) async fn more(&self, deployment: DeploymentId, part: &MessagePart, bytes: usize) -> MorePart {
         let missing = part.missing(bytes);
-        let grow = async {
+        let more = async {
             tokio::select! {
                 biased;
                 // Over when the other arm wins, either of them.
-                room = self.room.clone().acquire_many_owned(missing) => part.room.merge(room.expect("the semaphore is never closed")),
-                leave = self.beyond.clone().acquire_owned() => part.beyond = leave.ok(),
+                room = self.room.clone().acquire_many_owned(missing) => MorePart::Room(room.expect(OPEN)),
+                leave = self.beyond.clone().acquire_owned() => MorePart::Beyond(leave.expect(OPEN)),
             }
         };
-        self.lines.in_turn(deployment, grow).await;
+        self.lines.in_turn(deployment, more).await
     }
 
     /// Whether messages wait for room now.
     pub(crate) fn are_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
+}
+
+/// What lets a message grow; given back where it is dropped.
+pub(crate) enum MorePart {
+    Room(OwnedSemaphorePermit),
+    /// Leave to grow beyond the bound.
+    Beyond(OwnedSemaphorePermit),
 }
 
 /// Room for the bytes of a message that have come; given back when dropped.
@@ -88,6 +102,13 @@ pub(crate) struct MessagePart {
 }
 
 impl MessagePart {
+    pub(crate) fn add(&mut self, more: MorePart) {
+        match more {
+            MorePart::Room(room) => self.room.merge(room),
+            MorePart::Beyond(leave) => self.beyond = Some(leave),
+        }
+    }
+
     /// Permits for so many bytes that it has not: all there are for a message that is larger.
     fn missing(&self, bytes: usize) -> u32 {
         permits(self.bytes_max, bytes).saturating_sub(self.room.num_permits() as u32)

@@ -9,6 +9,7 @@ use crate::attempts::PartitionAttempts;
 use crate::brought::Tally;
 use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
+use crate::gate::{Gate, LargeWaiting};
 use crate::given::try_given;
 use crate::handle::Shared;
 use crate::held_back::HeldBack;
@@ -44,6 +45,8 @@ pub(crate) struct ActingPartition {
     pub(crate) housekeeping: Housekeeping,
     catalog: CatalogPublisher,
     effects: Vec<Effect>,
+    /// While the next message to another partition is larger than memory has room for.
+    large_message: Option<LargeWaiting<Arc<Gate>>>,
     /// Told once this process leads.
     led: Option<oneshot::Sender<()>>,
 }
@@ -88,6 +91,7 @@ impl ActingPartition {
             catalog: CatalogPublisher::new(shared.catalog.clone(), shared.catalog_changed.clone()),
             shared,
             effects: Vec::new(),
+            large_message: None,
             led: Some(led),
         })
     }
@@ -177,6 +181,7 @@ impl ActingPartition {
         self.leads = false;
         self.attempts.end_term();
         self.outbox.end_term();
+        self.large_message = None;
         self.clients.end_term();
     }
 
@@ -248,7 +253,17 @@ impl ActingPartition {
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, time)?;
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
-        let outbox = self.outbox.turn(&reader, OutboxLooks { monotonic_ms, has_memory }, |to| self.shared.has_stopped(to))?;
+        let message_bytes_max = has_memory.then(|| self.shared.gate.message_bytes_max());
+        let outbox =
+            self.outbox.turn(&reader, OutboxLooks { monotonic_ms, message_bytes_max }, |to| self.shared.has_stopped(to))?;
+        self.large_message = match self.large_message.take() {
+            _ if !outbox.large_waits => None,
+            Some(waiting) => Some(waiting),
+            None => Some(self.shared.gate.clone().wait_with_message()),
+        };
+        if outbox.large_waits {
+            self.shared.large_message_waits(self.shared.worker_of(self.id));
+        }
         let removals = self.housekeeping.sweep(&reader, &looks)?;
         self.shared.retained.note(index, self.housekeeping.retained_bytes());
         let chore = if has_memory { self.chores.turn(&reader)? } else { None };
@@ -275,7 +290,8 @@ impl ActingPartition {
         undone.extend(self.timers.undone(&reader, time, reread)?);
         if has_memory {
             undone.extend(self.chores.undone(&reader)?);
-            undone.extend(self.outbox.undone(&reader, |to| self.shared.has_stopped(to))?);
+            let message_bytes_max = self.shared.gate.message_bytes_max();
+            undone.extend(self.outbox.undone(&reader, message_bytes_max, |to| self.shared.has_stopped(to))?);
         }
         let of_partition = |left: Undone| Undone { what: format!("partition {}: {}", self.id, left.what), ..left };
         Ok(undone.into_iter().map(of_partition).collect())

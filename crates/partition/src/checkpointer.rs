@@ -137,6 +137,7 @@ impl Steps for Checkpointer {
             tracing::info!(partition = %job.partition, "checkpoints find room again");
         }
         self.gate.set_checkpoint(0, false);
+        self.gate.checkpoint_ended();
         self.tell_trouble(&job.checkpoint);
         let Job { partition, checkpoint, reply } = job;
         // Before it is told: it holds the tables, and after the last one they may be opened again at once.
@@ -175,7 +176,7 @@ mod tests {
         let checkpoints = Checkpoints::new(Wake::new());
         let fatal: Fatal = Arc::new(|message| panic!("{message}"));
         let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate.clone(), fatal);
-        let is_open = || pin!(gate.wait(|| None)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let is_open = || pin!(gate.wait(0, || None)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         let mut store = Store::open(Arc::new(engine.clone()), PartitionId(0)).unwrap();
         let mut txn = store.begin();
         txn.insert::<Inbound>(PartitionId(1), 1);

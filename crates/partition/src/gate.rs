@@ -5,14 +5,16 @@
 //! much lately, and between the lower pair and the higher one nothing is sent from partition to partition, and no chore goes on: handlers
 //! that send without end leave room to those who bring little (rule O8). What was taken counts against the disk from then on until it lies
 //! in the tables, so that a burst between two looks at the disk does not fill it. Large results that clients do not take count as memory,
-//! for the edges and for attempts. Does not own: when a checkpoint is due (`housekeeping`), how much of the disk is free (`disk`), or who
-//! has brought much (`brought`).
+//! for the edges and for attempts. What is large is let in by its size ([`Gate::has_memory_for`]). Does not own: when a checkpoint is due
+//! (`housekeeping`), how much of the disk is free (`disk`), who has brought much (`brought`), or who waits with what is large (`large`).
 
 use crate::brought::{Brought, Tally};
+use crate::large::LargeWaits;
 use crate::mailbox::{Input, Mailbox};
 use crate::settings::Mutant;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use surefoot_model::{CatalogCell, DeploymentId};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -27,6 +29,9 @@ const MUCH: Marks = Marks { edges: 100, attempts: 110 };
 const WORK_PERCENT: u64 = 115;
 /// Edges and attempts of the other deployments.
 const LITTLE: Marks = Marks { edges: 120, attempts: 125 };
+
+/// What brings more than this part of the tables' bound at once is large: a body, a report, a message.
+const LARGE_PART: u64 = 16;
 
 /// What the tables take at most for a byte that attempts have reported and that is not durable, where it is small.
 const REPORTED_COPIES: u64 = 3;
@@ -127,6 +132,7 @@ pub(crate) struct Gate {
     /// The node has stopped: nobody waits any more.
     has_ended: AtomicBool,
     brought: Mutex<Brought>,
+    large: LargeWaits,
     edges_room: RoomNews,
     attempts_room: RoomNews,
     /// Attempts found no room since this was last looked at.
@@ -135,6 +141,8 @@ pub(crate) struct Gate {
     much_waits: AtomicBool,
     /// Messages or chores did.
     work_waits: AtomicBool,
+    /// A large message did.
+    large_message_waits: AtomicBool,
     mutant: Mutant,
 }
 
@@ -151,11 +159,13 @@ impl Gate {
             disk: Mutex::default(),
             has_ended: AtomicBool::new(false),
             brought: Mutex::default(),
+            large: LargeWaits::default(),
             edges_room: RoomNews::default(),
             attempts_room: RoomNews::default(),
             attempts_wait: AtomicBool::new(false),
             much_waits: AtomicBool::new(false),
             work_waits: AtomicBool::new(false),
+            large_message_waits: AtomicBool::new(false),
             mutant: Mutant::None,
         }
     }
@@ -195,6 +205,16 @@ impl Gate {
         self.let_workers_ask();
     }
 
+    /// A checkpoint has ended: who waits with something large has waited for one more.
+    pub(crate) fn checkpoint_ended(&self) {
+        self.large.checkpoint_ended();
+    }
+
+    /// Something large waits for memory: layers are written before their time.
+    pub(crate) fn large_waits(&self) -> bool {
+        self.large.any()
+    }
+
     /// Those who found no room hear that there is some.
     fn let_workers_ask(&self) {
         if self.may_ask_again() {
@@ -204,9 +224,10 @@ impl Gate {
 
     fn may_ask_again(&self) -> bool {
         let attempts_may = self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst);
-        let much_may = self.has_room_for_much() && self.much_waits.swap(false, Ordering::SeqCst);
+        let much_may = self.has_room_for_much(0) && self.much_waits.swap(false, Ordering::SeqCst);
         let work_may = self.has_work_memory() && self.work_waits.swap(false, Ordering::SeqCst);
-        attempts_may || much_may || work_may
+        let large_may = self.has_room_for_any_message() && self.large_message_waits.swap(false, Ordering::SeqCst);
+        attempts_may || much_may || work_may || large_may
     }
 
     /// What a worker has applied since it last said so. Who waits for the room of those that bring much, and brings little by now, hears
@@ -249,9 +270,8 @@ impl Gate {
 
     /// What the disk has yet to take of what was taken in, however little of it has been written so far.
     pub(crate) fn unwritten_bytes(&self) -> u64 {
-        let queued: u64 = self.mailboxes.iter().map(Mailbox::queued_bytes).sum();
         let waiting = self.waiting_bytes();
-        queued * QUEUED_COPIES + waiting * WAITING_COPIES + self.bytes(0) * TABLE_COPIES
+        self.queued_bytes() * QUEUED_COPIES + waiting * WAITING_COPIES + self.bytes(0) * TABLE_COPIES
     }
 
     /// Whether the disk has room for more from the edges, as of now and not only as of the last look.
@@ -274,10 +294,10 @@ impl Gate {
             // Nobody at the edges hears of it.
         } else if self.shortage().is_none() {
             self.edges_room.all();
-        } else if self.shortage_at(LITTLE).is_none() {
+        } else if self.shortage_at(LITTLE, 0).is_none() {
             self.edges_room.little.notify_waiters();
         }
-        if self.has_room_for_much() {
+        if self.has_room_for_much(0) {
             self.attempts_room.all();
         } else if self.has_attempts_room() {
             self.attempts_room.little.notify_waiters();
@@ -286,20 +306,33 @@ impl Gate {
 
     /// What the edges find no room in, whoever comes; none if all may go on.
     pub(crate) fn shortage(&self) -> Option<Shortage> {
-        self.shortage_at(MUCH)
+        let yields = || self.yields_to_large(MUCH.edges).then_some(Shortage::Memory);
+        self.shortage_at(MUCH, 0).or_else(yields)
     }
 
-    /// The same for those who come for this deployment; none: for one that is not known.
-    fn shortage_for(&self, deployment: impl FnOnce() -> Option<DeploymentId>) -> Option<Shortage> {
-        match self.shortage() {
+    /// The same for those who come with so many bytes for this deployment; none: for one that is not known.
+    fn shortage_for(&self, bytes: u64, deployment: impl FnOnce() -> Option<DeploymentId>) -> Option<Shortage> {
+        let of_much = if self.is_large(bytes) { self.shortage_at(MUCH, bytes) } else { self.shortage() };
+        match of_much {
             Some(Shortage::Memory) if deployment().is_some_and(|deployment| !self.brings_much(deployment)) => {
-                self.shortage_at(LITTLE)
+                self.shortage_at(LITTLE, bytes)
             }
             shortage => shortage,
         }
     }
 
-    fn shortage_at(&self, marks: Marks) -> Option<Shortage> {
+    /// Whether what is large would still be let in at the edges: while it waited for something else others may have come.
+    pub(crate) fn has_room_still(&self, bytes: u64, deployment: impl FnOnce() -> Option<DeploymentId>) -> bool {
+        !self.is_large(bytes) || self.shortage_for(bytes, deployment).is_none()
+    }
+
+    /// Who brings much waits at half of its mark once something large has waited for long: for checkpoints, and not for those that have not
+    /// taken their results.
+    fn yields_to_large(&self, mark: u64) -> bool {
+        self.large.goes_first() && !self.has_memory_beside(0, mark / 2) && !self.has_ended()
+    }
+
+    fn shortage_at(&self, marks: Marks, bytes: u64) -> Option<Shortage> {
         if self.has_ended() {
             return None;
         }
@@ -308,7 +341,7 @@ impl Gate {
         }
         let (waiting, bytes_max) = (self.waiting_bytes(), self.tables_bytes_max());
         let is_behind = waiting > bytes_max / 4 || self.mailboxes.iter().any(|worker| worker.waiting_cost() > WAITING_COST_MAX);
-        let fits = self.bytes(waiting) + self.untaken_bytes() <= percent(bytes_max, marks.edges) && !is_behind;
+        let fits = self.has_memory_for(bytes, marks.edges) && !is_behind;
         (!fits).then_some(Shortage::Memory)
     }
 
@@ -325,12 +358,16 @@ impl Gate {
 
     /// As [`Self::try_attempts`], for those who do not wait.
     pub(crate) fn has_attempts_room(&self) -> bool {
-        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(self.untaken_bytes(), LITTLE.attempts)
+        self.has_room_for_little(0)
+    }
+
+    fn has_room_for_little(&self, bytes: u64) -> bool {
+        self.has_ended() || self.has_attempts_disk() && self.has_memory_for(bytes, LITTLE.attempts)
     }
 
     /// As [`Self::try_attempts`], for those of one deployment.
     pub(crate) fn try_attempts_of(&self, deployment: DeploymentId) -> bool {
-        if self.has_attempts_room_of(deployment) {
+        if self.has_attempts_room_of(deployment, 0) {
             return true;
         }
         self.much_waits.store(true, Ordering::SeqCst);
@@ -339,19 +376,52 @@ impl Gate {
             self.attempts_wait.store(true, Ordering::SeqCst);
         }
         // As above.
-        self.has_attempts_room_of(deployment)
+        self.has_attempts_room_of(deployment, 0)
     }
 
-    fn has_attempts_room_of(&self, deployment: DeploymentId) -> bool {
-        self.has_room_for_much() || self.has_attempts_room() && !self.brings_much(deployment)
+    /// Whether attempts of a deployment may bring so many bytes, and read on.
+    pub(crate) fn has_attempts_room_of(&self, deployment: DeploymentId, bytes: u64) -> bool {
+        self.has_room_for_much(bytes) || self.has_room_for_little(bytes) && !self.brings_much(deployment)
     }
 
     /// Whether attempts may start and read on whose deployments have brought much. What they have reported and is on its way counts with
     /// what the tables will take: those who bring little are to find their room when it is applied.
-    fn has_room_for_much(&self) -> bool {
-        let queued: u64 = self.mailboxes.iter().map(Mailbox::queued_bytes).sum();
-        let beside = self.untaken_bytes() + queued.min(self.tables_bytes_max() / 10) * REPORTED_COPIES;
-        self.has_ended() || self.has_attempts_disk() && self.has_memory_beside(beside, MUCH.attempts)
+    fn has_room_for_much(&self, bytes: u64) -> bool {
+        let has_memory = || match self.is_large(bytes) {
+            true => self.has_memory_for(bytes, MUCH.attempts),
+            false => {
+                let queued = self.queued_bytes().min(self.tables_bytes_max() / 10);
+                let beside = self.untaken_bytes() + queued * REPORTED_COPIES;
+                self.has_memory_beside(beside, MUCH.attempts) && !self.yields_to_large(MUCH.attempts)
+            }
+        };
+        self.has_ended() || self.has_attempts_disk() && has_memory()
+    }
+
+    fn is_large(&self, bytes: u64) -> bool {
+        bytes > self.bytes_max / LARGE_PART && self.mutant != Mutant::IgnoreSize
+    }
+
+    /// Whether memory has room for so many bytes more, up to a mark.
+    ///
+    /// What is large is to fit below the mark together with all that is there, on its way through the log included: it would exceed the mark
+    /// by its size, once for each that looked before the others had come. Where it is larger than what there is, half of that has to be free. That
+    /// comes about whatever others do, so that one large thing passes and nothing stands still: log and checkpoints wait for nobody (rule
+    /// O3), and layers are written early while something large waits; those who bring much are let in to half of their marks once it has waited
+    /// for long (rule O8); results are taken, or their clients cut. What is at an edge waits for ten seconds at most (rule R2).
+    fn has_memory_for(&self, bytes: u64, mark: u64) -> bool {
+        if !self.is_large(bytes) {
+            return self.has_memory_beside(self.untaken_bytes(), mark);
+        }
+        let (taken, bytes_max) = (self.taken_bytes(), percent(self.tables_bytes_max(), mark));
+        taken.saturating_add(bytes) <= bytes_max || taken <= bytes_max / 2
+    }
+
+    /// All that is there, what is on its way through the log included.
+    fn taken_bytes(&self) -> u64 {
+        // First what comes before: in between it counts twice, and never not at all.
+        let queued = self.queued_bytes();
+        queued + self.bytes(self.waiting_bytes()) + self.untaken_bytes()
     }
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
@@ -384,8 +454,9 @@ impl Gate {
     /// Whether edges, of whichever deployments, would find room in memory if clients took what they have been given.
     pub(crate) fn wants_taken(&self) -> bool {
         let (bytes, untaken) = (self.bytes(self.waiting_bytes()), self.untaken_bytes());
-        [MUCH, LITTLE].into_iter().any(|marks| {
-            let bytes_max = percent(self.tables_bytes_max(), marks.edges);
+        let of_large = self.large.any().then_some(MUCH.edges / 2);
+        [MUCH.edges, LITTLE.edges].into_iter().chain(of_large).any(|mark| {
+            let bytes_max = percent(self.tables_bytes_max(), mark);
             bytes <= bytes_max && bytes + untaken > bytes_max
         })
     }
@@ -399,6 +470,35 @@ impl Gate {
         self.work_waits.store(true, Ordering::SeqCst);
         // As in `try_attempts`.
         self.has_work_memory()
+    }
+
+    /// The largest message from partition to partition that memory has room for, where it has room for any.
+    pub(crate) fn message_bytes_max(&self) -> u64 {
+        if self.has_room_for_any_message() {
+            return u64::MAX;
+        }
+        let left = percent(self.tables_bytes_max(), WORK_PERCENT).saturating_sub(self.taken_bytes());
+        left.max(self.bytes_max / LARGE_PART)
+    }
+
+    fn has_room_for_any_message(&self) -> bool {
+        self.has_ended() || self.has_memory_for(u64::MAX, WORK_PERCENT)
+    }
+
+    /// Whether there is room for any message; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
+    pub(crate) fn try_large_message(&self) -> bool {
+        self.large_message_waits.store(true, Ordering::SeqCst);
+        // As in `try_attempts`.
+        self.has_room_for_any_message()
+    }
+
+    /// A large message waits until this is dropped.
+    pub(crate) fn wait_with_message(self: Arc<Self>) -> LargeWaiting<Arc<Self>> {
+        LargeWaiting::new(self)
+    }
+
+    fn queued_bytes(&self) -> u64 {
+        self.mailboxes.iter().map(Mailbox::queued_bytes).sum()
     }
 
     fn waiting_bytes(&self) -> u64 {
@@ -420,38 +520,53 @@ impl Gate {
         self.open_if_room();
     }
 
-    /// Completes while tables and what waits for them are within their bounds for this deployment (none: one that is not known), and the
+    /// Completes while tables and what waits for them have room for so many bytes for this deployment (none: one that is not known), and the
     /// disk has room. Events of running invocations do not come this way.
-    pub(crate) async fn wait(&self, deployment: impl Fn() -> Option<DeploymentId>) {
+    pub(crate) async fn wait(&self, bytes: u64, deployment: impl Fn() -> Option<DeploymentId>) {
+        let mut waiting = None;
         loop {
             let (much, little) = self.edges_room.listen();
-            if self.shortage_for(&deployment).is_none() {
+            if self.shortage_for(bytes, &deployment).is_none() {
                 return;
             }
+            self.waits_with(bytes, &mut waiting);
             self.hear(&deployment, much, little).await;
         }
     }
 
     /// As [`Self::wait`], for those that can be sent away. **Errors**: the disk has no room, which may last.
-    pub(crate) async fn wait_memory(&self, deployment: impl Fn() -> Option<DeploymentId>) -> Result<(), Shortage> {
+    pub(crate) async fn wait_memory(&self, bytes: u64, deployment: impl Fn() -> Option<DeploymentId>) -> Result<(), Shortage> {
+        let mut waiting = None;
         loop {
             let (much, little) = self.edges_room.listen();
-            match self.shortage_for(&deployment) {
+            match self.shortage_for(bytes, &deployment) {
                 None => return Ok(()),
                 Some(Shortage::Disk) => return Err(Shortage::Disk),
-                Some(Shortage::Memory) => self.hear(&deployment, much, little).await,
+                Some(Shortage::Memory) => {
+                    self.waits_with(bytes, &mut waiting);
+                    self.hear(&deployment, much, little).await;
+                }
             }
         }
     }
 
-    /// Completes while attempts of a deployment may read on.
-    pub(crate) async fn wait_attempts(&self, deployment: DeploymentId) {
+    /// Completes while attempts of a deployment may bring so many bytes, and read on.
+    pub(crate) async fn wait_attempts(&self, deployment: DeploymentId, bytes: u64) {
+        let mut waiting = None;
         loop {
             let (much, little) = self.attempts_room.listen();
-            if self.has_attempts_room_of(deployment) {
+            if self.has_attempts_room_of(deployment, bytes) {
                 return;
             }
+            self.waits_with(bytes, &mut waiting);
             self.hear(|| Some(deployment), much, little).await;
+        }
+    }
+
+    /// Who waits with something large is known from the first time on.
+    fn waits_with<'a>(&'a self, bytes: u64, waiting: &mut Option<LargeWaiting<&'a Self>>) {
+        if waiting.is_none() && self.is_large(bytes) {
+            *waiting = Some(LargeWaiting::new(self));
         }
     }
 
@@ -459,6 +574,31 @@ impl Gate {
     async fn hear(&self, deployment: impl Fn() -> Option<DeploymentId>, much: Notified<'_>, little: Notified<'_>) {
         let waits_as_much = deployment().is_none_or(|deployment| self.lock_brought().waits_as_much(deployment));
         if waits_as_much { much.await } else { little.await }
+    }
+}
+
+/// Waits with something large, until dropped.
+pub(crate) struct LargeWaiting<G: Deref<Target = Gate>> {
+    gate: G,
+    number: u64,
+}
+
+impl<G: Deref<Target = Gate>> LargeWaiting<G> {
+    fn new(gate: G) -> Self {
+        let number = gate.large.enter();
+        // They have layers written with their next step.
+        gate.mailboxes.iter().for_each(|worker| worker.push(Input::SlotFreed));
+        Self { gate, number }
+    }
+}
+
+impl<G: Deref<Target = Gate>> Drop for LargeWaiting<G> {
+    fn drop(&mut self) {
+        if self.gate.large.leave(self.number) {
+            // Those who bring much waited behind it.
+            self.gate.open_if_room();
+            self.gate.let_workers_ask();
+        }
     }
 }
 
@@ -471,7 +611,6 @@ fn percent(bytes: u64, hundredths: u64) -> u64 {
 mod tests {
     use super::*;
     use std::pin::pin;
-    use std::sync::Arc;
     use std::task::{Context, Waker};
     use surefoot_env::Wake;
     use surefoot_log::{Entry, Sink};
@@ -493,7 +632,7 @@ mod tests {
         let gate = gate(1_000);
         for (bytes, edges, attempts) in [(1_000, true, true), (1_001, false, true), (1_250, false, true), (1_251, false, false)] {
             gate.set(0, bytes, (0, 0));
-            assert_eq!((is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY))), (edges, attempts), "{bytes}");
+            assert_eq!((is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0))), (edges, attempts), "{bytes}");
         }
     }
 
@@ -529,8 +668,8 @@ mod tests {
     fn a_deployment_that_brings_much_waits_before_the_others_do() {
         let gate = gate(1_000);
         let is_open = || {
-            let edges = [MANY, FEW].map(|deployment| is_ready(gate.wait(|| Some(deployment))));
-            (edges, [MANY, FEW].map(|deployment| is_ready(gate.wait_attempts(deployment))))
+            let edges = [MANY, FEW].map(|deployment| is_ready(gate.wait(0, || Some(deployment))));
+            (edges, [MANY, FEW].map(|deployment| is_ready(gate.wait_attempts(deployment, 0))))
         };
         gate.set(0, 1_150, (0, 0));
         assert_eq!(is_open(), ([true; 2], [true; 2]), "nobody has brought much");
@@ -555,7 +694,7 @@ mod tests {
         let gate = gate(1_000);
         bring_much(&gate);
         gate.set(0, 1_300, (0, 0));
-        let mut waits = [MANY, FEW].map(|deployment| Box::pin(gate.wait_attempts(deployment)));
+        let mut waits = [MANY, FEW].map(|deployment| Box::pin(gate.wait_attempts(deployment, 0)));
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut are_ready = || waits.each_mut().map(|wait| wait.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
@@ -573,8 +712,8 @@ mod tests {
         let gate = gate(1_000);
         bring_much(&gate);
         gate.set(0, 1_150, (0, 0));
-        let mut edge = Box::pin(gate.wait(|| Some(MANY)));
-        let mut attempt = Box::pin(gate.wait_attempts(MANY));
+        let mut edge = Box::pin(gate.wait(0, || Some(MANY)));
+        let mut attempt = Box::pin(gate.wait_attempts(MANY, 0));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         assert!(!gate.try_attempts_of(MANY) && !gate.set(0, 1_150, (0, 0)));
@@ -606,8 +745,9 @@ mod tests {
     fn results_that_clients_do_not_take_count_for_edges_and_attempts_and_nothing_else() {
         let gate = gate(1_000);
         gate.set(0, 600, (0, 0));
-        let allowed =
-            || (is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY)), gate.has_work_memory(), gate.wants_taken());
+        let allowed = || {
+            (is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0)), gate.has_work_memory(), gate.wants_taken())
+        };
         for (given, expected) in
             [(400, (true, true, true, false)), (1, (false, true, true, true)), (250, (false, false, true, true))]
         {
@@ -715,12 +855,12 @@ mod tests {
             (DiskRoom::Enough, true, true),
         ] {
             gate.set_disk(DiskStatus { room, ..DiskStatus::default() });
-            assert_eq!((is_ready(gate.wait(|| None)), is_ready(gate.wait_attempts(MANY))), (edges, attempts), "{room:?}");
+            assert_eq!((is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0))), (edges, attempts), "{room:?}");
             assert_eq!(gate.shortage(), (!edges).then_some(Shortage::Disk));
         }
         gate.set(0, 1_001, (0, 0));
         assert_eq!(gate.shortage(), Some(Shortage::Memory));
-        let mut waits = Box::pin(gate.wait_memory(|| None));
+        let mut waits = Box::pin(gate.wait_memory(0, || None));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
         gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
@@ -754,11 +894,110 @@ mod tests {
         assert!(matches!(inputs.pop_front(), Some(Input::SlotFreed)), "a look that finds more room says so");
     }
 
+    const LARGE: u64 = 900;
+
+    /// Six calls with 31 MiB each were in memory at once at a setting of 64 MiB: each found room before the others had come.
+    #[test]
+    fn what_is_large_is_let_in_where_it_fits_or_half_is_free() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
+        bring_much(&gate);
+        let may = |bytes| (is_ready(gate.wait(bytes, || None)), is_ready(gate.wait_attempts(MANY, bytes)));
+        for (tables, small, large) in [
+            (0, (true, true), (true, true)),
+            (100, (true, true), (true, true)),
+            (500, (true, true), (true, true)),
+            (501, (true, true), (false, true)),
+            (550, (true, true), (false, true)),
+            (551, (true, true), (false, false)),
+            (1_000, (true, true), (false, false)),
+        ] {
+            gate.set(0, tables, (0, 0));
+            assert_eq!((may(62), may(LARGE)), (small, large), "{tables}");
+        }
+        assert_eq!(may(63), (false, true), "it would exceed the mark of the edges");
+        let broken = Gate::new(vec![mailbox.clone()], 1_000).with_mutant(Mutant::IgnoreSize);
+        broken.set(0, 1_000, (0, 0));
+        assert!(is_ready(broken.wait(LARGE, || None)), "the variant is caught");
+        gate.set(0, 0, (0, 0));
+        mailbox.queued(551);
+        assert_eq!((may(1), may(LARGE)), ((true, true), (false, false)), "it is on its way");
+        mailbox.durable(vec![Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload: vec![0; 551].into() }]);
+        assert_eq!(may(LARGE), (false, false));
+        gate.set(0, 0, (1, 551));
+        gate.give(551);
+        assert_eq!((may(LARGE), gate.wants_taken()), ((false, false), false), "nobody waits for it");
+        let mut waits = Box::pin(gate.wait(LARGE, || None));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waits.as_mut().poll(&mut cx).is_pending() && gate.wants_taken());
+        gate.taken(551);
+        assert!(waits.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn small_ones_pass_what_is_large_and_waits_and_those_who_bring_much_wait_behind_it_after_a_while() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        bring_much(&gate);
+        gate.set(0, 1_000, (0, 0));
+        let small =
+            || [MANY, FEW].map(|deployment| (is_ready(gate.wait(1, || Some(deployment))), gate.try_attempts_of(deployment)));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut large = Box::pin(gate.wait_attempts(MANY, LARGE));
+        assert!(large.as_mut().poll(&mut cx).is_pending());
+        assert!(gate.large_waits() && !mailbox.is_empty(), "layers are written before their time");
+        assert_eq!(small(), [(true, true); 2]);
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        assert_eq!(small(), [(false, false), (true, true)], "it has waited for long");
+        gate.set(0, 500, (0, 0));
+        gate.give(500);
+        assert_eq!(small(), [(true, true); 2], "they do not wait for those that have not taken their results");
+        gate.taken(500);
+        assert!(large.as_mut().poll(&mut cx).is_ready());
+        gate.set(0, 1_000, (0, 0));
+        drop(large);
+        assert!(!gate.large_waits());
+        assert_eq!(small(), [(true, true); 2]);
+    }
+
+    #[test]
+    fn a_large_message_waits_for_what_it_needs_and_is_told_once_that_there_is_room_for_any() {
+        let gate = gate(1_000);
+        for (tables, bytes_max) in [(0, u64::MAX), (575, u64::MAX), (576, 574), (1_000, 150), (1_150, 62)] {
+            gate.set(0, tables, (0, 0));
+            assert_eq!(gate.message_bytes_max(), bytes_max, "{tables}");
+        }
+        assert!(!gate.try_large_message());
+        assert!(!gate.set(0, 576, (0, 0)));
+        assert!(gate.set(0, 575, (0, 0)));
+        assert!(!gate.set(0, 575, (0, 0)), "nobody asked since");
+    }
+
+    #[test]
+    fn those_who_wait_behind_what_is_large_hear_of_its_end() {
+        let gate = gate(1_000);
+        bring_much(&gate);
+        gate.set(0, 1_000, (0, 0));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut large = Box::pin(gate.wait(LARGE, || Some(MANY)));
+        assert!(large.as_mut().poll(&mut cx).is_pending());
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let (mut edge, mut attempt) = (Box::pin(gate.wait(1, || Some(MANY))), Box::pin(gate.wait_attempts(MANY, 1)));
+        assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
+        drop(large);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        assert!(edge.as_mut().poll(&mut cx).is_ready() && attempt.as_mut().poll(&mut cx).is_ready());
+    }
+
     #[test]
     fn nobody_waits_for_a_node_that_has_stopped() {
         let gate = gate(1_000);
         gate.set(0, 5_000, (0, 0));
-        let (mut edge, mut attempt) = (Box::pin(gate.wait(|| None)), Box::pin(gate.wait_attempts(MANY)));
+        let (mut edge, mut attempt) = (Box::pin(gate.wait(0, || None)), Box::pin(gate.wait_attempts(MANY, 0)));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         gate.end();

@@ -7,7 +7,7 @@ use crate::answers::{Answer, Requests, Stopped};
 use crate::checkpointer::Checkpoints;
 use crate::gate::{DiskStatus, Gate, Shortage};
 use crate::mailbox::{Input, Mailbox};
-use crate::outbox::OutboxRoom;
+use crate::outbox::{OutboxRoom, message_bytes};
 use crate::query::{
     self, IdRange, InvocationInfo, InvocationPage, LIST_MAX, ListFilter, ListStep, PAGE_BYTES_MAX, ParkedInfo, ParkedPage,
     ParkedRows, PartitionHealth, SourceInfo,
@@ -25,8 +25,8 @@ use surefoot_log::{Durable, Log};
 use surefoot_machine::{OperationAnswer, StateError};
 use surefoot_model::catalog::CatalogEvent;
 use surefoot_model::{
-    CatalogCell, DeploymentId, Epoch, Event, InvocationId, Lsn, Operation, PartitionId, RECORD_COST, Record, Request, RequestId,
-    Status, StreamId, Submission, SubscriptionId, Timestamp, encoding,
+    Action, CatalogCell, DeploymentId, Epoch, Event, InvocationId, Item, Lsn, Operation, Outcome, PartitionId, RECORD_COST,
+    Record, Request, RequestId, Status, StreamId, Submission, SubscriptionId, Timestamp, encoding,
 };
 use surefoot_storage::{Reader, Row};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -139,6 +139,16 @@ impl Shared {
         self.gate.try_work()
     }
 
+    /// A message of a worker's partitions is larger than memory has room for: the worker is woken once there is room for any.
+    pub(crate) fn large_message_waits(&self, worker: usize) {
+        self.wants_slot[worker].store(true, Ordering::Relaxed);
+        // As above.
+        fence(Ordering::SeqCst);
+        if self.gate.try_large_message() {
+            self.slot_freed();
+        }
+    }
+
     /// What its row does not say: why it waits, where its deployment cannot be connected to.
     fn with_waits_for(&self, info: InvocationInfo) -> InvocationInfo {
         let invoker = self.invoker.get().and_then(Weak::upgrade).filter(|_| info.status == Status::Running);
@@ -186,10 +196,16 @@ impl Shared {
             return None;
         }
         let at = Timestamp(self.env.clock.now_ms());
-        let encode = |event| Bytes::from(encoding::encode(&Record::new(at, event)));
-        let payloads: Vec<Bytes> = events.into_iter().map(encode).collect();
-        self.mailbox(partition).queued(payloads.iter().map(|payload| payload.len() as u64).sum());
-        Some(payloads)
+        let mailbox = self.mailbox(partition);
+        let encode = |event| {
+            // It counts from before it is encoded: that takes a while where it is large, and others look meanwhile.
+            let bytes = payload_bytes(&event);
+            mailbox.queued(bytes);
+            let payload = Bytes::from(encoding::encode(&Record::new(at, event)));
+            mailbox.queued((payload.len() as u64).saturating_sub(bytes));
+            payload
+        };
+        Some(events.into_iter().map(encode).collect())
     }
 }
 
@@ -273,10 +289,10 @@ impl Partitions {
         self.0.gate.disk()
     }
 
-    /// Completes while there is room at the edge for more that a service is to do: to be asked before anything of a submission is read.
-    /// **Errors**: a disk that is full is not waited for.
-    pub async fn room(&self, service: &str) -> Result<(), Stopped> {
-        self.0.gate.wait_memory(|| self.deployment_of(service)).await.map_err(|_| Stopped::DiskFull)
+    /// Completes while there is room at the edge for so many bytes more that a service is to work on: to be asked before anything of a
+    /// submission is read. **Errors**: a disk that is full is not waited for.
+    pub async fn room(&self, service: &str, bytes: u64) -> Result<(), Stopped> {
+        self.0.gate.wait_memory(bytes, || self.deployment_of(service)).await.map_err(|_| Stopped::DiskFull)
     }
 
     fn deployment_of(&self, service: &str) -> Option<DeploymentId> {
@@ -289,14 +305,20 @@ impl Partitions {
         let partition = submission.id.partition(self.count());
         let request = self.open_request(partition)?;
         submission.request = Some(Request { id: request.id, awaits_result });
-        self.room(&submission.target.service).await?;
-        self.0.expect_running(partition)?;
+        let (service, bytes) = (submission.target.service.clone(), submission.input.len() as u64);
         let event = Event::InvocationSubmitted(Box::new(submission));
-        let permit = self.permit(&event).await?;
-        // What others were let in with meanwhile may have filled it.
-        if !self.0.gate.has_edges_disk() {
-            return Err(Stopped::DiskFull);
-        }
+        let permit = loop {
+            self.room(&service, bytes).await?;
+            self.0.expect_running(partition)?;
+            let permit = self.permit(&event).await?;
+            // What others were let in with meanwhile may have filled it.
+            if !self.0.gate.has_edges_disk() {
+                return Err(Stopped::DiskFull);
+            }
+            if self.0.gate.has_room_still(bytes, || self.deployment_of(&service)) {
+                break permit;
+            }
+        };
         self.append_outside(partition, event, permit, Box::new(|_| ()))?;
         Ok(Submitted(request))
     }
@@ -306,10 +328,12 @@ impl Partitions {
     /// has stopped waits in its log (rule K5).
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         let service = if let Event::InvocationSubmitted(submission) = &event { Some(&submission.target.service) } else { None };
+        let bytes = payload_bytes(&event);
         let permit = loop {
-            self.0.gate.wait(|| self.deployment_of(service?)).await;
+            self.0.gate.wait(bytes, || self.deployment_of(service?)).await;
             let permit = self.permit(&event).await?;
-            if self.0.gate.has_edges_disk() || self.0.gate.has_ended() {
+            let has_room = || self.0.gate.has_edges_disk() && self.0.gate.has_room_still(bytes, || self.deployment_of(service?));
+            if self.0.gate.has_ended() || has_room() {
                 break permit;
             }
         };
@@ -641,13 +665,28 @@ fn unless_stopped<T>(asked: Result<T, Stopped>) -> Result<Option<T>, Stopped> {
 
 /// Bytes to reserve at the edge for an event: all there are for one that is larger.
 fn event_bytes(event: &Event, bytes_max: usize) -> u32 {
-    const FIXED: usize = RECORD_COST as usize;
-    let bytes = match event {
-        Event::InvocationSubmitted(s) => FIXED + s.input.len(),
-        Event::RecordParked(p) => FIXED + p.kept_bytes() as usize,
-        _ => FIXED,
+    u32::try_from((RECORD_COST + payload_bytes(event)).min(bytes_max as u64)).unwrap_or(u32::MAX)
+}
+
+/// What may be large in an event.
+fn payload_bytes(event: &Event) -> u64 {
+    match event {
+        Event::InvocationSubmitted(submission) => submission.input.len() as u64,
+        Event::RecordParked(parked) => parked.kept_bytes(),
+        Event::AttemptProgressed(progress) => progress.items.iter().map(item_bytes).sum(),
+        Event::MessageArrived { message, .. } => message_bytes(message),
+        _ => 0,
+    }
+}
+
+fn item_bytes(item: &Item) -> u64 {
+    let bytes = match item {
+        Item::Command { raw, action: Action::Call { submission, .. }, .. } => raw.len() + submission.input.len(),
+        Item::Command { raw, .. } => raw.len(),
+        Item::RunProposed { outcome: Outcome::Success(value), .. } => value.len(),
+        Item::RunProposed { outcome: Outcome::Failure(failure), .. } => failure.message.len(),
     };
-    u32::try_from(bytes.min(bytes_max)).unwrap_or(u32::MAX)
+    bytes as u64
 }
 
 pub(crate) fn edge_permits(bytes_max: usize) -> Arc<Semaphore> {

@@ -23,6 +23,7 @@ mod given;
 mod handle;
 mod held_back;
 mod housekeeping;
+mod large;
 mod mailbox;
 mod outbox;
 mod owned;

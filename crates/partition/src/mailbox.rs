@@ -115,7 +115,7 @@ impl Mailbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many bytes of payloads go to the log, for this worker's partitions.
+    /// So many bytes of payloads go to the log, for this worker's partitions, or are encoded for it.
     pub(crate) fn queued(&self, bytes: u64) {
         self.waiting.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -94,6 +94,8 @@ struct OutboxQueue {
     /// Batches that were sent and are not durable, in order.
     in_flight: VecDeque<MessagesInFlight>,
     in_flight_bytes: u64,
+    /// Bytes of the next message, where it was read and is larger than memory had room for; else 0.
+    next_bytes: u64,
 }
 
 impl OutboxQueue {
@@ -130,14 +132,16 @@ pub(crate) struct OutboxTurn {
     pub(crate) is_behind: bool,
     /// There is more to send once memory, or what others have in flight, leaves room.
     pub(crate) waits: bool,
+    /// A message is larger than memory has room for.
+    pub(crate) large_waits: bool,
 }
 
 /// What a turn goes by.
 #[derive(Clone, Copy)]
 pub(crate) struct OutboxLooks {
     pub(crate) monotonic_ms: u64,
-    /// Memory has room for what messages lead to.
-    pub(crate) has_memory: bool,
+    /// Memory has room for a message of so many bytes; none: for no message.
+    pub(crate) message_bytes_max: Option<u64>,
 }
 
 impl OutboxSender {
@@ -194,8 +198,15 @@ impl OutboxSender {
         looks: OutboxLooks,
         has_stopped: impl Fn(PartitionId) -> bool,
     ) -> Result<OutboxTurn, StateError> {
-        let OutboxLooks { monotonic_ms, has_memory } = looks;
-        let mut turn = OutboxTurn { batches: Vec::new(), acks: Vec::new(), next_ack_ms: None, is_behind: false, waits: false };
+        let OutboxLooks { monotonic_ms, message_bytes_max } = looks;
+        let mut turn = OutboxTurn {
+            batches: Vec::new(),
+            acks: Vec::new(),
+            next_ack_ms: None,
+            is_behind: false,
+            waits: false,
+            large_waits: false,
+        };
         for to in self.order.of(std::mem::take(&mut self.unsettled)) {
             if has_stopped(to) && self.mutant != Mutant::SendToStopped {
                 continue; // for as long as this node lives
@@ -205,13 +216,19 @@ impl OutboxSender {
                 queue.acked <= queue.durable && queue.durable <= queue.sent && queue.sent <= queue.wanted,
                 "a message is sent, then durable, then acknowledged (rule O1): {queue:?} to {to}"
             );
-            let may_send = |queue: &OutboxQueue| has_memory && self.room.for_queue(queue) > 0;
-            if queue.sent < queue.sendable() && may_send(queue) {
-                turn.batches.push(read_batch(reader, self.from, to, queue, &self.room)?);
+            let may_send = |queue: &OutboxQueue| {
+                message_bytes_max.is_some_and(|max| queue.next_bytes <= max) && self.room.for_queue(queue) > 0
+            };
+            if let Some(bytes_max) = message_bytes_max
+                && queue.sent < queue.sendable()
+                && may_send(queue)
+            {
+                turn.batches.extend(read_batch(reader, self.from, to, queue, &self.room, bytes_max)?);
             }
             if queue.sent < queue.sendable() {
                 turn.is_behind |= may_send(queue);
                 turn.waits |= !may_send(queue);
+                turn.large_waits |= message_bytes_max.is_some_and(|max| queue.next_bytes > max);
             }
             turn.acks.extend(acknowledge(to, queue, monotonic_ms));
             turn.next_ack_ms = turn.next_ack_ms.into_iter().chain(queue.ack_due_ms).min();
@@ -224,43 +241,55 @@ impl OutboxSender {
 }
 
 impl OutboxSender {
-    /// Messages in the tables that could be sent, and are not. To be asked where memory has room.
+    /// Messages in the tables that could be sent, and are not. To be asked where memory has room for a message of so many bytes.
     pub(crate) fn undone(
         &self,
         reader: &Reader<'_>,
+        message_bytes_max: u64,
         has_stopped: impl Fn(PartitionId) -> bool,
     ) -> Result<Option<Undone>, StateError> {
         let rows = reader.scan::<Outboxes>(&PartitionId(0), None, usize::from(u16::MAX) + 1)?;
         let left = rows.into_iter().find(|(to, row)| {
-            let is_left =
-                |queue: &OutboxQueue| queue.wanted < row.last || queue.sent < queue.sendable() && self.room.for_queue(queue) > 0;
+            let may_send = |queue: &OutboxQueue| self.room.for_queue(queue) > 0 && queue.next_bytes <= message_bytes_max;
+            let is_left = |queue: &OutboxQueue| queue.wanted < row.last || queue.sent < queue.sendable() && may_send(queue);
             row.acked < row.last && !has_stopped(*to) && self.queues.get(to).is_none_or(is_left)
         });
         Ok(left.map(|(to, _)| Undone::at_once(format!("messages to partition {to} are not sent (rule O1)"))))
     }
 }
 
-/// The next messages of a queue, in order of their sequence numbers.
+/// The next messages of a queue, in order of their sequence numbers, up to the first one that has more than so many bytes; none where that
+/// is the next one. It is not read again before there is room for it: it may lie on the disk.
 fn read_batch(
     reader: &Reader<'_>,
     from: PartitionId,
     to: PartitionId,
     queue: &mut OutboxQueue,
     room: &Arc<OutboxRoom>,
-) -> Result<MessageBatch, StateError> {
+    message_bytes_max: u64,
+) -> Result<Option<MessageBatch>, StateError> {
     let (last, bytes_max) = (queue.sendable(), room.for_queue(queue).min(SEND_BYTES));
     let keys = (queue.sent + 1..=last).map(|sequence| OutboxKey { to, sequence });
     let (mut events, mut bytes) = (Vec::new(), 0);
+    queue.next_bytes = 0;
     for row in reader.known::<Outbox, _>(keys, OutboxKey { to, sequence: last + 1 }) {
         let (OutboxKey { sequence, .. }, message) = row?;
         let gap = || StateError { table: "outbox", message: format!("message {sequence} to partition {to} is missing") };
         let message = message.ok_or_else(gap)?;
-        bytes += message_bytes(&message);
+        let payload = message_bytes(&message);
+        if payload > message_bytes_max {
+            queue.next_bytes = payload;
+            break;
+        }
+        bytes += RECORD_COST + payload;
         events.push(Event::MessageArrived { from, sequence, message });
         queue.sent = sequence;
         if bytes >= bytes_max {
             break;
         }
+    }
+    if events.is_empty() {
+        return Ok(None);
     }
     queue.in_flight.push_back(MessagesInFlight::new(queue.sent, bytes, room));
     queue.in_flight_bytes += bytes;
@@ -268,10 +297,11 @@ fn read_batch(
         queue.sent - queue.durable <= IN_FLIGHT_COST_MAX / RECORD_COST + 1,
         "what is in flight is bounded (rule O3): {queue:?} to {to}"
     );
-    Ok(MessageBatch { to, up_to: queue.sent, events })
+    Ok(Some(MessageBatch { to, up_to: queue.sent, events }))
 }
 
-fn message_bytes(message: &Message) -> u64 {
+/// What may be large in a message.
+pub(crate) fn message_bytes(message: &Message) -> u64 {
     let payload = match message {
         Message::Submit(submission) => submission.input.len(),
         Message::Result(result) => match &result.outcome {
@@ -280,7 +310,7 @@ fn message_bytes(message: &Message) -> u64 {
         },
         Message::Kill { .. } => 0,
     };
-    RECORD_COST + payload as u64
+    payload as u64
 }
 
 /// Lets rows go whose messages are durable at their destination: in batches, since each batch is a record.
@@ -328,7 +358,7 @@ mod tests {
     }
 
     fn looks(monotonic_ms: u64) -> OutboxLooks {
-        OutboxLooks { monotonic_ms, has_memory: true }
+        OutboxLooks { monotonic_ms, message_bytes_max: Some(u64::MAX) }
     }
 
     fn turn(sender: &mut OutboxSender, store: &Store, monotonic_ms: u64) -> OutboxTurn {
@@ -469,7 +499,7 @@ mod tests {
             assert!(!sent.is_empty(), "something goes on: {all:?}");
             sent.into_iter().for_each(|(to, messages)| *all.entry(to).or_default() += messages);
             let in_flight = room.bytes.load(Ordering::Relaxed);
-            assert!(in_flight <= room.bytes_max + message_bytes(&Message::Kill { id: id(1), caller: caller() }) + bytes as u64);
+            assert!(in_flight <= room.bytes_max + RECORD_COST + bytes as u64);
             all.iter().for_each(|(to, up_to)| sender.on_durable(*to, *up_to, 0));
             assert_eq!(room.bytes.load(Ordering::Relaxed), 0, "all of it is given back");
         }
@@ -517,11 +547,34 @@ mod tests {
         sender.on_durable(ONE, 1, 0);
         queue(&mut store, ONE, 2..=2, 0);
         sender.on_send(ONE, 2);
-        let short = OutboxLooks { has_memory: false, ..looks(ACK_DELAY_MS) };
+        let short = OutboxLooks { message_bytes_max: None, ..looks(ACK_DELAY_MS) };
         let held = sender.turn(&store.read(), short, |_| false).unwrap();
         assert!(held.batches.is_empty() && held.waits && !held.is_behind);
         assert_eq!(held.acks, [Event::OutboxAcked { to: ONE, up_to: 1 }]);
         assert_eq!(sent(&turn(&mut sender, &store, 0)), [(ONE, 2)]);
+    }
+
+    /// Parameters and results of 31 MiB that handlers gave each other were in the log's memory beside full tables.
+    #[test]
+    fn a_message_that_is_larger_than_memory_has_room_for_waits_and_those_before_it_are_sent() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue(&mut store, ONE, 1..=1, 0);
+        let result = CalleeResult { caller: caller(), outcome: Outcome::Success(bytes::Bytes::from(vec![7; 5_000])) };
+        write(&mut store, |txn| {
+            txn.put::<Outbox>(OutboxKey { to: ONE, sequence: 2 }, Message::Result(Box::new(result)));
+            txn.put::<Outboxes>(ONE, OutboxRow { last: 2, acked: 0 });
+        });
+        sender.begin_term(&store.read()).unwrap();
+        let mut send = |bytes| {
+            let looks = OutboxLooks { message_bytes_max: Some(bytes), ..looks(0) };
+            let turn = sender.turn(&store.read(), looks, |_| false).unwrap();
+            let undone = sender.undone(&store.read(), bytes, |_| false).unwrap().is_some();
+            let up_to = turn.batches.iter().map(|batch| batch.up_to).max();
+            (up_to, (turn.is_behind, undone), (turn.waits, turn.large_waits))
+        };
+        assert_eq!(send(4_999), (Some(1), (false, false), (true, true)));
+        assert_eq!(send(4_999), (None, (false, false), (true, true)));
+        assert_eq!(send(5_000), (Some(2), (false, false), (false, false)));
     }
 
     #[test]

@@ -100,6 +100,8 @@ pub enum Mutant {
     StayShut,
     /// Wakes nobody who waits at the edges once there is room (rule R2).
     LoseRoom,
+    /// Lets in what is large as if it were small (rule O8).
+    IgnoreSize,
     /// Leaves notifications at the end of a journal out of its replay, and does not send them live either (rule M5).
     ShowLess,
 }

@@ -383,9 +383,13 @@ impl Output for Reports {
         self.0.gate.try_attempts_of(deployment)
     }
 
-    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture {
+    fn has_memory_for(&self, deployment: DeploymentId, bytes: u64) -> bool {
+        self.0.gate.has_attempts_room_of(deployment, bytes)
+    }
+
+    fn memory_for(&self, deployment: DeploymentId, bytes: u64) -> BoxFuture {
         let gate = self.0.gate.clone();
-        Box::pin(async move { gate.wait_attempts(deployment).await })
+        Box::pin(async move { gate.wait_attempts(deployment, bytes).await })
     }
 }
 

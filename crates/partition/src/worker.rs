@@ -27,6 +27,8 @@ use tokio::sync::oneshot;
 const CLOCK_REREAD: Duration = Duration::from_secs(1);
 /// What is taken off the mailbox before timers, checkpoints and the gate have their turn, as [`RECORD_COST`] counts: 512 small entries.
 const STEP_COST: u64 = 4 << 20;
+/// While something large waits for memory, active layers are written at this part of what they may take.
+const HURRIED_PART: u64 = 8;
 /// What checkpoints and views hold on the disk is looked at this often, in milliseconds.
 const HELD_LOOK_MS: u64 = 1_000;
 
@@ -216,7 +218,9 @@ impl Worker {
         }
         let gate = &self.shared.gate;
         gate.set_attempts(self.shared.settings.attempt_bytes.saturating_mul(self.invoker.running() as u64));
-        self.active_bytes_max = self.shared.settings.active_bytes_max(gate.tables_bytes_max()) / self.shared.workers.len() as u64;
+        let part = if gate.large_waits() { HURRIED_PART } else { 1 };
+        let active_bytes_max = self.shared.settings.active_bytes_max(gate.tables_bytes_max()) / part;
+        self.active_bytes_max = active_bytes_max / self.shared.workers.len() as u64;
         self.partitions.checkpoint_largest(self.active_bytes_max);
         gate.brought(&mut self.tally, &self.shared.catalog);
         let applied = std::mem::take(&mut self.applied);

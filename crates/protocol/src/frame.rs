@@ -101,6 +101,11 @@ impl FrameDecoder {
         self.payload.capacity()
     }
 
+    /// Payload bytes of the frame that has come in part, its header at least.
+    pub fn frame_bytes(&self) -> usize {
+        if self.header_len < HEADER_BYTES { 0 } else { self.length() }
+    }
+
     /// Of the payload, by a header that is whole.
     fn length(&self) -> usize {
         u32::from_be_bytes([self.header[4], self.header[5], self.header[6], self.header[7]]) as usize

@@ -1077,6 +1077,31 @@ fn messages_that_have_come_in_part_have_one_bound() {
     drop(second);
 }
 
+/// Results of 31 MiB came one after the other while memory was full of those before, and waited in it until they could be reported.
+#[test]
+fn a_message_that_is_larger_than_the_room_of_all_is_not_received_before_memory_has_room_for_it() {
+    let mut world = with_room_for_a_part(9);
+    world.start(|_| ());
+    world.head();
+    world.is_much(Some(world::DEPLOYMENT));
+    let frame = large();
+    world.writes(&[frame.slice(..HALF)]);
+    world.writes(&[frame.slice(HALF..2 * HALF)]);
+    assert_eq!(world.unread(), 1, "the rest of it waits");
+    let much = world.take_live();
+    let other = |world: &mut World| {
+        world.start(|start| start.target = Target::new(TargetKind::ObjectExclusive, "Other", "k", "run"));
+        world.head();
+        world.writes(&[large()]);
+        world.take_live()
+    };
+    let first = other(&mut world);
+    assert_eq!(world.reports(), 1, "it holds nothing that those of another deployment need");
+    world.is_much(None);
+    assert_eq!(world.unread(), 0);
+    drop((much, first));
+}
+
 /// Hundreds of attempts were started into a crowd, and each took memory while its first message waited.
 #[test]
 fn a_deployment_whose_messages_wait_begins_little_and_others_do_not_notice() {

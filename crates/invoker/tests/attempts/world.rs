@@ -383,7 +383,11 @@ impl Output for Partition {
         self.0.lock().unwrap().much != Some(deployment)
     }
 
-    fn memory_of(&self, deployment: DeploymentId) -> BoxFuture {
+    fn has_memory_for(&self, deployment: DeploymentId, _: u64) -> bool {
+        self.has_memory_of(deployment)
+    }
+
+    fn memory_for(&self, deployment: DeploymentId, _: u64) -> BoxFuture {
         let seen = self.0.clone();
         Box::pin(async move {
             let memory = seen.lock().unwrap().memory.clone();

@@ -103,7 +103,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "memory-size",
         kind: Kind::Size { field: |c| &mut c.memory_bytes, min: MEMORY_BYTES_MIN },
-        meaning: "What grows with load takes no more memory than this together; the table below says what has which share. The process takes some 128MiB beside it, and more where several calls have parameters and results of tens of MiB at once. At least 16MiB.",
+        meaning: "What grows with load takes no more memory than this together; the table below says what has which share. The process takes some 128MiB beside it. At least 16MiB.",
     },
     Setting {
         key: "checkpoint-interval",
