@@ -146,7 +146,7 @@ async fn whatever_file_is_damaged_a_start_names_it_and_says_what_to_do_or_has_lo
     assert!(refused > 30 && started > 5, "{refused} were refused, {started} started");
 }
 
-/// A log file that was cut passed for one whose end a power failure had torn: of 618 calls that were acknowledged 598 were gone, and nobody said so.
+/// A log file that was cut passed for one whose end a power failure had torn: of 618 records that were acknowledged 598 were gone, and nobody said so.
 #[tokio::test]
 async fn a_log_file_that_is_cut_short_is_refused_where_the_tables_have_nothing_of_it_yet() {
     let dir = tempdir_in(MEMORY).unwrap();
