@@ -9,7 +9,10 @@ use axum::body::Body;
 use axum::routing::post;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use restate_sdk::prelude::{Context, ContextSideEffects, ContextTimers, Endpoint, HandlerResult, HttpServer, Json, service};
+use restate_sdk::context::RequestTarget;
+use restate_sdk::prelude::{
+    Context, ContextClient, ContextSideEffects, ContextTimers, Endpoint, HandlerResult, HttpServer, Json, service,
+};
 use serde_json::json;
 use std::convert::Infallible;
 use std::ops::RangeInclusive;
@@ -59,6 +62,14 @@ impl Agent {
     #[handler]
     async fn echo(&self, _ctx: Context<'_>, Json(text): Json<String>) -> HandlerResult<String> {
         Ok(text)
+    }
+
+    /// Has a text of so many bytes echoed.
+    #[handler]
+    async fn relay(&self, ctx: Context<'_>, Json(bytes): Json<usize>) -> HandlerResult<Json<usize>> {
+        let echo = RequestTarget::service("Agent", "echo");
+        let Json(text) = ctx.request::<_, Json<String>>(echo, Json("x".repeat(bytes))).call().await?;
+        Ok(Json(text.len()))
     }
 
     /// A result of so many bytes.
@@ -260,6 +271,18 @@ async fn six_calls_with_large_parameters_and_results() -> Result<()> {
     };
     stream::iter(0..POURED).map(call).buffer_unordered(POURED as usize).try_for_each(|_| async { Ok(()) }).await?;
     expect_bounded(&server, "six calls at once with parameters and results of 31 MiB")
+}
+
+/// The same from handler to handler: what the parent sends is in its journal, in a message, and in the journal of what it calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn six_handlers_that_call_with_large_parameters_and_results() -> Result<()> {
+    let server = start(&serve_agents(Agent::default()).await?).await?;
+    let call = |_| {
+        let ingress = server.ingress().with_timeout(LIMIT);
+        async move { ingress.call(Call::new(Target::service("Agent", "relay")).json(&json!(POURED_BYTES))).await.context("relay") }
+    };
+    stream::iter(0..POURED).map(call).buffer_unordered(POURED as usize).try_for_each(|_| async { Ok(()) }).await?;
+    expect_bounded(&server, "six handlers that call with parameters and results of 31 MiB")
 }
 
 /// A client that calls for a result of so many bytes, as the same invocation where there is a key, and reads no more of it than that it is

@@ -998,7 +998,11 @@ impl<'a> Attempt<'a> {
                     self.start.read_bytes_max = self.start.read_bytes_max.max(u64::from(*len));
                 }
                 self.has_output |= ty == entry_type::OUTPUT;
-                let input_bytes = if let Action::Call { submission, .. } = &action { submission.input.len() } else { 0 };
+                // It is in the tables once more, as the input of what is called.
+                let input_bytes = match &action {
+                    Action::Call { submission, parameter: (_, bytes), .. } => submission.input.len() + *bytes as usize,
+                    _ => 0,
+                };
                 self.item_bytes += FIXED_BYTES + raw.len() + input_bytes;
                 self.items.push(Item::Command { ty, raw, action });
                 Ok(None)
@@ -1120,13 +1124,13 @@ impl<'a> Attempt<'a> {
             handler,
             key: &call.key,
             headers: &call.headers,
-            body: call.parameter.clone(),
+            body: Bytes::new(),
             idempotency_key: call.idempotency_key.as_deref(),
             execute_at: call.invoke_at.filter(|at| *at > now),
             origin: Origin::Invocation(self.start.id),
         };
         let settings = &self.invoker.settings;
-        let submission =
+        let mut submission =
             build_submission(&catalog, &settings.defaults, self.invoker.env.ids.random_u128(), new).map_err(|error| {
                 let hint = match error {
                     SubmissionError::UnknownService | SubmissionError::UnknownHandler => {
@@ -1136,7 +1140,10 @@ impl<'a> Attempt<'a> {
                 };
                 refuse(format!("cannot call {service}/{handler}: {error}{hint}"))
             })?;
+        // The parameter stands in the command, and not in the event once more.
+        submission.input = protocol::encode_input_head(&call.headers, call.parameter.len());
         Ok(Action::Call {
+            parameter: protocol::place(raw, &call.parameter),
             partition: submission.id.partition(settings.partitions),
             submission: Box::new(submission),
             id_completion: call.id_completion,

@@ -115,9 +115,10 @@ fn act<S: State>(
             timer::set(cx, timer::of_sleep(life, *completion, *until));
         }
         Action::Run { completion } => open(cx, life.incarnation, active, *completion, OpenCompletion::Run),
-        Action::Call { submission, partition, id_completion, result } => {
+        Action::Call { submission, partition, id_completion, result, parameter } => {
             let callee = submission.id;
             let mut submission = submission.clone();
+            submission.input = [submission.input, slice(raw, *parameter)].concat().into();
             submission.caller = result.map(|completion| caller(cx, life, completion));
             if let Some(completion) = *result {
                 open(cx, life.incarnation, active, completion, OpenCompletion::Call { callee, partition: *partition });

@@ -734,6 +734,7 @@ fn call(world: &mut World, name: &str, completion: u32, callee: InvocationId) {
         partition: PartitionId(3),
         id_completion: completion,
         result: Some(completion + 1),
+        parameter: (0, 0),
     };
     world.progress(name, vec![command(entry_type::CALL, action)], None);
 }
@@ -853,6 +854,19 @@ fn bring(world: &mut World, name: &str, items: impl IntoIterator<Item = Item>) {
     }
 }
 
+/// A parameter of 31 MiB was in a report twice: in its command, and as the input of what it called.
+#[test]
+fn the_parameter_of_a_call_is_taken_from_its_command() {
+    let mut world = play("call Svc/go as A");
+    let submission = Box::new(world.submission("head of ", "Other/go"));
+    let action = Action::Call { submission, partition: PartitionId(3), id_completion: 1, result: None, parameter: (2, 9) };
+    world.progress("A", vec![Item::Command { ty: entry_type::CALL, raw: "a parameter.".into(), action }], None);
+    match world.state.get::<Outbox>(&surefoot_machine::OutboxKey { to: PartitionId(3), sequence: 1 }).unwrap() {
+        Some(Message::Submit(submission)) => assert_eq!(submission.input, "head of parameter"),
+        other => panic!("a submission waits in the outbox: {other:?}"),
+    }
+}
+
 fn set(n: u32) -> Item {
     let action = Action::SetState { key: format!("key-{n:06}").into(), value: (0, 1) };
     Item::Command { ty: entry_type::SET_STATE, raw: vec![b'v'].into(), action }
@@ -866,6 +880,7 @@ fn call_item(world: &mut World, n: u32) -> Item {
         partition: PartitionId(3),
         id_completion: 2 * n + 1,
         result: Some(2 * n + 2),
+        parameter: (0, 0),
     };
     command(entry_type::CALL, action)
 }

@@ -340,7 +340,8 @@ pub enum Action {
         #[n(0)]
         completion: u32,
     },
-    /// A call where `result` is there, a one-way call where not. `submission.caller` is filled in by the machine.
+    /// A call where `result` is there, a one-way call where not. The machine fills in `submission.caller`, and puts the parameter behind
+    /// `submission.input`, which is the rest of the input.
     #[n(10)]
     Call {
         #[n(0)]
@@ -353,6 +354,8 @@ pub enum Action {
         /// Completion id of the callee's result.
         #[n(3)]
         result: Option<u32>,
+        #[n(4)]
+        parameter: (u32, u32),
     },
 }
 

@@ -53,7 +53,8 @@ fn progressed(id: InvocationId, attempt: u64, items: Vec<Item>, end: Option<Atte
 
 fn call(submission: Submission) -> Item {
     let partition = submission.id.partition(COUNT);
-    let action = Action::Call { submission: Box::new(submission), partition, id_completion: 1, result: Some(2) };
+    let action =
+        Action::Call { submission: Box::new(submission), partition, id_completion: 1, result: Some(2), parameter: (0, 0) };
     Item::Command { ty: entry_type::CALL, raw: Bytes::new(), action }
 }
 

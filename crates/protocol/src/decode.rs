@@ -167,7 +167,7 @@ fn command(ty: u16, raw: &Bytes) -> Result<Command, Violation> {
         entry_type::OUTPUT => {
             bounded(ty, raw, &[OUTPUT_FAILURE, FAILURE_METADATA])?;
             match parse::<messages::Output>(ty, raw)?.result {
-                Some(OutputResult::Value(value)) => Action::Succeed { value: span(raw, &value.content) },
+                Some(OutputResult::Value(value)) => Action::Succeed { value: place(raw, &value.content) },
                 Some(OutputResult::Failure(failure)) => Action::Fail(failure_of(failure)),
                 None => return Err(illegal(ty, "without a result")),
             }
@@ -179,7 +179,7 @@ fn command(ty: u16, raw: &Bytes) -> Result<Command, Violation> {
         entry_type::SET_STATE => {
             let message = parse::<messages::SetState>(ty, raw)?;
             let value = message.value.ok_or_else(|| illegal(ty, "without a value"))?;
-            Action::SetState { key: state_key(ty, &message.key)?, value: span(raw, &value.content) }
+            Action::SetState { key: state_key(ty, &message.key)?, value: place(raw, &value.content) }
         }
         entry_type::CLEAR_STATE => Action::ClearState { key: state_key(ty, &parse::<messages::ClearState>(ty, raw)?.key)? },
         entry_type::CLEAR_ALL_STATE => {
@@ -381,7 +381,7 @@ fn failure_of(failure: messages::Failure) -> Failure {
 }
 
 /// Where `payload` lies in `raw`, which it is a slice of.
-fn span(raw: &Bytes, payload: &Bytes) -> (u32, u32) {
+pub fn place(raw: &Bytes, payload: &Bytes) -> (u32, u32) {
     if payload.is_empty() {
         return (0, 0);
     }

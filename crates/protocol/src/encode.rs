@@ -155,16 +155,32 @@ impl Outgoing {
 
 /// The `Input` command of an invocation, without frame header: headers in the given order, then the body, present even if empty.
 pub fn encode_input<K: AsRef<str>, V: AsRef<str>>(headers: &[(K, V)], body: &[u8]) -> Bytes {
+    let mut buf = input_head(headers, body.len(), body.len());
+    buf.put_slice(body);
+    buf.freeze()
+}
+
+/// What [`encode_input`] puts before a body of so many bytes.
+pub fn encode_input_head<K: AsRef<str>, V: AsRef<str>>(headers: &[(K, V)], body_bytes: usize) -> Bytes {
+    input_head(headers, body_bytes, 0).freeze()
+}
+
+/// With room for so many bytes behind it.
+fn input_head<K: AsRef<str>, V: AsRef<str>>(headers: &[(K, V)], body_bytes: usize, room: usize) -> BytesMut {
     let header_len = |(key, value): &(K, V)| bytes_len(1, key.as_ref().len()) + bytes_len(2, value.as_ref().len());
     let headers_len: usize = headers.iter().map(|h| field_len(1, header_len(h))).sum();
-    let mut buf = BytesMut::with_capacity(headers_len + field_len(14, bytes_len(1, body.len())));
+    let value_len = bytes_len(1, body_bytes);
+    let mut buf = BytesMut::with_capacity(headers_len + field_len(14, value_len) - body_bytes + room);
     for header in headers {
         put_length(&mut buf, 1, header_len(header));
         put_bytes(&mut buf, 1, header.0.as_ref().as_bytes());
         put_bytes(&mut buf, 2, header.1.as_ref().as_bytes());
     }
-    put_value(&mut buf, 14, body);
-    buf.freeze()
+    put_length(&mut buf, 14, value_len);
+    if body_bytes > 0 {
+        put_length(&mut buf, 1, body_bytes);
+    }
+    buf
 }
 
 fn put_value(buf: &mut BytesMut, tag: u32, content: &[u8]) {

@@ -14,9 +14,9 @@ mod submission;
 mod version;
 
 pub use decode::{
-    Behavior, Call, Command, HandlerError, Message, Violation, command_name, completion_ids, decode, state_key_bytes,
+    Behavior, Call, Command, HandlerError, Message, Violation, command_name, completion_ids, decode, place, state_key_bytes,
 };
-pub use encode::{Outgoing, Start, encode_input};
+pub use encode::{Outgoing, Start, encode_input, encode_input_head};
 pub use frame::{Frame, FrameDecoder, HEADER_BYTES, TooLarge};
 pub use submission::{KEY_BYTES_MAX, NewSubmission, SubmissionError, build_submission};
 pub use version::{MAX_VERSION, MIN_VERSION, content_type, is_supported, negotiate};

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use surefoot_model::{
     Action, Entry, Failure, InvocationId, Notification, NotificationId, Outcome, Resolution, Timestamp, entry_type,
 };
-use surefoot_protocol::{Behavior, Command, Frame, FrameDecoder, Message, Outgoing, Start, Violation, decode, encode_input};
+use surefoot_protocol::{
+    Behavior, Command, Frame, FrameDecoder, Message, Outgoing, Start, Violation, decode, encode_input, encode_input_head,
+};
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: String = text.split_whitespace().collect();
@@ -53,6 +55,16 @@ fn entry(entry: &Entry, version: u8) -> Vec<u8> {
 
 fn notification(ty: u16, completion: u32, result: Resolution) -> Entry {
     Entry::Notification(Notification { ty, id: NotificationId::Completion(completion), result })
+}
+
+#[test]
+fn a_body_stands_behind_all_else_of_an_input() {
+    for body in ["", "b", &"b".repeat(1 << 20)] {
+        for headers in [vec![], vec![("k", "v"), ("l", "w")]] {
+            let head = encode_input_head(&headers, body.len());
+            assert_eq!([&head, body.as_bytes()].concat(), encode_input(&headers, body.as_bytes()));
+        }
+    }
 }
 
 #[test]
