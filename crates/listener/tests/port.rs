@@ -290,8 +290,11 @@ async fn who_waits_for_a_place_at_a_stop_hears_so_before_the_stop_is_over() {
     while echo.accepted.load(Ordering::Relaxed) < 3 {
         tokio::task::yield_now().await;
     }
+    let drained = tokio::spawn(server.drain(Duration::from_secs(30)));
     echo.told.notify_one();
-    server.drain(Duration::from_secs(30)).await;
+    assert!(answer(&mut busy, 4).await.ends_with("told"));
+    drop(busy);
+    drained.await.unwrap();
     for client in waiting {
         let mut client = client.into_std().unwrap();
         let mut heard = [0; 1024];
@@ -300,7 +303,6 @@ async fn who_waits_for_a_place_at_a_stop_hears_so_before_the_stop_is_over() {
         let heard = String::from_utf8_lossy(&heard[..bytes]);
         assert!(heard.starts_with("HTTP/1.1 503") && heard.ends_with("Stopping"), "{heard}");
     }
-    assert!(answer(&mut busy, 4).await.ends_with("told"));
 }
 
 /// A client that called again and again saw its connection end between two calls, or reset; or kept its place for ever, if its results were
