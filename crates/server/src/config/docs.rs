@@ -56,7 +56,7 @@ body, message or value of 32 MiB is in memory several times on its way (as it co
 at once take turns: what brings more than a sixteenth of the tables' bound is let in where it fits beside all that is there, or half of the bound is free, and so a body waits for the one before it and a result
 for a checkpoint, while what is small passes; what is at the edges and comes too late for ten seconds is answered 503. On the disk a value lies in pieces of 128 KiB, so that merges of table files
 hold little, and a journal is read as its handler takes it, in parts of at most 1 MiB (a 64th of `memory-size` if that is less) or one entry. At a setting of 64 MiB, where the bound is 192 MiB, the process took up to 117 MiB with six values of state of 31 MiB that one
-handler sets, 100 MiB with six results of 31 MiB, 120 MiB when their journal was replayed after a kill, and 152 to 168 MiB with six calls at once that have parameters and results of as much. Six handlers that call others so took 138 to 154 MiB. A connection of a client takes 16 KiB more, and a call in progress 8 KiB
+handler sets, 100 MiB with six results of 31 MiB, 120 MiB when their journal was replayed after a kill, and 148 to 168 MiB with six calls at once that have parameters and results of as much. Six handlers that call others so took 138 to 166 MiB. A connection of a client takes 16 KiB more, and a call in progress 8 KiB
 with its headers (`ingress.concurrent-api-requests-limit`). A connection over HTTP/2 on which hundreds of calls came at a time has kept half a MiB more until it ends.
 
 What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
