@@ -86,6 +86,38 @@ async fn a_data_directory_in_use_or_of_another_version() -> Result<()> {
     server.restart().await.context("nothing was harmed")
 }
 
+/// A line that could not be written ended the server, and one that nobody read would have stopped it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_or_that_nobody_reads() -> Result<()> {
+    const LINES: &str = "surefoot=trace,hyper=trace,h2=trace";
+    let folder = places::temporary("log-")?;
+    let pipe = |name: &str| -> Result<(std::path::PathBuf, std::fs::File)> {
+        let path = folder.path().join(name);
+        ensure!(Command::new("mkfifo").arg(&path).status().context("run mkfifo")?.success(), "make a pipe");
+        // For writing too, so that this open waits for nobody.
+        let reader = std::fs::OpenOptions::new().read(true).write(true).open(&path).context("open the pipe")?;
+        Ok((path, reader))
+    };
+    let (unread, _reader) = pipe("unread")?;
+    let (left, leaving) = pipe("left")?;
+    let mut leaving = Some(leaving);
+    for log in ["/dev/full".into(), unread, left] {
+        let server = Server::prepare(&[("LOG_FILTER", LINES)])?;
+        let mut process = Process::start("the server", &mut server.command()?, &log)?;
+        drop(leaving.take_if(|_| log.ends_with("left")));
+        let admin = server.admin();
+        eventually("a healthy server", LIMIT, || async { Ok(admin.health().await?) }).await?;
+        let said = log.display();
+        let (status, _, message) = told(admin.register(&NewDeployment::at("not a uri")).await)?;
+        ensure!(status == 400, "{said}: {status} {message}");
+        for _ in 0..500 {
+            admin.health().await.with_context(|| format!("{said}"))?;
+        }
+        ensure!(process.terminate(LIMIT)?.success(), "{said}: a stop on demand is a success");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_port_in_use() -> Result<()> {
     let server = Server::prepare(&[])?;

@@ -3,6 +3,7 @@
 //! Owns: their arguments, and what a person reads of them. Does not own: making a backup (the node does, through its admin API), or restoring one (`server`).
 
 use crate::settings::DataDirArguments;
+use crate::tell;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,8 +37,11 @@ pub(crate) fn run_backup(arguments: &BackupArguments) -> anyhow::Result<ExitCode
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a thread")?;
     // It takes as long as there is much to copy: no time limit. Where this process is ended, the node ends the backup.
     let backup = runtime.block_on(admin.back_up(directory))?;
-    println!("{directory} has a backup of the node: {} files, {} bytes, {} ms", backup.files, backup.bytes, backup.took_ms);
-    println!("To restore it: surefoot restore {directory} --data-dir NEW-DIRECTORY");
+    tell::say(format!(
+        "{directory} has a backup of the node: {} files, {} bytes, {} ms",
+        backup.files, backup.bytes, backup.took_ms
+    ));
+    tell::say(format!("To restore it: surefoot restore {directory} --data-dir NEW-DIRECTORY"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -46,16 +50,16 @@ pub(crate) fn run_restore(arguments: RestoreArguments) -> anyhow::Result<ExitCod
     let data_dir = arguments.data_dir.path()?;
     let restored = restore::restore(&arguments.backup, &data_dir)?;
     let shown = std::path::absolute(&data_dir).unwrap_or_else(|_| Path::to_owned(&data_dir));
-    println!(
+    tell::say(format!(
         "{} files, {} bytes of node {:016x} are restored to {}",
         restored.files,
         restored.bytes,
         restored.node_id,
         shown.display()
+    ));
+    tell::say(
+        "The node that was backed up must not run any more, nor a second one of this backup: each would run the same invocations.",
     );
-    println!(
-        "The node that was backed up must not run any more, nor a second one of this backup: each would run the same invocations."
-    );
-    println!("Start it: surefoot serve --data-dir {}", shown.display());
+    tell::say(format!("Start it: surefoot serve --data-dir {}", shown.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! Owns: its arguments, and what a person reads of it. Does not own: looking (`server`).
 
 use crate::settings::DataDirArguments;
+use crate::tell;
 use std::path::Path;
 use std::process::ExitCode;
 use surefoot_server::doctor::{self, Diagnosis};
@@ -18,9 +19,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let path = arguments.data_dir.path()?;
     let found = doctor::examine(&path)?;
     for fault in &found.faults {
-        println!("fault: {fault}");
+        tell::say(format!("fault: {fault}"));
     }
-    println!("{}", summary(&path, &found));
+    tell::say(summary(&path, &found));
     Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

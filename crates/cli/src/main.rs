@@ -2,14 +2,13 @@
 //!
 //! Owns: arguments, logs, signals, and what a person reads on the terminal. Does not own: rules of any kind.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to a terminal")]
-
 mod allocator;
 mod backup;
 mod doctor;
 mod logs;
 mod serve;
 mod settings;
+mod tell;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", told(&error));
+            tell::warn(format_args!("error: {}", told(&error)));
             ExitCode::FAILURE
         }
     }

@@ -1,11 +1,11 @@
 //! `surefoot serve`: from arguments to a running node, and from a signal to its end.
 
-use crate::{logs, settings};
+use crate::{logs, settings, tell};
 use anyhow::Context;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use surefoot_server::config::{self, Config, Sources};
 use surefoot_server::serve::{self, Process, Serving, Summary, url};
 use surefoot_server::telemetry;
@@ -13,6 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads that serve connections, attempts and sources. The log and the partitions have their own.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
+/// Signals within so long are one: `timeout` and terminals signal a process and then its group, which it is in.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// As `sysexits` calls an internal fault.
 const FAULT: i32 = 70;
 
@@ -43,9 +45,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let loaded = config::load(&sources(arguments)?)?;
     if dump_only {
         for warning in &loaded.warnings {
-            eprintln!("{warning}");
+            tell::warn(warning);
         }
-        say(&config::dump(&loaded.config));
+        tell::say(config::dump(&loaded.config).trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     logs::start(&loaded.config)?;
@@ -61,6 +63,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(serve(&loaded.config));
     // What still runs has lost its node; nobody waits for it.
     runtime.shutdown_background();
+    logs::finish();
     code
 }
 
@@ -74,12 +77,6 @@ fn sources(arguments: Arguments) -> anyhow::Result<Sources> {
     settings::sources(arguments.config, flags)
 }
 
-/// Writes to the terminal. Whoever has stopped reading (`| head -1`) misses the rest; the server runs on.
-fn say(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let env = serve::world();
     let mut signals = Signals::new()?;
@@ -91,13 +88,15 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         () = signals.next() => return Ok(ExitCode::SUCCESS),
         serving = Serving::start(config, env, process) => serving?,
     };
-    say(&banner(config, serving.summary()));
+    // Beside the others: who reads standard output may take nothing more.
+    let banner = banner(config, serving.summary());
+    drop(tokio::task::spawn_blocking(move || tell::say(banner)));
     signals.next().await;
     tracing::info!("stopping; a second signal stops at once");
     tokio::select! {
         biased;
         // Dropped midway: the stop ends as if the process had been killed.
-        () = signals.next() => tracing::warn!("stopped at once; the next start replays the log"),
+        () = signals.another() => tracing::warn!("stopped at once; the next start replays the log"),
         in_time = serving.stop(config.shutdown_timeout) => {
             if in_time {
                 tracing::info!("stopped");
@@ -112,6 +111,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
 /// Without log and tables that keep their word nothing may go on (rules L4, C8).
 fn fatal(message: String) {
     tracing::error!(message, "what was taken cannot be made durable: the process stops");
+    logs::finish();
     end_at_once(FAULT)
 }
 
@@ -145,7 +145,6 @@ fn banner(config: &Config, summary: &Summary) -> String {
         lines.push("No deployment is registered yet. Start one and register it:".to_owned());
         lines.push(format!(r#"  curl {}/deployments --json '{{"uri": "http://localhost:9080"}}'"#, url(summary.admin)));
     }
-    lines.push(String::new());
     lines.join("\n")
 }
 
@@ -168,6 +167,17 @@ impl Signals {
             // A signal that is not taken is taken by the next call.
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Completes with a signal that is another one than the last.
+    async fn another(&mut self) {
+        let since = tokio::time::Instant::now();
+        loop {
+            self.next().await;
+            if since.elapsed() >= SAME_SIGNAL {
+                return;
+            }
         }
     }
 }
