@@ -55,6 +55,8 @@ pub enum Mutant {
     NeverAsk,
     /// Lets a deployment that does not answer have all places (rule O5).
     TakeAllPlaces,
+    /// Lets a deployment that has answered have all places, however long its attempts go on (rule O5).
+    WorkInAllPlaces,
     /// Begins at once what no deployment serves (rule O5).
     BeginUnserved,
     /// Waits for ever for a handler that says nothing more (rule O5).

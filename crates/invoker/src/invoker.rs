@@ -7,7 +7,7 @@ use crate::lines::Lines;
 use crate::metrics::Metrics;
 use crate::parts::{MessagePart, Parts, permits};
 use crate::places::{Idle, Places};
-use crate::reach::{Leave, NO_DEPLOYMENT, News, Reach, Tried};
+use crate::reach::{Leave, NO_DEPLOYMENT, News, PlacesLeft, Reach, Tried};
 use crate::transport::Transport;
 use ::http::{HeaderName, HeaderValue};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -128,19 +128,22 @@ impl Invoker {
         self.metrics.slots_released.increment(1);
     }
 
-    /// How many more attempts may begin there now: a deployment that does not answer holds only its share of the places, and one that
-    /// cannot be connected to is tried by one at a time (rule O5). While its attempts wait to report, or for memory, none begins. Those
-    /// that no deployment serves have a share together. Where it is none, [`Output::has_room`] or [`Output::ended`] says when to ask again.
+    /// How many more attempts may begin there now: a deployment that does not answer, or whose attempts work on and on, holds only its
+    /// share of the places, and one that cannot be connected to is tried by one at a time (rule O5). While its attempts wait to report, or
+    /// for memory, none begins. Those that no deployment serves have a share together. Where it is none, [`Output::has_room`] or
+    /// [`Output::ended`] says when to ask again.
     pub fn share_left(&self, destination: &Destination) -> usize {
         let deployment = deployment_at(&self.catalog.load(), destination);
-        let share = self.reach.share_left(deployment, self.places.watch_within_reach(), self.env.clock.monotonic());
+        let left = self.broken(self.places.watch_within_reach(deployment));
+        let share = self.reach.share_left(deployment, left, self.env.clock.monotonic());
         if share > 0 && self.output.has_memory_of(deployment) { share } else { 0 }
     }
 
     /// Whether that is any at all, for those who do not wait.
     pub fn has_share(&self, destination: &Destination) -> bool {
         let deployment = deployment_at(&self.catalog.load(), destination);
-        let share = self.reach.share(deployment, self.places.within_reach(), self.env.clock.monotonic());
+        let left = self.broken(self.places.within_reach(deployment));
+        let share = self.reach.share(deployment, left, self.env.clock.monotonic());
         share > 0 && self.output.has_memory_of(deployment)
     }
 
@@ -155,20 +158,29 @@ impl Invoker {
         let chosen = attempt::choose(&catalog, &target.service, pin);
         // One that fails at once counts as well: others start past those that wait for it.
         let deployment = deployment_at(&catalog, &Destination::of(&target.service, pin));
-        let takes_all = self.settings.mutant == Mutant::TakeAllPlaces;
-        let places_left = if takes_all { usize::MAX } else { self.places.within_reach() };
+        let left = self.broken(self.places.within_reach(deployment));
         let began = self.env.clock.monotonic();
         if !self.output.has_memory_of(deployment) {
             return None;
         }
         let is_uncounted = self.settings.mutant == Mutant::BeginUnserved && chosen.is_err();
-        let leave = if is_uncounted { Leave::Begins } else { self.reach.try_begin(deployment, places_left, began) };
+        let leave = if is_uncounted { Leave::Begins } else { self.reach.try_begin(deployment, left, began) };
         if leave == Leave::Waits {
             return None;
         }
         let (is_connecting, invoker) = (leave == Leave::Tries, self.clone());
-        let begun = Begun { invoker, deployment, began, is_connecting, is_answered: is_uncounted, is_heard: is_uncounted };
+        let begun =
+            Begun { invoker, deployment, began, is_connecting, is_answered: is_uncounted, is_heard: is_uncounted, is_uncounted };
         Some(Admission { chosen, begun })
+    }
+
+    /// What the variants have an attempt find that let deployments have all places.
+    fn broken(&self, left: PlacesLeft) -> PlacesLeft {
+        match self.settings.mutant {
+            Mutant::TakeAllPlaces => PlacesLeft { count: usize::MAX, ..left },
+            Mutant::WorkInAllPlaces => PlacesLeft { own_idle: usize::MAX, ..left },
+            _ => left,
+        }
     }
 
     /// A replay of so many bytes is in flight from here on, before it is read.
@@ -342,8 +354,8 @@ pub(crate) struct Held {
     pub(crate) place: AttemptPlace,
 }
 
-/// Leave to begin, with the deployment that the attempt runs on. It counts there until the deployment has answered, or this is
-/// dropped unused.
+/// Leave to begin, with the deployment that the attempt runs on. It counts there until the attempt has ended, or this is dropped
+/// unused.
 pub struct Admission {
     chosen: Result<Chosen, Failure>,
     begun: Begun,
@@ -356,8 +368,8 @@ impl Admission {
     }
 }
 
-/// An attempt in its deployment's counts: of those that have no answer, and of those that have brought nothing yet. It is in neither once
-/// this is dropped.
+/// An attempt in its deployment's counts: of those that have begun, of those that have no answer, and of those that have brought nothing
+/// yet. It is in none once this is dropped.
 pub(crate) struct Begun {
     invoker: Arc<Invoker>,
     deployment: DeploymentId,
@@ -365,6 +377,7 @@ pub(crate) struct Begun {
     is_connecting: bool,
     is_answered: bool,
     is_heard: bool,
+    is_uncounted: bool,
 }
 
 impl Begun {
@@ -427,6 +440,9 @@ impl Drop for Begun {
     fn drop(&mut self) {
         if self.is_connecting {
             self.connected(Tried::GivenUp);
+        }
+        if !self.is_uncounted {
+            self.invoker.reach.ended(self.deployment);
         }
         self.answered();
         self.heard();

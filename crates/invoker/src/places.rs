@@ -5,6 +5,7 @@
 //! has its price. Does not own: in which order attempts start (`partition`), or how one suspends (`attempt`).
 
 use crate::feed::Line;
+use crate::reach::PlacesLeft;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +36,7 @@ struct Waits {
     /// Starts that wait, by worker.
     wanted: BTreeMap<usize, usize>,
     idle: BTreeMap<Rank, IdleAttempt>,
-    idle_of: BTreeSet<(DeploymentId, Rank)>,
+    idle_of: BTreeMap<DeploymentId, BTreeSet<Rank>>,
     /// Attempts that were asked and have not ended, unless that was too long ago.
     asked: BTreeMap<u64, DeploymentId>,
     /// The same in the order of asking, those that have ended included.
@@ -107,17 +108,20 @@ impl Places {
         self.max.saturating_sub(self.taken.load(Ordering::Relaxed))
     }
 
-    /// Places that are free, or may be had from attempts that only wait.
-    pub(crate) fn within_reach(&self) -> usize {
-        self.free() + self.idle.load(Ordering::Relaxed)
+    /// Places that are free, or may be had from attempts that only wait; and those of this deployment among the latter.
+    pub(crate) fn within_reach(&self, deployment: DeploymentId) -> PlacesLeft {
+        let idle = self.idle.load(Ordering::Relaxed);
+        // As a rule nobody waits, and nothing is locked.
+        let own_idle = if idle == 0 { 0 } else { self.lock().idle_of.get(&deployment).map_or(0, BTreeSet::len) };
+        PlacesLeft { count: self.free() + idle, own_idle }
     }
 
     /// The same, for somebody who wants to hear of more that may be had: see [`Self::take_watched`].
-    pub(crate) fn watch_within_reach(&self) -> usize {
+    pub(crate) fn watch_within_reach(&self, deployment: DeploymentId) -> PlacesLeft {
         self.is_watched.store(true, Ordering::Relaxed);
         // Either this sees who waits by now, or they see that somebody wants to hear of it.
         fence(Ordering::SeqCst);
-        self.within_reach()
+        self.within_reach(deployment)
     }
 
     /// Whether somebody wants to hear that one more attempt only waits.
@@ -172,7 +176,7 @@ impl Places {
         let idle_since = since.as_millis() as u64 / SIMILAR.as_millis() as u64;
         let rank = Rank { idle_since, journal_bytes, number };
         waits.idle.insert(rank, IdleAttempt { deployment, line });
-        waits.idle_of.insert((deployment, rank));
+        waits.idle_of.entry(deployment).or_default().insert(rank);
         self.count_idle(&waits);
         if self.wanted.load(Ordering::Relaxed) > 0 {
             self.ask(&mut waits, false, now);
@@ -209,7 +213,7 @@ impl Places {
     fn ask_of(&self, waits: &mut Waits, deployment: DeploymentId, now: Duration) {
         while !self.never_asks
             && waits.crowded.get(&deployment).is_some_and(|crowded| crowded.waiting > crowded.asked)
-            && let Some(&(_, rank)) = waits.idle_of.range((deployment, Rank::FIRST)..).next().filter(|(of, _)| *of == deployment)
+            && let Some(rank) = waits.idle_of.get(&deployment).and_then(|ranks| ranks.first().copied())
         {
             waits.ask(rank, now);
             self.count_idle(waits);
@@ -228,7 +232,12 @@ impl Places {
 impl Waits {
     fn take_idle(&mut self, rank: Rank) -> Option<IdleAttempt> {
         let idle = self.idle.remove(&rank)?;
-        self.idle_of.remove(&(idle.deployment, rank));
+        if let Some(ranks) = self.idle_of.get_mut(&idle.deployment) {
+            ranks.remove(&rank);
+            if ranks.is_empty() {
+                self.idle_of.remove(&idle.deployment);
+            }
+        }
         Some(idle)
     }
 
@@ -259,10 +268,6 @@ impl Waits {
             self.forget_asked(number);
         }
     }
-}
-
-impl Rank {
-    const FIRST: Self = Self { idle_since: 0, journal_bytes: 0, number: 0 };
 }
 
 /// An attempt among those that may be asked, or have been; given back with [`Places::resume`] or [`Places::leave`].
@@ -333,6 +338,24 @@ mod tests {
         assert!(!sleeper.is_asked(), "it has work");
         sleeper.idle = Some(places.idle(HERE, sleeper.feed.line().clone(), SECOND, 0, SECOND));
         assert!(sleeper.is_asked());
+    }
+
+    #[test]
+    fn those_that_were_asked_are_within_reach_no_more() {
+        let places = Places::new(4, false);
+        let within_reach = |deployment| {
+            let PlacesLeft { count, own_idle } = places.within_reach(deployment);
+            (count, own_idle)
+        };
+        let mut sleepers: Vec<Sleeper> = [1, 2].map(|since| Sleeper::new(&places, since * SECOND, 0)).into();
+        assert_eq!((within_reach(HERE), within_reach(DeploymentId(2))), ((4, 2), (4, 0)));
+        places.want(0, 3, false, 2 * SECOND);
+        assert_eq!(asked(&mut sleepers), [0]);
+        assert_eq!(within_reach(HERE), (3, 1));
+        assert!(places.resume(sleepers[1].idle.take().unwrap()).is_none());
+        assert_eq!(within_reach(HERE), (2, 0));
+        sleepers[0].end(&places);
+        assert_eq!(within_reach(HERE), (3, 0));
     }
 
     #[test]

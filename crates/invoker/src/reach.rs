@@ -1,9 +1,10 @@
-//! Deployments that do not answer: what they may hold, how soon they are tried again, and how they go on once they answer.
+//! Deployments that do not answer, or work on and on: what they may hold, how soon they are tried again, and how they go on.
 //!
-//! Owns: how many attempts of each deployment have no response yet, the share of the places that they may hold (rule O5), that
-//! one attempt at a time tries a deployment that could not be connected to, while the others are held back, that these do not go on
-//! all at once, and how many begin before others have brought something. Does not own: connections (`transport`), retries,
-//! how soon an answer is in time (`pace`), that room (`parts`), or in which order those go on that are held back (`partition`).
+//! Owns: how many attempts of each deployment have no response yet, and how many are at work, the shares of the places that both
+//! may hold (rule O5), that one attempt at a time tries a deployment that could not be connected to, while the others are held back,
+//! that these do not go on all at once, and how many begin before others have brought something. Does not own: connections
+//! (`transport`), retries, how soon an answer is in time (`pace`), that room (`parts`), or in which order those go on that are held
+//! back (`partition`).
 
 use crate::pace::{AnswerPace, COUNTS, WINDOW_MIN};
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ const FAILURES_MIN: u32 = 3;
 /// The first pause between tries; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Attempts of a deployment that are at work hold so many times the places that they leave to others, at most: a step may take hours, and
+/// a service that such steps wait for may hang.
+const AT_WORK_PER_LEFT: usize = 7;
 /// How often a window is looked at for starts that count no more.
 const WINDOW_LOOK: Duration = Duration::from_millis(20);
 /// Attempts of a deployment that may begin before others are heard of, at first, and once so many were enough for a while.
@@ -36,6 +40,15 @@ const WINDOW_UNUSED_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Reach(Mutex<BTreeMap<DeploymentId, Known>>);
 
+/// What an attempt finds that is to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlacesLeft {
+    /// Places that are free, or may be had from attempts that only wait.
+    pub(crate) count: usize,
+    /// Attempts of its own deployment among the latter.
+    pub(crate) own_idle: usize,
+}
+
 /// What came of a try to connect.
 pub(crate) enum Tried {
     Connected,
@@ -46,6 +59,8 @@ pub(crate) enum Tried {
 
 #[derive(Debug)]
 struct Known {
+    /// Attempts that have begun and not ended.
+    begun: usize,
     /// Attempts that have no response yet.
     unanswered: usize,
     /// A start was held back because of them.
@@ -189,6 +204,7 @@ impl Window {
 impl Known {
     fn new(deployment: DeploymentId) -> Self {
         Self {
+            begun: 0,
             unanswered: 0,
             is_awaited: false,
             failures: 0,
@@ -209,12 +225,23 @@ impl Known {
         !self.is_tried && now >= self.next_try
     }
 
+    /// Attempts that do not only wait: they give up their places to nobody. Those that were asked to suspend, and have not, are among them.
+    fn at_work(&self, left: PlacesLeft) -> usize {
+        self.begun.saturating_sub(left.own_idle)
+    }
+
     /// How many more may begin.
-    fn share(&self, places_left: usize, now: Duration) -> usize {
+    fn share(&self, left: PlacesLeft, now: Duration) -> usize {
         if self.is_out_of_reach() {
             return usize::from(self.may_be_tried(now));
         }
-        let share = if self.unanswered == 0 { places_left.max(1) } else { places_left.saturating_sub(self.unanswered) };
+        let at_work = self.at_work(left);
+        let unanswered = if self.unanswered == 0 { left.count.max(1) } else { left.count.saturating_sub(self.unanswered) };
+        // With the n-th that begins, n places fewer are left, and n more are at work.
+        let working =
+            (left.count.saturating_mul(AT_WORK_PER_LEFT).saturating_add(1)).saturating_sub(at_work) / (AT_WORK_PER_LEFT + 1);
+        let working = if at_work == 0 { working.max(1) } else { working };
+        let share = unanswered.min(working);
         let share = self.window.as_ref().map_or(share, |window| share.min(window.room()));
         share.min(self.intake.room())
     }
@@ -234,7 +261,7 @@ impl Known {
 
     /// Nothing has to be remembered of it.
     fn is_as_new(&self) -> bool {
-        self.unanswered == 0 && self.failures == 0 && self.window.is_none() && self.intake.is_as_new()
+        self.begun == 0 && self.unanswered == 0 && self.failures == 0 && self.window.is_none() && self.intake.is_as_new()
     }
 }
 
@@ -260,12 +287,13 @@ pub(crate) struct News {
 impl Reach {
     /// How many more attempts of a deployment may begin while others find so many places: as many may be without an answer as places
     /// are left to others. One deployment that does not answer holds half of them, n hold n of n + 1 parts, and the first of each
-    /// always begins. Of one that is out of reach it is one try, and a window once that one succeeds. Where it is 0, [`Self::answered`],
-    /// [`Self::connected`] and [`Self::until_next_look`] say when to ask again.
-    pub(crate) fn share_left(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> usize {
+    /// always begins. [`AT_WORK_PER_LEFT`] times as many may be at work, whether they have an answer or not. Of one that is out of reach it
+    /// is one try, and a window once that one succeeds. Where it is 0, [`Self::answered`], [`Self::connected`] and
+    /// [`Self::until_next_look`] say when to ask again, or an attempt that ends or only waits does.
+    pub(crate) fn share_left(&self, deployment: DeploymentId, left: PlacesLeft, now: Duration) -> usize {
         let mut deployments = self.lock();
-        let Some(known) = deployments.get_mut(&deployment) else { return places_left.max(1) };
-        let share = known.share(places_left, now);
+        let Some(known) = deployments.get_mut(&deployment) else { return left.count.max(1) };
+        let share = known.share(left, now);
         if share == 0 {
             known.on_wait(now);
         }
@@ -273,30 +301,32 @@ impl Reach {
     }
 
     /// The same for somebody who does not wait.
-    pub(crate) fn share(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> usize {
-        self.lock().get(&deployment).map_or(places_left.max(1), |known| known.share(places_left, now))
+    pub(crate) fn share(&self, deployment: DeploymentId, left: PlacesLeft, now: Duration) -> usize {
+        self.lock().get(&deployment).map_or(left.count.max(1), |known| known.share(left, now))
     }
 
     /// Forgets those that are no more, and that nothing is under way to.
     pub(crate) fn forget(&self, is_gone: impl Fn(DeploymentId) -> bool) {
-        let is_under_way = |known: &Known| known.unanswered > 0 || !known.intake.is_as_new();
+        let is_under_way = |known: &Known| known.begun > 0 || known.unanswered > 0 || !known.intake.is_as_new();
         self.lock().retain(|deployment, known| is_under_way(known) || !is_gone(*deployment));
     }
 
-    /// An attempt begins, and has no answer yet. `places_left` are those that others find once it has its own. Where it has to wait,
-    /// see [`Self::share_left`]; or more places are left.
-    pub(crate) fn try_begin(&self, deployment: DeploymentId, places_left: usize, now: Duration) -> Leave {
+    /// An attempt begins, and has no answer yet. `left` are the places that others find once it has its own. Where it has to wait,
+    /// see [`Self::share_left`]; or more places are left. Its end is told by [`Self::ended`].
+    pub(crate) fn try_begin(&self, deployment: DeploymentId, left: PlacesLeft, now: Duration) -> Leave {
         let mut deployments = self.lock();
         let known = deployments.entry(deployment).or_insert_with(|| Known::new(deployment));
         let leave = match (known.is_out_of_reach(), known.may_be_tried(now)) {
             (true, true) => Leave::Tries,
             (true, false) => Leave::Waits,
-            (false, _) if known.unanswered > places_left => Leave::Waits,
+            (false, _) if known.unanswered > left.count => Leave::Waits,
+            (false, _) if known.at_work(left) > left.count.saturating_mul(AT_WORK_PER_LEFT) => Leave::Waits,
             (false, _) if known.window.as_ref().is_some_and(|window| window.room() == 0) => Leave::Waits,
             (false, _) if known.intake.room() == 0 => Leave::Waits,
             (false, _) => Leave::Begins,
         };
         known.is_tried |= leave == Leave::Tries;
+        known.begun += usize::from(leave != Leave::Waits);
         known.unanswered += usize::from(leave != Leave::Waits);
         match (leave, &mut known.window) {
             (Leave::Waits, _) => known.on_wait(now),
@@ -307,6 +337,17 @@ impl Reach {
             known.intake.begin(now);
         }
         leave
+    }
+
+    /// An attempt that began has ended, and gives its place back next: then those who are held back ask again. What else it counted in
+    /// is told apart.
+    pub(crate) fn ended(&self, deployment: DeploymentId) {
+        let mut deployments = self.lock();
+        let Some(known) = deployments.get_mut(&deployment) else { return };
+        known.begun -= 1;
+        if known.is_as_new() {
+            deployments.remove(&deployment);
+        }
     }
 
     /// An attempt that began then has its answer, or has ended without one. Whether somebody waits for that.
@@ -465,9 +506,14 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
 
+    /// So many places, none of which an attempt has that only waits.
+    fn left(count: usize) -> PlacesLeft {
+        PlacesLeft { count, own_idle: 0 }
+    }
+
     /// Lets attempts of a deployment begin as long as they may, with so many places free; how many did.
     fn flood(reach: &Reach, deployment: DeploymentId, free: usize) -> usize {
-        (1..=free).take_while(|begun| reach.try_begin(deployment, free - begun, NOW) == Leave::Begins).count()
+        (1..=free).take_while(|begun| reach.try_begin(deployment, left(free - begun), NOW) == Leave::Begins).count()
     }
 
     #[test]
@@ -487,11 +533,14 @@ mod tests {
     #[test]
     fn one_more_begins_once_one_has_its_answer_or_others_find_more_places() {
         let reach = Reach::default();
-        let share_left = |places| reach.share_left(BAD, places, NOW);
+        let share_left = |places| reach.share_left(BAD, left(places), NOW);
         assert_eq!(share_left(8), 8);
         assert_eq!((flood(&reach, BAD, 8), share_left(4)), (4, 0));
         assert_eq!(share_left(6), 2, "others have left");
-        let answered = || reach.answered(BAD, NOW, NOW) | reach.heard(BAD);
+        let answered = || {
+            reach.ended(BAD);
+            reach.answered(BAD, NOW, NOW) | reach.heard(BAD)
+        };
         assert!(answered(), "somebody waits for it");
         assert!(!answered());
         assert_eq!(share_left(4), 2);
@@ -499,11 +548,51 @@ mod tests {
         assert!(reach.lock().is_empty());
     }
 
+    /// Each has its answer at once, and works on.
+    #[test]
+    fn attempts_that_work_on_and_on_leave_places_to_others_however_many_deployments_have_them() {
+        for (places, held) in [(1, [1, 0, 0]), (2, [1, 1, 0]), (8, [7, 1, 0]), (1_000, [875, 109, 14])] {
+            let reach = Reach::default();
+            let mut free = places;
+            let holds = [1, 2, 3].map(DeploymentId).map(|deployment| {
+                let begins = |free: usize| reach.try_begin(deployment, left(free - 1), NOW) == Leave::Begins;
+                let before = free;
+                while free > 0 && begins(free) {
+                    assert!(!reach.answered(deployment, NOW, NOW) && !reach.heard(deployment));
+                    free -= 1;
+                }
+                assert_eq!(reach.share_left(deployment, left(free), NOW) == 0, free > 0 || before > free, "as it was told");
+                before - free
+            });
+            assert_eq!(holds, held, "of {places}");
+        }
+    }
+
+    /// Callers that wait have to let what they call begin.
+    #[test]
+    fn attempts_that_only_wait_do_not_count_against_their_deployment_until_they_are_asked() {
+        let reach = Reach::default();
+        let of = |count, own_idle| PlacesLeft { count, own_idle };
+        let answers = || reach.answered(BAD, NOW, NOW) | reach.heard(BAD);
+        for free in (1..8).rev() {
+            assert_eq!(reach.try_begin(BAD, left(free), NOW), Leave::Begins);
+            assert!(!answers());
+        }
+        assert_eq!((reach.share_left(BAD, of(1, 0), NOW), reach.share_left(BAD, of(2, 1), NOW)), (0, 1), "one waits");
+        assert_eq!(reach.share_left(BAD, of(8, 7), NOW), 7, "all of them do");
+        assert_eq!(reach.share_left(BAD, of(1, 0), NOW), 0, "they were asked, and have not ended");
+        assert_eq!(reach.try_begin(BAD, of(0, 0), NOW), Leave::Waits);
+        assert_eq!(reach.try_begin(BAD, of(1, 1), NOW), Leave::Begins);
+        assert!(answers(), "somebody was held back");
+        (0..8).for_each(|_| reach.ended(BAD));
+        assert!(reach.lock().is_empty());
+    }
+
     #[test]
     fn one_that_cannot_be_connected_to_is_tried_by_one_at_a_time_and_the_others_are_held_back() {
         let reach = Reach::default();
         let ms = Duration::from_millis;
-        let begin_at = |now| reach.try_begin(BAD, 1_000, ms(now));
+        let begin_at = |now| reach.try_begin(BAD, left(1_000), ms(now));
         let failed_at = |now| reach.connected(BAD, Tried::Failed("refused".to_owned()), ms(now));
         // All began before anybody knew.
         let first: Vec<_> = (0..5).map(|_| begin_at(0)).collect();
@@ -514,11 +603,11 @@ mod tests {
         let news: Vec<_> = (0..4).map(|_| failed_at(0)).collect();
         assert_eq!(news, [nothing, nothing, set_alarm, nothing], "one alarm");
         assert_eq!(reach.try_connect(BAD, ms(199)), Err("refused".to_owned()), "one that is late");
-        assert_eq!((begin_at(199), reach.share_left(BAD, 1_000, ms(199))), (Leave::Waits, 0));
+        assert_eq!((begin_at(199), reach.share_left(BAD, left(1_000), ms(199))), (Leave::Waits, 0));
         assert!(!reach.take_awaited(BAD, ms(199)));
         assert_eq!((reach.until_next_look(BAD, ms(150)), reach.until_next_look(BAD, ms(200))), (Some(ms(50)), None));
         assert!(reach.take_awaited(BAD, ms(200)), "it was looked at in vain");
-        assert_eq!(reach.share_left(BAD, 1_000, ms(200)), 1);
+        assert_eq!(reach.share_left(BAD, left(1_000), ms(200)), 1);
         assert_eq!((begin_at(200), begin_at(200)), (Leave::Tries, Leave::Waits), "one tries");
         assert_eq!(reach.connected(BAD, Tried::GivenUp, ms(250)), ask_again);
         assert_eq!(begin_at(250), Leave::Tries);
@@ -528,6 +617,7 @@ mod tests {
         assert_eq!(reach.connected(BAD, Tried::Connected, ms(1_100)), ask_again, "the alarm is set");
         assert_eq!((begin_at(1_100), reach.error(BAD)), (Leave::Begins, None));
         assert!((0..9).all(|_| !reach.answered(BAD, ms(1_100), ms(1_100)) && !reach.heard(BAD)));
+        (0..9).for_each(|_| reach.ended(BAD));
         assert_eq!(reach.until_next_look(BAD, ms(1_100) + WINDOW_UNUSED_MAX), None);
         assert!(reach.lock().is_empty(), "nothing is kept of a deployment that answers");
     }
@@ -544,15 +634,19 @@ mod tests {
         fn new() -> Self {
             let reach = Reach::default();
             let attempts = 0..FAILURES_MIN;
-            assert!(attempts.clone().all(|_| reach.try_begin(BAD, PLACES, NOW) == Leave::Begins));
+            assert!(attempts.clone().all(|_| reach.try_begin(BAD, left(PLACES), NOW) == Leave::Begins));
             for _ in attempts {
                 reach.connected(BAD, Tried::Failed(String::new()), NOW);
+                reach.ended(BAD);
                 reach.answered(BAD, NOW, NOW);
                 reach.heard(BAD);
             }
             let now = PAUSE_MAX;
             assert_eq!(reach.until_next_look(BAD, now), None);
-            assert_eq!((reach.try_begin(BAD, PLACES, now), reach.try_begin(BAD, PLACES, now)), (Leave::Tries, Leave::Waits));
+            assert_eq!(
+                (reach.try_begin(BAD, left(PLACES), now), reach.try_begin(BAD, left(PLACES), now)),
+                (Leave::Tries, Leave::Waits)
+            );
             let news = reach.connected(BAD, Tried::Connected, now);
             assert_eq!(news, News { is_awaited: true, wants_alarm: true });
             reach.heard(BAD);
@@ -561,9 +655,9 @@ mod tests {
 
         /// Has as many begin as may; how many. All of them bring something at once.
         fn fill(&self) -> usize {
-            let begins = || self.reach.try_begin(BAD, PLACES, self.now) == Leave::Begins;
+            let begins = || self.reach.try_begin(BAD, left(PLACES), self.now) == Leave::Begins;
             let begun = (0..PLACES).take_while(|_| begins()).inspect(|_| _ = self.reach.heard(BAD)).count();
-            assert_eq!(self.reach.share_left(BAD, PLACES, self.now), 0);
+            assert_eq!(self.reach.share_left(BAD, left(PLACES), self.now), 0);
             begun
         }
 
@@ -608,7 +702,7 @@ mod tests {
         assert_eq!(reached.now, since + COUNTS);
         assert_eq!(reached.fill(), WINDOW_MIN);
         // Their share of the places bounds them all the same.
-        let share_left = |places| reached.reach.share_left(BAD, places, reached.now + COUNTS);
+        let share_left = |places| reached.reach.share_left(BAD, left(places), reached.now + COUNTS);
         reached.reach.take_awaited(BAD, reached.now + COUNTS);
         let unanswered = 1 + 2 * WINDOW_MIN;
         assert_eq!((share_left(unanswered), share_left(unanswered + 1), share_left(PLACES)), (0, 1, WINDOW_MIN));
@@ -623,7 +717,7 @@ mod tests {
             reached.look();
         }
         assert_eq!(reached.now, held_at + WINDOW_UNUSED_MAX);
-        assert_eq!(reached.reach.share_left(BAD, PLACES, reached.now), UNHEARD_MIN, "as of one that was always in reach");
+        assert_eq!(reached.reach.share_left(BAD, left(PLACES), reached.now), UNHEARD_MIN, "as of one that was always in reach");
 
         let reached = Reached::new();
         (0..FAILURES_MIN)

@@ -1,4 +1,4 @@
-//! Attempts whose deployment holds its share of the places and does not answer (rule O5): they wait here, and others start past them.
+//! Attempts whose deployment holds its share of the places, as it does not answer or works on and on (rule O5): they wait here, and others start past them.
 //!
 //! Owns: a queue for each destination, in the order in which attempts were asked for, needed ones before fresh ones; and which
 //! destinations may begin more by now. Of each queue a bounded number is in memory: further ones are found in the tables again once

@@ -334,6 +334,44 @@ fn what_is_held_back_goes_on_with_an_answer_of_an_attempt_that_runs_on() {
     assert_eq!(node.handlers.asked(SILENT), calls[3..4], "with the first answer the next one has begun");
 }
 
+/// As [`flooded`], where each attempt has the beginning of an answer at once, and works on. Those that do.
+fn working(mutant: InvokerMutant) -> (TestNode, Vec<InvocationId>, usize) {
+    let (node, calls) = flooded(mutant);
+    let mut working = 0;
+    while !node.handlers.asked(SILENT).is_empty() {
+        assert_eq!(node.handlers.asked(SILENT)[0], calls[working], "in order");
+        working += 1;
+        node.handlers.answer_one(SILENT);
+        node.settle();
+    }
+    (node, calls, working)
+}
+
+/// A step that waited for a service that hung stopped all handlers of a node: its attempt had begun to answer.
+#[test]
+fn a_deployment_whose_attempts_work_on_and_on_leaves_places_and_others_start_past_what_waits_for_it() {
+    let (node, calls, working) = working(InvokerMutant::None);
+    assert_eq!(working, 3, "of four places");
+    node.append(PartitionId(1), submitted(id(1, 1), 10));
+    assert_eq!(node.handlers.asked(OTHER), [id(1, 1)]);
+    node.handlers.fail_one(OTHER);
+    node.settle();
+    for (ended, attempt) in calls[..300].iter().zip(1..) {
+        node.append(PartitionId(0), progressed(*ended, attempt, vec![output()], Some(AttemptEnd::Completed)));
+        assert_eq!(node.handlers.asked(SILENT), [calls[attempt as usize + 2]], "in place of the one that has ended");
+        node.handlers.answer_one(SILENT);
+        node.settle();
+    }
+    assert!(node.handlers.asked(SILENT).is_empty());
+}
+
+#[test]
+fn a_node_whose_places_attempts_of_one_deployment_take_that_work_on_is_caught() {
+    let (node, _, working) = working(InvokerMutant::WorkInAllPlaces);
+    node.append(PartitionId(1), submitted(id(1, 1), 10));
+    assert_eq!((working, node.handlers.asked(OTHER)), (4, vec![]));
+}
+
 #[test]
 fn what_is_held_back_goes_on_at_a_new_deployment() {
     let (node, calls) = flooded(InvokerMutant::None);

@@ -224,7 +224,8 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Automatic(|c| &mut c.worker.invoker.attempts_max),
         meaning: "Attempts that run at a time; `automatic`: 24000, or fewer if half of `memory-size` does not hold so many that wait. \
                   Further ones queue, and while they do, attempts that only sleep or wait for calls are asked to suspend. \
-                  Attempts whose response has not begun take half at most for each deployment, so that one that hangs stops no other.",
+                  Attempts whose response has not begun take half at most for each deployment, and those that do not only wait \
+                  seven eighths (one of 2, 3 of 4), so that one that hangs stops no other.",
     },
     Setting {
         key: "worker.invoker.journal-entries-limit",
