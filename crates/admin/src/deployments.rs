@@ -489,7 +489,7 @@ mod tests {
         assert!(plan(&known, vec![], false).is_ok());
         let (found, max) = (CATALOG_SERVICES_MAX + 1, CATALOG_SERVICES_MAX);
         assert_eq!(plan(&known, vec![full("New", 0)], false), Err(Error::CatalogFull { what: "services", found, max }));
-        // What is overwritten does not count.
+        // A deployment that is overwritten does not count.
         let mut replaced = having(vec![full("Old", CATALOG_HANDLERS_MAX)]);
         let old = replaced.deployments.pop_first().unwrap().1;
         replaced.deployments.insert(DeploymentId(1), Arc::new(Deployment { id: DeploymentId(1), ..(*old).clone() }));

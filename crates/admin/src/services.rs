@@ -5,6 +5,7 @@
 use crate::text::duration;
 use crate::{Admin, Error};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use surefoot_model::catalog::{
     Defaults, Deployment, Handler, InputRule, OnMaxAttempts, Options, OutputRule, Service, ServiceKind, StreamMode,
@@ -60,9 +61,9 @@ pub(crate) struct HandlerJson {
     input_description: String,
     output_description: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    input_json_schema: Option<serde_json::Value>,
+    input_json_schema: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    output_json_schema: Option<serde_json::Value>,
+    output_json_schema: Option<Box<RawValue>>,
     retry_policy: RetryOverridesJson,
 }
 
@@ -245,8 +246,9 @@ fn describe_output(rule: &OutputRule) -> String {
     }
 }
 
-fn schema(text: Option<&str>) -> Option<serde_json::Value> {
-    text.and_then(|text| serde_json::from_str(text).ok())
+/// As the endpoint wrote it: to read it would take many times its bytes.
+fn schema(text: Option<&str>) -> Option<Box<RawValue>> {
+    text.and_then(|text| RawValue::from_string(text.to_owned()).ok())
 }
 
 fn on_max_attempts(on_max: OnMaxAttempts) -> &'static str {

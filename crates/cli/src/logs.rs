@@ -5,13 +5,16 @@
 
 use anyhow::Context;
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
 use surefoot_server::config::{Config, LogFormat};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// Lines that wait to be written. Beyond it the newest is dropped.
-const LINES_MAX: usize = 8_192;
+const LINES_MAX: usize = 1_024;
+/// How long the end of the process waits for them.
+const FINISH_MAX: Duration = Duration::from_secs(1);
 
 /// The thread that writes, until the process ends.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -34,7 +37,16 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until what was logged is written, a second at most. What is logged later is dropped.
+/// Waits until the lines before are written, [`FINISH_MAX`] at most. Later lines are dropped.
 pub(crate) fn finish() {
-    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (finished, is_finished) = mpsc::channel();
+    // On a thread of its own: where nobody reads standard error and standard output, the writer tells so on the latter, and waits.
+    let finishing = std::thread::Builder::new().name("surefoot-logs-end".to_owned()).spawn(move || {
+        drop(writer);
+        let _ = finished.send(());
+    });
+    if finishing.is_ok() {
+        let _ = is_finished.recv_timeout(FINISH_MAX);
+    }
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads that serve connections, attempts and sources. The log and the partitions have their own.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
-/// Signals within so long are one: `timeout` and terminals signal a process and then its group, which it is in.
+/// Signals within so long are one: `timeout` signals a process and then its group, which it is in.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// As `sysexits` calls an internal fault.
 const FAULT: i32 = 70;

@@ -90,9 +90,9 @@ impl Arrivals {
         has_small && has_large
     }
 
-    /// Waits until a body has room for this many bytes in all. Its turn comes after at most one body of each other deployment. Then the
-    /// tables must have room for what is to be appended: `tables` waits for that, for the time it is given. Until both are there, the
-    /// body holds no more room than it had. **Errors**: what `tables` says, or too many wait already that have outgrown the small room.
+    /// Waits until a body has room for this many bytes in all. Its turn comes after at most one body of each other deployment. Then it waits
+    /// for room in the tables as well: `tables` does so for the time that it is given. Until both have room, the body holds no more than
+    /// before. **Errors**: what `tables` says, or too many wait already that have outgrown the small room.
     /// Dropped midway, it gives back all that the body has.
     pub(crate) async fn grow<R: Future<Output = Result<(), Error>>>(
         &self,

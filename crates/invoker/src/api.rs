@@ -196,8 +196,8 @@ pub trait Output: Send + Sync {
     /// Whether memory lets attempts of this deployment start and read on. A deployment that has brought much waits first (rule O8).
     fn has_memory_of(&self, deployment: DeploymentId) -> bool;
 
-    /// Whether memory lets attempts of this deployment bring so many bytes more, for those who do not ask for places. What is large needs
-    /// so much room.
+    /// Whether memory has room for so many bytes more that attempts of this deployment bring. Few bytes need no room of their own; many
+    /// have to fit. Unlike [`Self::has_memory_of`] it notes nobody as waiting.
     fn has_memory_for(&self, deployment: DeploymentId, bytes: u64) -> bool;
 
     /// Completes while it does.

@@ -596,7 +596,7 @@ impl<'a> Attempt<'a> {
                 alarm = patience.alarm(due);
             }
             let looks = Looks {
-                // What is read holds a view: nothing comes before it.
+                // The part that was read holds a view of the tables: it is sent before anything else.
                 for_messages: !self.is_paused && !reads,
                 for_little_unsent: if replays { !reads } else { self.is_paused && !takes_live },
                 for_nothing_unsent: self.held.replay.is_some() && !replays,

@@ -179,7 +179,7 @@ impl Activity {
         self.newest.load(Ordering::Relaxed)
     }
 
-    fn moved(&self) {
+    pub(crate) fn moved(&self) {
         self.has_moved.store(true, Ordering::Relaxed);
     }
 

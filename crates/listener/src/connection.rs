@@ -419,6 +419,21 @@ mod tests {
         assert!(serving.is_finished());
     }
 
+    /// The service waited for the rest of the body, and the connection read it and the end behind it at once: the client had no answer.
+    #[tokio::test]
+    async fn the_end_behind_the_last_of_a_body_that_is_awaited_is_not_the_end_of_its_request() {
+        let (_registry, mut client, serving, answers, _clock) =
+            asked_with("POST /half HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbo").await;
+        answers.told.notify_one();
+        settle().await;
+        client.write_all(b"dy").await.expect("room for it");
+        client.shutdown().await.expect("nothing more comes");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("xxxx"), "{answer:?}");
+        serving.await.expect("it closed behind its answer");
+    }
+
     #[tokio::test]
     async fn a_client_that_has_closed_its_sending_side_and_is_gone_is_found_out_at_the_next_look() {
         let (_registry, mut client, serving, _answers, clock) = asked("/").await;

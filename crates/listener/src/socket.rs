@@ -78,6 +78,10 @@ struct BehindLast {
 /// The end of what a client sends.
 enum End {
     NotYet,
+    /// In this poll of the connection.
+    Came {
+        in_poll: u64,
+    },
     /// It has come, and is told once the call that waits has its answer. With the next look whether its client is still there.
     HeldBack {
         look: BoxFuture,
@@ -153,6 +157,7 @@ impl ClientSocket {
             self.blocked_since.get_or_insert_with(|| self.activity.requests());
         } else {
             self.blocked_since = None;
+            self.activity.moved();
             if let Some(blocked) = self.blocked.take() {
                 blocked.wake();
             }
@@ -214,6 +219,14 @@ impl AsyncRead for ClientSocket {
             let is_asked = buf.remaining() > 0;
             if ready!(this.poll_turn(cx, buf))? > 0 || !is_asked {
                 return Poll::Ready(Ok(()));
+            }
+            // The last of a body may have come just before. Whoever awaits it takes it before the next poll, and awaits nothing then.
+            this.end = End::Came { in_poll: this.polls.count() };
+            cx.waker().wake_by_ref();
+        }
+        if let End::Came { in_poll } = this.end {
+            if in_poll == this.polls.count() {
+                return Poll::Pending;
             }
             this.end = match this.ends.clone().try_acquire_owned() {
                 Ok(leave) if this.activity.waits_for_answer_alone(cx.waker()) => {

@@ -4,8 +4,9 @@
 //! through, so that a newer manifest still reads. Does not own: fetching it, revisions, or what is registered already. Source:
 //! protocol reference sections 2.3 to 2.9.
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -91,15 +92,15 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Manifest, Error>
     }
     let (mut services, mut names) = (Vec::with_capacity(manifest.services.len()), BTreeSet::new());
     for service in manifest.services {
-        if !names.insert(service.name.clone()) {
-            return Err(Error::Invalid(format!("service '{}' is defined twice", service.name)));
+        if !names.insert(service.own.name.clone()) {
+            return Err(Error::Invalid(format!("service '{}' is defined twice", service.own.name)));
         }
         services.push(service_of(service)?);
     }
     Ok(Manifest { mode, min_protocol: min, max_protocol: max, services })
 }
 
-fn service_of(json: ServiceJson) -> Result<Service, Error> {
+fn service_of(WithOptions { own: json, options }: WithOptions<ServiceJson>) -> Result<Service, Error> {
     let name = json.name;
     if !is_service_name(&name) {
         return Err(Error::Malformed(format!("'{}' is no service name", shown(&name))));
@@ -125,7 +126,7 @@ fn service_of(json: ServiceJson) -> Result<Service, Error> {
         }
     }
     Ok(Service {
-        options: json.options.into_options(&name)?,
+        options: options.into_options(&name)?,
         name: name.into(),
         kind,
         revision: 0,
@@ -137,7 +138,12 @@ fn service_of(json: ServiceJson) -> Result<Service, Error> {
     })
 }
 
-fn handler_of(service: &str, kind: ServiceKind, service_is_public: bool, json: HandlerJson) -> Result<Handler, Error> {
+fn handler_of(
+    service: &str,
+    kind: ServiceKind,
+    service_is_public: bool,
+    WithOptions { own: json, options }: WithOptions<HandlerJson>,
+) -> Result<Handler, Error> {
     let at = format!("{service}/{}", shown(&json.name));
     if !is_handler_name(&json.name) {
         return Err(Error::Malformed(format!("'{at}' is no handler name")));
@@ -149,10 +155,10 @@ fn handler_of(service: &str, kind: ServiceKind, service_is_public: bool, json: H
             json.ty.as_deref().unwrap_or("none")
         ))
     })?;
-    if json.options.workflow_completion_retention.is_some() && target != TargetKind::WorkflowRun {
+    if options.workflow_completion_retention.is_some() && target != TargetKind::WorkflowRun {
         return Err(Error::Invalid(format!("handler '{at}' sets a workflow retention but is not a workflow's run handler")));
     }
-    if json.options.idempotency_retention.is_some() && target == TargetKind::WorkflowRun {
+    if options.idempotency_retention.is_some() && target == TargetKind::WorkflowRun {
         return Err(Error::Invalid(format!("handler '{at}' is a workflow's run handler and takes no idempotency retention")));
     }
     if !service_is_public && json.ingress_private == Some(false) {
@@ -162,7 +168,7 @@ fn handler_of(service: &str, kind: ServiceKind, service_is_public: bool, json: H
         declared: true,
         required: input.required.unwrap_or(false),
         content_type: input.content_type,
-        json_schema: input.json_schema.map(|schema| schema.to_string()),
+        json_schema: input.json_schema.map(|schema| schema.get().to_owned()),
     });
     if input.content_type.as_deref().is_some_and(|t| t.starts_with("*/") && t != "*/*") {
         return Err(Error::Invalid(format!("handler '{at}' takes content type {:?}, which no request has", input.content_type)));
@@ -171,10 +177,10 @@ fn handler_of(service: &str, kind: ServiceKind, service_is_public: bool, json: H
         declared: true,
         content_type: output.content_type,
         set_content_type_if_empty: output.set_content_type_if_empty.unwrap_or(false),
-        json_schema: output.json_schema.map(|schema| schema.to_string()),
+        json_schema: output.json_schema.map(|schema| schema.get().to_owned()),
     });
     Ok(Handler {
-        options: json.options.into_options(&at)?,
+        options: options.into_options(&at)?,
         name: json.name.into(),
         target,
         public: json.ingress_private.map(|private| !private),
@@ -245,10 +251,9 @@ struct ServicesSize {
 
 #[derive(Deserialize)]
 struct ServiceSize {
-    handlers: HandlersSize,
+    /// Takes no memory: what is ignored has no size.
+    handlers: Vec<IgnoredAny>,
 }
-
-struct HandlersSize(usize);
 
 impl<'de> Deserialize<'de> for ServicesSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -265,33 +270,9 @@ impl<'de> Deserialize<'de> for ServicesSize {
                 let mut size = ServicesSize { services: 0, handlers: 0 };
                 while let Some(service) = list.next_element::<ServiceSize>()? {
                     size.services += 1;
-                    size.handlers += service.handlers.0;
+                    size.handlers += service.handlers.len();
                 }
                 Ok(size)
-            }
-        }
-
-        deserializer.deserialize_seq(Counting)
-    }
-}
-
-impl<'de> Deserialize<'de> for HandlersSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Counting;
-
-        impl<'de> Visitor<'de> for Counting {
-            type Value = HandlersSize;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of handlers")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<HandlersSize, A::Error> {
-                let mut handlers = 0;
-                while list.next_element::<IgnoredAny>()?.is_some() {
-                    handlers += 1;
-                }
-                Ok(HandlersSize(handlers))
             }
         }
 
@@ -305,7 +286,22 @@ struct ManifestJson {
     protocol_mode: Option<String>,
     min_protocol_version: i32,
     max_protocol_version: i32,
-    services: Vec<ServiceJson>,
+    services: Vec<WithOptions<ServiceJson>>,
+}
+
+/// A service or a handler, and its options. Both are read from one text: a field that neither knows takes no memory.
+struct WithOptions<T> {
+    own: T,
+    options: OptionsJson,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for WithOptions<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        let own = serde_json::from_str(text).map_err(de::Error::custom)?;
+        let options = serde_json::from_str(text).map_err(de::Error::custom)?;
+        Ok(Self { own, options })
+    }
 }
 
 #[derive(Deserialize)]
@@ -313,12 +309,10 @@ struct ManifestJson {
 struct ServiceJson {
     name: String,
     ty: String,
-    handlers: Vec<HandlerJson>,
+    handlers: Vec<WithOptions<HandlerJson>>,
     documentation: Option<String>,
     metadata: Option<BTreeMap<String, String>>,
     ingress_private: Option<bool>,
-    #[serde(flatten)]
-    options: OptionsJson,
 }
 
 #[derive(Deserialize)]
@@ -331,8 +325,6 @@ struct HandlerJson {
     documentation: Option<String>,
     metadata: Option<BTreeMap<String, String>>,
     ingress_private: Option<bool>,
-    #[serde(flatten)]
-    options: OptionsJson,
 }
 
 #[derive(Deserialize)]
@@ -340,7 +332,7 @@ struct HandlerJson {
 struct InputJson {
     required: Option<bool>,
     content_type: Option<String>,
-    json_schema: Option<serde_json::Value>,
+    json_schema: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -348,7 +340,7 @@ struct InputJson {
 struct OutputJson {
     content_type: Option<String>,
     set_content_type_if_empty: Option<bool>,
-    json_schema: Option<serde_json::Value>,
+    json_schema: Option<Box<RawValue>>,
 }
 
 /// Times in milliseconds.

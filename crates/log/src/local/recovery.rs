@@ -5,13 +5,13 @@
 
 use super::format::{self, ALIGN, BATCH_HEADER, BatchHeader, HEADER_START, HeaderFault, Part, Place, SegmentHeader, WITNESS};
 use super::segments::{self, Closed, Named, Ranges, Segments, Spare, named, segment_path};
-use super::{Error, Mutant, Options, Replay, of_sync};
+use super::{Error, Mutant, Options, Replay};
 use crate::Entry;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use surefoot_env::{Disk, File, is_shortage};
+use surefoot_env::{Disk, File};
 use surefoot_model::{Epoch, Lsn, PartitionId};
 
 /// What was found.
@@ -84,7 +84,7 @@ impl Found {
         spares.sort_by_key(|spare| spare.file_bytes);
         for spare in spares {
             let keeps = segments.has_use_for(spare.file_bytes)
-                && (options.mutant == Mutant::HeaderBeforeSize || make_size_durable(disk, &spare)?);
+                && (options.mutant == Mutant::HeaderBeforeSize || make_size_durable(disk, &spare));
             if keeps { segments.ready(spare) } else { remove(&spare.path)? }
         }
         if options.mutant == Mutant::SkipDirSync { Ok(()) } else { disk.sync_dir(dir).map_err(|e| io(e, "sync", dir)) }
@@ -92,16 +92,15 @@ impl Found {
 }
 
 /// An earlier process may have failed to sync a spare: then only the system's memory has it as long as it looks, and a sync alone does
-/// nothing. So its end is written again. False if there is no room for that, as on file systems that copy what they overwrite.
-fn make_size_durable(disk: &dyn Disk, spare: &Spare) -> Result<bool, Error> {
-    let file = disk.open(&spare.path).map_err(|e| io(e, "open", &spare.path))?;
-    match file.write_zeros(spare.file_bytes - ALIGN as u64, ALIGN) {
-        Ok(()) => {}
-        Err(error) if is_shortage(&error) => return Ok(false),
-        Err(error) => return Err(io(error, "write", &spare.path)),
-    }
-    file.sync_data().map_err(|e| io(of_sync(e), "sync", &spare.path))?;
-    Ok(true)
+/// nothing. So its end is written again. False where that fails: there may be no room, as on file systems that copy what they overwrite,
+/// or the disk is bad there. Nothing is in a spare: the start goes on without it.
+fn make_size_durable(disk: &dyn Disk, spare: &Spare) -> bool {
+    let write = || {
+        let file = disk.open(&spare.path)?;
+        file.write_zeros(spare.file_bytes - ALIGN as u64, ALIGN)?;
+        file.sync_data()
+    };
+    write().is_ok()
 }
 
 pub(super) fn recover(

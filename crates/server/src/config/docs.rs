@@ -51,18 +51,38 @@ Durations are friendly (`30s`, `1m 30s`, `1d`) or ISO 8601 (`PT1M`); sizes are b
 ";
 
 const MEMORY: &str = "\
-`memory-size` is dealt out, so that what one use has taken is no trouble of another one. At its bound each of them waits, and one thing passes alone, whatever its size: a
-body, message or value of 32 MiB is in memory several times on its way (as it comes and is encoded for the log, and in the tables), which is what the 128 MiB beside the setting are for, with code, threads, buffers of sockets, and what the allocator keeps. Several of them
-at once take turns: what brings more than a sixteenth of the tables' bound is let in where it fits beside all that is there, or half of the bound is free, and so a body waits for the one before it and a result
-for a checkpoint, while what is small passes; what is at the edges and comes too late for ten seconds is answered 503. On the disk a value lies in pieces of 128 KiB, so that merges of table files
-hold little, and a journal is read as its handler takes it, in parts of at most 1 MiB (a 64th of `memory-size` if that is less) or one entry. At a setting of 64 MiB, where the bound is 192 MiB, the process took up to 117 MiB with six values of state of 31 MiB that one
-handler sets, 100 MiB with six results of 31 MiB, 120 MiB when their journal was replayed after a kill, and 148 to 168 MiB with six calls at once that have parameters and results of as much. Six handlers that call others so took 138 to 166 MiB. A connection of a client takes 16 KiB more, and a call in progress 8 KiB
-with its headers (`ingress.concurrent-api-requests-limit`). A connection over HTTP/2 on which hundreds of calls came at a time has kept half a MiB more until it ends.
+`memory-size` is dealt out: what one use has taken is no trouble of another one. At its bound each use waits, and one thing passes alone, whatever its size.
 
-What is not in it: what a handler has sent and nobody has read yet (64 KiB of each attempt at most), the first 16 KiB of a message of which a part has come, and
-what is gathered for one report (64 KiB of each attempt that sends much). A deployment over HTTP/1.1 is sent each request whole, and so its journal is in memory whole. A shared
-handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win over what its client has of
-`memory-size`.
+A body, message or value of 32 MiB is in memory several times on its way: as it comes, as it is encoded for the log, and in the tables. The 128 MiB beside the
+setting are for that, and for code, threads, buffers of sockets, and what the allocator keeps. Several large ones take turns. One that brings more than a sixteenth
+of the tables' bound is let in where it fits beside all that is there, or where half of the bound is free. So a body waits for the one before it, and a result for
+a checkpoint. Small ones pass meanwhile. A call that waits for more than ten seconds is answered 503.
+
+On the disk a value lies in pieces of 128 KiB, so that merges of table files hold little. A journal is read as its handler takes it, in parts of at most 1 MiB (a
+64th of `memory-size` if that is less) or one entry.
+
+Peaks of the process at a setting of 64 MiB, where the bound is 192 MiB:
+
+| Load | Peak |
+|---|---|
+| Six values of state of 31 MiB that one handler sets | 117 MiB |
+| Six results of 31 MiB that one handler waits for | 100 MiB |
+| The replay of that handler's journal after a kill | 120 MiB |
+| Six calls at once, each with a parameter and a result of 31 MiB | 148 to 168 MiB |
+| Six handlers at once that call others with as much | 138 to 166 MiB |
+
+What is not in it:
+
+- 16 KiB of each connection of a client, and 8 KiB of each call in progress with its headers (`ingress.concurrent-api-requests-limit`). A connection over HTTP/2 on
+  which hundreds of calls came at a time has kept half a MiB more until it ends.
+- What a handler has sent and nobody has read yet: 64 KiB of each attempt at most. The first 16 KiB of a message of which a part has come. What is gathered for one
+  report: 64 KiB of each attempt that sends much.
+- A deployment over HTTP/1.1 is sent each request whole, and so its journal is in memory whole.
+- The Kafka client that each subscription has: some 0.6 MiB, 5 threads and 6 descriptors while its broker does not answer. 100 such subscriptions took 135 MiB
+  at a setting of 64 MiB, and 300 of them 251 MiB.
+
+A shared handler's read of state counts as large as the largest value of its key was when the attempt began. Properties of a Kafka cluster or a subscription win
+over what its client has of `memory-size`.
 ";
 
 const EXAMPLE: &str = "\

@@ -153,7 +153,7 @@ impl Default for Config {
                 allowed_origins: Vec::new(),
             },
             admin: Admin { bind_address: Address::localhost(9070) },
-            shutdown_timeout: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(25),
             log_format: LogFormat::Pretty,
             log_filter: "warn,surefoot=info,h2=error".to_owned(),
             retry: RetryPolicySettings {

@@ -92,7 +92,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "shutdown-timeout",
         kind: Kind::Duration { field: |c| &mut c.shutdown_timeout, min: ANY },
-        meaning: "How long a stop may take. It waits for requests in progress to be answered for all of it but the last quarter (10 s at most), which is for ending attempts and a last checkpoint; connections of clients that still wait then are closed. Nothing is lost either way. What runs the server should give it longer than this before it kills it (a container often has 10 s or 30 s).",
+        meaning: "How long a stop may take. It waits for requests in progress to be answered for all of it but the last quarter (10 s at most), which is for ending attempts and a last checkpoint. Connections of clients that still wait then are closed. Nothing is lost either way. Give the server longer than this before you kill it: Kubernetes gives it 30 s, Docker 10 s unless told otherwise. A server that is killed has no last checkpoint, and its next start takes longer.",
     },
     Setting { key: "log-format", kind: Kind::LogFormat(|c| &mut c.log_format), meaning: "How log lines look on standard error." },
     Setting {
