@@ -200,6 +200,19 @@ pub trait Output: Send + Sync {
     /// have to fit. Unlike [`Self::has_memory_of`] it notes nobody as waiting.
     fn has_memory_for(&self, deployment: DeploymentId, bytes: u64) -> bool;
 
-    /// Completes while it does.
-    fn memory_for(&self, deployment: DeploymentId, bytes: u64) -> BoxFuture;
+    /// For those who wait for that.
+    fn memory_ticket(&self, deployment: DeploymentId, bytes: u64) -> Box<dyn MemoryTicket>;
+}
+
+/// Who waits for memory with so many bytes. What is large has its place among others of its kind from the first wait on, and others may wait
+/// behind it, until this is dropped: once it is appended (rule O8).
+pub trait MemoryTicket: Send {
+    /// As [`Output::has_memory_for`].
+    fn has_memory(&self) -> bool;
+
+    /// Completes while it has.
+    fn memory(&mut self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// It waits for something that may take long: nobody waits behind it until it waits for memory again, in the place that it has now.
+    fn step_aside(&mut self);
 }

@@ -3,7 +3,7 @@
 //! Owns: what is sent and when, what of the handler's messages is let through, timeouts, and the verdict on a failure. Does not
 //! own: the journal (it is given, and reported back to the log), or what happens next. Source: protocol reference 3, 6 and 7.
 
-use crate::api::{AttemptStart, EagerState, JournalRest, Live, Mutant, ReadEntries, Room};
+use crate::api::{AttemptStart, EagerState, JournalRest, Live, MemoryTicket, Mutant, ReadEntries, Room};
 use crate::completions::Completions;
 use crate::feed::{self, FeedBytes, Told};
 use crate::invoker::{Held, Invoker, ReplayBytes, StreamWanted};
@@ -926,8 +926,9 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Waits until so much of a message has room. What came before it is reported first: nobody waits for room who has some. Where the `whole` of it
-    /// is larger than that room, memory is to have room for it before it takes any, and before it grows beyond it.
+    /// Waits until so much of a message has room. What came before it is reported first: nobody waits for room who has some. Where the
+    /// `whole` of it is larger than that room, memory is to have room for it before it takes any, and again where it
+    /// has to wait for more.
     async fn grow_part(&mut self, bytes: usize, whole: usize) -> Next {
         if self.part_is_whole
             && let Next::Aborted = self.report(None).await
@@ -936,11 +937,11 @@ impl<'a> Attempt<'a> {
         }
         let clock = self.invoker.env.clock.clone();
         let (deployment, whole) = (self.pin.deployment, whole as u64);
-        let has_memory =
-            move |invoker: &Invoker| !invoker.parts.is_beyond(whole) || invoker.output.has_memory_for(deployment, whole);
-        let is_let_in = self.held.part.is_some() || has_memory(self.invoker);
+        let is_let_in = self.held.part.is_some();
+        let mut ticket = self.invoker.parts.is_beyond(whole).then(|| self.invoker.output.memory_ticket(deployment, whole));
+        let has_memory = |ticket: &Option<Box<dyn MemoryTicket>>| ticket.as_ref().is_none_or(|ticket| ticket.has_memory());
         let mut part = self.held.part.take().unwrap_or_else(|| self.invoker.parts.part(clock.monotonic()));
-        if !is_let_in || !self.invoker.parts.try_grow(&mut part, bytes) {
+        if !is_let_in && !has_memory(&ticket) || !self.invoker.parts.try_grow(&mut part, bytes) {
             if !self.items.is_empty()
                 && let Next::Aborted = self.report(None).await
             {
@@ -948,14 +949,19 @@ impl<'a> Attempt<'a> {
             }
             let invoker = self.invoker.clone();
             let grow = async move {
-                let _waiting = PartWaiting::new(invoker.clone(), deployment);
                 loop {
-                    if !has_memory(&invoker) {
-                        invoker.output.memory_for(deployment, whole).await;
+                    if let Some(ticket) = &mut ticket {
+                        ticket.memory().await;
+                        if invoker.parts.try_grow(&mut part, bytes) {
+                            return part;
+                        }
+                        ticket.step_aside();
                     }
+                    let waiting = PartWaiting::new(invoker.clone(), deployment);
                     let more = invoker.parts.more(deployment, &part, bytes).await;
+                    drop(waiting);
                     // What others brought meanwhile may have filled it.
-                    if has_memory(&invoker) {
+                    if has_memory(&ticket) {
                         part.add(more);
                         return part;
                     }
@@ -1170,7 +1176,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Room for the items and so many bytes more, and for what they ask for. None: aborted while waiting for it.
-    async fn room(&mut self, more: usize) -> Option<Room> {
+    async fn room(&mut self, more: usize) -> Option<ReportRoom> {
         let cost = RECORD_COST as usize + self.items.len() * ITEM_COST + self.item_bytes + more;
         let permits = self.invoker.report_permits(cost);
         if self.invoker.output.has_memory_for(self.pin.deployment, self.report_bytes(more))
@@ -1178,7 +1184,7 @@ impl<'a> Attempt<'a> {
             && let Ok(permit) = self.invoker.reports.clone().try_acquire_many_owned(permits)
         {
             self.asks_for(reads);
-            return Some(Room::new(permit));
+            return Some(ReportRoom { room: Room::new(permit), _ticket: None });
         }
         // Apart, so that the task of an attempt that only waits is small.
         Box::pin(self.wait_for_room(permits, self.report_bytes(more))).await
@@ -1189,12 +1195,18 @@ impl<'a> Attempt<'a> {
         self.item_bytes.saturating_add(more) as u64
     }
 
-    /// Who waits for memory holds nothing meanwhile that others need: theirs may have some (rule O8).
-    async fn wait_for_room(&mut self, permits: u32, bytes: u64) -> Option<Room> {
+    /// Who waits for memory holds no room of reads or reports meanwhile: others may have memory (rule O8). Only a message that is whole keeps its
+    /// part until it is reported.
+    async fn wait_for_room(&mut self, permits: u32, bytes: u64) -> Option<ReportRoom> {
         let (invoker, deployment) = (self.invoker.clone(), self.pin.deployment);
+        let mut ticket = invoker.output.memory_ticket(deployment, bytes);
         loop {
-            if !invoker.output.has_memory_for(deployment, bytes) {
-                self.until_aborted(invoker.output.memory_for(deployment, bytes)).await?;
+            if !ticket.has_memory() {
+                let wait = async move {
+                    ticket.memory().await;
+                    ticket
+                };
+                ticket = self.until_aborted(Box::pin(wait)).await?;
             }
             let reads = match self.try_read_room() {
                 Ok(reads) => reads,
@@ -1206,9 +1218,9 @@ impl<'a> Attempt<'a> {
             };
             let permit = self.until_aborted(Box::pin(invoker.clone().report_room(deployment, permits))).await?;
             // What others reported before may lie in the tables by now, and fill them.
-            if invoker.output.has_memory_for(deployment, bytes) {
+            if ticket.has_memory() {
                 self.asks_for(reads);
-                return Some(Room::new(permit));
+                return Some(ReportRoom { room: Room::new(permit), _ticket: Some(ticket) });
             }
         }
     }
@@ -1233,7 +1245,7 @@ impl<'a> Attempt<'a> {
         self.start.live.reads(all);
     }
 
-    fn report_in(&mut self, room: Room, end: Option<AttemptEnd>) {
+    fn report_in(&mut self, room: ReportRoom, end: Option<AttemptEnd>) {
         let metrics = &self.invoker.metrics;
         match &end {
             None => {}
@@ -1252,7 +1264,7 @@ impl<'a> Attempt<'a> {
         let items = std::mem::take(&mut self.items);
         let (id, attempt) = (self.start.id, self.start.attempt);
         let progress = AttemptProgress { id, attempt, first_command, pin: self.pin, items, end };
-        self.invoker.output.progressed(self.start.partition, progress, room);
+        self.invoker.output.progressed(self.start.partition, progress, room.room);
     }
 
     /// The end that a failure is, said in the log where somebody should know.
@@ -1313,7 +1325,7 @@ impl Drop for Attempt<'_> {
             tracing::error!(invocation = &*self.id_text, "an attempt's task panicked");
             self.items.clear();
             let end = self.failed(Failure::of_server("the server failed while it ran the attempt; see its log".to_owned()));
-            self.report_in(Room::beyond(), Some(end));
+            self.report_in(ReportRoom { room: Room::beyond(), _ticket: None }, Some(end));
         } else {
             metrics.aborted.increment(1);
         }
@@ -1397,6 +1409,13 @@ impl<'a> Patience<'a> {
     fn is_idle(&self) -> bool {
         self.silence() >= IDLE
     }
+}
+
+/// What a report has been let in with.
+struct ReportRoom {
+    room: Room,
+    /// Of one that waited for memory, until it is appended.
+    _ticket: Option<Box<dyn MemoryTicket>>,
 }
 
 enum End {

@@ -18,7 +18,9 @@ mod reach;
 mod retry;
 pub mod transport;
 
-pub use api::{AttemptStart, Destination, EagerState, JournalRest, Live, Mutant, Output, ReadEntries, Room, Settings};
+pub use api::{
+    AttemptStart, Destination, EagerState, JournalRest, Live, MemoryTicket, Mutant, Output, ReadEntries, Room, Settings,
+};
 pub use feed::{Dropped, Feeds, Notifications, Notifier, Told};
 pub use invoker::{Admission, Invoker, ReplayBytes};
 pub use lines::Lines;

@@ -9,7 +9,7 @@ use crate::attempts::PartitionAttempts;
 use crate::brought::Tally;
 use crate::chores::PartitionChores;
 use crate::clients::PartitionClients;
-use crate::gate::{Gate, LargeWaiting};
+use crate::gate::{Gate, LargeTicket};
 use crate::given::try_given;
 use crate::handle::Shared;
 use crate::held_back::HeldBack;
@@ -46,7 +46,7 @@ pub(crate) struct ActingPartition {
     catalog: CatalogPublisher,
     effects: Vec<Effect>,
     /// While the next message to another partition is larger than memory has room for.
-    large_message: Option<LargeWaiting<Arc<Gate>>>,
+    large_message: Option<LargeTicket<Arc<Gate>>>,
     /// Told once this process leads.
     led: Option<oneshot::Sender<()>>,
 }
@@ -253,7 +253,11 @@ impl ActingPartition {
         let reader = self.store.read();
         let timers = self.timers.turn(&reader, time)?;
         let has_memory = self.shared.has_work_memory(self.shared.worker_of(self.id));
-        let message_bytes_max = has_memory.then(|| self.shared.gate.message_bytes_max());
+        let gate = &self.shared.gate;
+        // Held until the messages are on their way, and count.
+        let message_turn = gate.message_turn();
+        let message_bytes_max =
+            has_memory.then(|| if message_turn.is_some() { gate.message_bytes_max() } else { gate.small_bytes_max() });
         let outbox =
             self.outbox.turn(&reader, OutboxLooks { monotonic_ms, message_bytes_max }, |to| self.shared.has_stopped(to))?;
         self.large_message = match self.large_message.take() {
@@ -270,6 +274,7 @@ impl ActingPartition {
         self.append(timers.events);
         self.append(chore.into_iter().collect());
         outbox.batches.into_iter().for_each(|batch| self.send(batch));
+        drop(message_turn);
         self.append(removals);
         self.append(outbox.acks);
         let until_due = timers.next_due.map(|due| Duration::from_millis(due.0.saturating_sub(now.0)));

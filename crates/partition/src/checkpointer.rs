@@ -176,7 +176,7 @@ mod tests {
         let checkpoints = Checkpoints::new(Wake::new());
         let fatal: Fatal = Arc::new(|message| panic!("{message}"));
         let mut checkpointer = Checkpointer::new(checkpoints.clone(), gate.clone(), fatal);
-        let is_open = || pin!(gate.wait(0, || None)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let is_open = || pin!(gate.wait_once(0, || None)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         let mut store = Store::open(Arc::new(engine.clone()), PartitionId(0)).unwrap();
         let mut txn = store.begin();
         txn.insert::<Inbound>(PartitionId(1), 1);

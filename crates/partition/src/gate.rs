@@ -9,12 +9,12 @@
 //! (`housekeeping`), how much of the disk is free (`disk`), who has brought much (`brought`), or who waits with what is large (`large`).
 
 use crate::brought::{Brought, Tally};
-use crate::large::LargeWaits;
+use crate::large::{LargePlace, LargeWaits};
 use crate::mailbox::{Input, Mailbox};
 use crate::settings::Mutant;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use surefoot_model::{CatalogCell, DeploymentId};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -43,7 +43,8 @@ struct Marks {
 }
 
 /// What the disk has yet to take for each byte on its way: in the log, as an entry of a journal, and, where it is a call, in the log once
-/// more and as the input of what is called. The log has it once it is durable, and a table once it is applied.
+/// more and as the input of what is called; a call's parameter as a message to another partition, too ([`Gate::counts_twice`]). The log has
+/// it once it is durable, and a table once it is applied.
 const QUEUED_COPIES: u64 = 4;
 const WAITING_COPIES: u64 = 3;
 const TABLE_COPIES: u64 = 2;
@@ -126,6 +127,10 @@ pub(crate) struct Gate {
     checkpoint: AtomicU64,
     /// Large results that clients have been given and have not taken.
     untaken: AtomicU64,
+    /// Parameters of calls that are in reports on their way: the tables take them twice.
+    called: AtomicU64,
+    /// One partition at a time lets in a large message: it reads it between the look and the log.
+    message_turn: Mutex<()>,
     /// A checkpoint waits for room on the disk.
     checkpoint_waits: AtomicBool,
     disk: Mutex<DiskStatus>,
@@ -155,6 +160,8 @@ impl Gate {
             mailboxes,
             checkpoint: AtomicU64::new(0),
             untaken: AtomicU64::new(0),
+            called: AtomicU64::new(0),
+            message_turn: Mutex::default(),
             checkpoint_waits: AtomicBool::new(false),
             disk: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -187,13 +194,26 @@ impl Gate {
     }
 
     /// What the tables of one worker take now, with what was applied since this was last called: so many entries of so many bytes, which
-    /// wait no more. Whether those who found no room for attempts or other work may ask again.
-    pub(crate) fn set(&self, worker: usize, bytes: u64, (entries, entry_bytes): (u64, u64)) -> bool {
+    /// wait no more. What these held otherwise is let go of after this, and then [`Self::tell`] is called.
+    pub(crate) fn weigh(&self, worker: usize, bytes: u64, (entries, entry_bytes): (u64, u64)) {
         self.tables[worker].store(bytes, Ordering::SeqCst);
         // After: in between they count twice, and never not at all.
         self.mailboxes[worker].applied(entries, entry_bytes);
+    }
+
+    /// Those who wait hear of the room that there is. Whether those who found none for attempts or other work may ask again.
+    pub(crate) fn tell(&self) -> bool {
         self.open_if_room();
         self.may_ask_again()
+    }
+
+    /// A report is about to be appended with so many bytes of parameters of calls: the tables take them as an entry of a journal, and as the
+    /// input of what is called or a message to its partition. They count once more until this is dropped, when the tables are weighed with them.
+    pub(crate) fn counts_twice(self: &Arc<Self>, bytes: u64) -> Option<CountedTwice> {
+        (bytes > 0).then(|| {
+            self.called.fetch_add(bytes, Ordering::SeqCst);
+            CountedTwice { gate: self.clone(), bytes }
+        })
     }
 
     /// What the running checkpoint takes besides the layers that it writes, and whether the disk has no room for it. What it has
@@ -224,7 +244,7 @@ impl Gate {
 
     fn may_ask_again(&self) -> bool {
         let attempts_may = self.has_attempts_room() && self.attempts_wait.swap(false, Ordering::SeqCst);
-        let much_may = self.has_room_for_much(0) && self.much_waits.swap(false, Ordering::SeqCst);
+        let much_may = self.has_room_for_much(0, None) && self.much_waits.swap(false, Ordering::SeqCst);
         let work_may = self.has_work_memory() && self.work_waits.swap(false, Ordering::SeqCst);
         let large_may = self.has_room_for_any_message() && self.large_message_waits.swap(false, Ordering::SeqCst);
         attempts_may || much_may || work_may || large_may
@@ -236,7 +256,7 @@ impl Gate {
         if !tally.is_empty() && self.lock_brought().take(tally, &catalog.load()) {
             self.edges_room.much.notify_waiters();
             self.attempts_room.much.notify_waiters();
-            // Those that do not wait ask again at the next [`Self::set`].
+            // Those that do not wait ask again at the next [`Self::tell`].
             self.attempts_wait.store(true, Ordering::SeqCst);
         }
     }
@@ -271,7 +291,8 @@ impl Gate {
     /// What the disk has yet to take of what was taken in, however little of it has been written so far.
     pub(crate) fn unwritten_bytes(&self) -> u64 {
         let waiting = self.waiting_bytes();
-        self.queued_bytes() * QUEUED_COPIES + waiting * WAITING_COPIES + self.bytes(0) * TABLE_COPIES
+        let called = self.called.load(Ordering::SeqCst);
+        self.queued_bytes() * QUEUED_COPIES + waiting * WAITING_COPIES + called + self.bytes(0) * TABLE_COPIES
     }
 
     /// Whether the disk has room for more from the edges, as of now and not only as of the last look.
@@ -290,14 +311,17 @@ impl Gate {
     }
 
     fn open_if_room(&self) {
+        // What is large may fit where small ones wait behind it.
+        let large_waits = self.large.any();
         if self.mutant == Mutant::LoseRoom {
             // Nobody at the edges hears of it.
-        } else if self.shortage().is_none() {
+        } else if self.shortage().is_none() || large_waits && self.shortage_at(MUCH, 0).is_none() {
             self.edges_room.all();
         } else if self.shortage_at(LITTLE, 0).is_none() {
             self.edges_room.little.notify_waiters();
         }
-        if self.has_room_for_much(0) {
+        let has_mark = || self.has_attempts_disk() && self.has_memory_for(0, MUCH.attempts);
+        if self.has_room_for_much(0, None) || large_waits && has_mark() {
             self.attempts_room.all();
         } else if self.has_attempts_room() {
             self.attempts_room.little.notify_waiters();
@@ -306,13 +330,22 @@ impl Gate {
 
     /// What the edges find no room in, whoever comes; none if all may go on.
     pub(crate) fn shortage(&self) -> Option<Shortage> {
-        let yields = || self.yields_to_large(MUCH.edges).then_some(Shortage::Memory);
+        let yields = || self.yields_to_large().then_some(Shortage::Memory);
         self.shortage_at(MUCH, 0).or_else(yields)
     }
 
-    /// The same for those who come with so many bytes for this deployment; none: for one that is not known.
-    fn shortage_for(&self, bytes: u64, deployment: impl FnOnce() -> Option<DeploymentId>) -> Option<Shortage> {
-        let of_much = if self.is_large(bytes) { self.shortage_at(MUCH, bytes) } else { self.shortage() };
+    /// The same for those who come with so many bytes for this deployment; none: for one that is not known. `place`: where it stands among
+    /// what is large and waits.
+    fn shortage_for(
+        &self,
+        bytes: u64,
+        place: Option<LargePlace>,
+        deployment: impl FnOnce() -> Option<DeploymentId>,
+    ) -> Option<Shortage> {
+        let of_much = match self.is_large(bytes) {
+            true => self.shortage_at(MUCH, bytes).or_else(|| self.is_behind_large(place).then_some(Shortage::Memory)),
+            false => self.shortage(),
+        };
         match of_much {
             Some(Shortage::Memory) if deployment().is_some_and(|deployment| !self.brings_much(deployment)) => {
                 self.shortage_at(LITTLE, bytes)
@@ -321,15 +354,35 @@ impl Gate {
         }
     }
 
-    /// Whether what is large would still be let in at the edges: while it waited for something else others may have come.
-    pub(crate) fn has_room_still(&self, bytes: u64, deployment: impl FnOnce() -> Option<DeploymentId>) -> bool {
-        !self.is_large(bytes) || self.shortage_for(bytes, deployment).is_none()
+    /// Whether one would still be let in at the edges: while it waited for something else others may have come. What is small does not
+    /// wait again, but where something large goes first.
+    pub(crate) fn has_room_still<G: Deref<Target = Self>>(
+        &self,
+        bytes: u64,
+        ticket: &LargeTicket<G>,
+        deployment: impl FnOnce() -> Option<DeploymentId>,
+    ) -> bool {
+        let looks = self.is_large(bytes) || self.large.goes_first();
+        !looks || self.shortage_for(bytes, ticket.place, deployment).is_none()
     }
 
-    /// Who brings much waits at half of its mark once something large has waited for long: for checkpoints, and not for those that have not
-    /// taken their results.
-    fn yields_to_large(&self, mark: u64) -> bool {
-        self.large.goes_first() && !self.has_memory_beside(0, mark / 2) && !self.has_ended()
+    /// What is small and of those who bring much waits once something large has waited for long, until that is in or so little is taken that
+    /// this, together with what is on its way, leaves the half that lets any in: for checkpoints, and not for those that have not taken
+    /// their results.
+    fn yields_to_large(&self) -> bool {
+        if !self.large.goes_first() || self.has_ended() {
+            return false;
+        }
+        let bytes_max = self.tables_bytes_max();
+        let left = percent(bytes_max, MUCH.edges / 2).saturating_sub(bytes_max / LARGE_PART);
+        // First what comes before: in between it counts twice, and never not at all.
+        let queued = self.queued_bytes();
+        queued * REPORTED_COPIES + self.bytes(self.waiting_bytes()) > left
+    }
+
+    /// What is large and of those who bring much waits until the one that goes first is in.
+    fn is_behind_large(&self, place: Option<LargePlace>) -> bool {
+        self.large.is_behind(place) && !self.has_ended()
     }
 
     fn shortage_at(&self, marks: Marks, bytes: u64) -> Option<Shortage> {
@@ -345,7 +398,7 @@ impl Gate {
         (!fits).then_some(Shortage::Memory)
     }
 
-    /// Whether attempts may start and read on, those at least whose deployments have brought little. Where not, [`Self::set`] and
+    /// Whether attempts may start and read on, those at least whose deployments have brought little. Where not, [`Self::tell`] and
     /// [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_attempts(&self) -> bool {
         if self.has_attempts_room() {
@@ -367,7 +420,7 @@ impl Gate {
 
     /// As [`Self::try_attempts`], for those of one deployment.
     pub(crate) fn try_attempts_of(&self, deployment: DeploymentId) -> bool {
-        if self.has_attempts_room_of(deployment, 0) {
+        if self.has_attempts_room_of(deployment, 0, None) {
             return true;
         }
         self.much_waits.store(true, Ordering::SeqCst);
@@ -376,30 +429,30 @@ impl Gate {
             self.attempts_wait.store(true, Ordering::SeqCst);
         }
         // As above.
-        self.has_attempts_room_of(deployment, 0)
+        self.has_attempts_room_of(deployment, 0, None)
     }
 
-    /// Whether attempts of a deployment may bring so many bytes, and read on.
-    pub(crate) fn has_attempts_room_of(&self, deployment: DeploymentId, bytes: u64) -> bool {
-        self.has_room_for_much(bytes) || self.has_room_for_little(bytes) && !self.brings_much(deployment)
+    /// Whether attempts of a deployment may bring so many bytes, and read on. `place`: as in [`Self::shortage_for`].
+    pub(crate) fn has_attempts_room_of(&self, deployment: DeploymentId, bytes: u64, place: Option<LargePlace>) -> bool {
+        self.has_room_for_much(bytes, place) || self.has_room_for_little(bytes) && !self.brings_much(deployment)
     }
 
     /// Whether attempts may start and read on whose deployments have brought much. What they have reported and is on its way counts with
     /// what the tables will take: those who bring little are to find their room when it is applied.
-    fn has_room_for_much(&self, bytes: u64) -> bool {
+    fn has_room_for_much(&self, bytes: u64, place: Option<LargePlace>) -> bool {
         let has_memory = || match self.is_large(bytes) {
-            true => self.has_memory_for(bytes, MUCH.attempts),
+            true => !self.is_behind_large(place) && self.has_memory_for(bytes, MUCH.attempts),
             false => {
                 let queued = self.queued_bytes().min(self.tables_bytes_max() / 10);
                 let beside = self.untaken_bytes() + queued * REPORTED_COPIES;
-                self.has_memory_beside(beside, MUCH.attempts) && !self.yields_to_large(MUCH.attempts)
+                self.has_memory_beside(beside, MUCH.attempts) && !self.yields_to_large()
             }
         };
         self.has_ended() || self.has_attempts_disk() && has_memory()
     }
 
     fn is_large(&self, bytes: u64) -> bool {
-        bytes > self.bytes_max / LARGE_PART && self.mutant != Mutant::IgnoreSize
+        bytes > self.small_bytes_max() && self.mutant != Mutant::IgnoreSize
     }
 
     /// Whether memory has room for so many bytes more, up to a mark.
@@ -407,8 +460,9 @@ impl Gate {
     /// What is large is to fit below the mark together with all that is there, on its way through the log included: it would exceed the mark
     /// by its size, once for each that looked before the others had come. Where it is larger than what there is, half of that has to be free. That
     /// comes about whatever others do, so that one large thing passes and nothing stands still: log and checkpoints wait for nobody (rule
-    /// O3), and layers are written early while something large waits; those who bring much are let in to half of their marks once it has waited
-    /// for long (rule O8); results are taken, or their clients cut. What is at an edge waits for ten seconds at most (rule R2).
+    /// O3), and layers are written early while something large waits; those who bring much wait behind it once it has waited for long (rule
+    /// O8). Results that clients have not taken count as well, and nobody yields for these: they are taken, or their clients cut in time. What
+    /// is at an edge waits for ten seconds at most (rule R2).
     fn has_memory_for(&self, bytes: u64, mark: u64) -> bool {
         if !self.is_large(bytes) {
             return self.has_memory_beside(self.untaken_bytes(), mark);
@@ -421,7 +475,8 @@ impl Gate {
     fn taken_bytes(&self) -> u64 {
         // First what comes before: in between it counts twice, and never not at all.
         let queued = self.queued_bytes();
-        queued + self.bytes(self.waiting_bytes()) + self.untaken_bytes()
+        let called = self.called.load(Ordering::SeqCst);
+        queued + called + self.bytes(self.waiting_bytes()) + self.untaken_bytes()
     }
 
     /// Whether memory has room for what partitions do of themselves: it does not ask for the disk, since that makes room there.
@@ -465,11 +520,25 @@ impl Gate {
         self.untaken.load(Ordering::SeqCst)
     }
 
-    /// As [`Self::has_work_memory`]; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
+    /// As [`Self::has_work_memory`]; where not, [`Self::tell`] and [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_work(&self) -> bool {
         self.work_waits.store(true, Ordering::SeqCst);
         // As in `try_attempts`.
         self.has_work_memory()
+    }
+
+    /// Leave to let in a large message until it is dropped; none while another partition has it.
+    pub(crate) fn message_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.message_turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The largest message that is not large.
+    pub(crate) fn small_bytes_max(&self) -> u64 {
+        self.bytes_max / LARGE_PART
     }
 
     /// The largest message from partition to partition that memory has room for, where it has room for any.
@@ -478,14 +547,14 @@ impl Gate {
             return u64::MAX;
         }
         let left = percent(self.tables_bytes_max(), WORK_PERCENT).saturating_sub(self.taken_bytes());
-        left.max(self.bytes_max / LARGE_PART)
+        left.max(self.small_bytes_max())
     }
 
     fn has_room_for_any_message(&self) -> bool {
         self.has_ended() || self.has_memory_for(u64::MAX, WORK_PERCENT)
     }
 
-    /// Whether there is room for any message; where not, [`Self::set`] and [`Self::set_checkpoint`] say when to ask again.
+    /// Whether there is room for any message; where not, [`Self::tell`] and [`Self::set_checkpoint`] say when to ask again.
     pub(crate) fn try_large_message(&self) -> bool {
         self.large_message_waits.store(true, Ordering::SeqCst);
         // As in `try_attempts`.
@@ -493,8 +562,10 @@ impl Gate {
     }
 
     /// A large message waits until this is dropped.
-    pub(crate) fn wait_with_message(self: Arc<Self>) -> LargeWaiting<Arc<Self>> {
-        LargeWaiting::new(self)
+    pub(crate) fn wait_with_message(self: Arc<Self>) -> LargeTicket<Arc<Self>> {
+        let mut ticket = LargeTicket::new(self);
+        ticket.enter();
+        ticket
     }
 
     fn queued_bytes(&self) -> u64 {
@@ -521,52 +592,67 @@ impl Gate {
     }
 
     /// Completes while tables and what waits for them have room for so many bytes for this deployment (none: one that is not known), and the
-    /// disk has room. Events of running invocations do not come this way.
-    pub(crate) async fn wait(&self, bytes: u64, deployment: impl Fn() -> Option<DeploymentId>) {
-        let mut waiting = None;
+    /// disk has room. Events of running invocations do not come this way. What is large keeps the place of its `ticket`: what it waits for
+    /// next may take until there is none any more.
+    pub(crate) async fn wait<G: Deref<Target = Self>>(
+        &self,
+        bytes: u64,
+        ticket: &mut LargeTicket<G>,
+        deployment: impl Fn() -> Option<DeploymentId>,
+    ) {
         loop {
             let (much, little) = self.edges_room.listen();
-            if self.shortage_for(bytes, &deployment).is_none() {
-                return;
-            }
-            self.waits_with(bytes, &mut waiting);
+            let Some(shortage) = self.shortage_for(bytes, ticket.place, &deployment) else { return };
+            self.waits_with(bytes, shortage, ticket);
             self.hear(&deployment, much, little).await;
         }
     }
 
     /// As [`Self::wait`], for those that can be sent away. **Errors**: the disk has no room, which may last.
-    pub(crate) async fn wait_memory(&self, bytes: u64, deployment: impl Fn() -> Option<DeploymentId>) -> Result<(), Shortage> {
-        let mut waiting = None;
+    pub(crate) async fn wait_memory<G: Deref<Target = Self>>(
+        &self,
+        bytes: u64,
+        ticket: &mut LargeTicket<G>,
+        deployment: impl Fn() -> Option<DeploymentId>,
+    ) -> Result<(), Shortage> {
         loop {
             let (much, little) = self.edges_room.listen();
-            match self.shortage_for(bytes, &deployment) {
+            match self.shortage_for(bytes, ticket.place, &deployment) {
                 None => return Ok(()),
                 Some(Shortage::Disk) => return Err(Shortage::Disk),
                 Some(Shortage::Memory) => {
-                    self.waits_with(bytes, &mut waiting);
+                    self.waits_with(bytes, Shortage::Memory, ticket);
                     self.hear(&deployment, much, little).await;
                 }
             }
         }
     }
 
-    /// Completes while attempts of a deployment may bring so many bytes, and read on.
-    pub(crate) async fn wait_attempts(&self, deployment: DeploymentId, bytes: u64) {
-        let mut waiting = None;
+    /// Completes while attempts of a deployment may bring so many bytes, and read on. `ticket`: as in [`Self::wait`].
+    pub(crate) async fn wait_attempts<G: Deref<Target = Self>>(
+        &self,
+        deployment: DeploymentId,
+        bytes: u64,
+        ticket: &mut LargeTicket<G>,
+    ) {
         loop {
             let (much, little) = self.attempts_room.listen();
-            if self.has_attempts_room_of(deployment, bytes) {
+            if self.has_attempts_room_of(deployment, bytes, ticket.place) {
                 return;
             }
-            self.waits_with(bytes, &mut waiting);
+            let shortage = if self.has_attempts_disk() { Shortage::Memory } else { Shortage::Disk };
+            self.waits_with(bytes, shortage, ticket);
             self.hear(|| Some(deployment), much, little).await;
         }
     }
 
-    /// Who waits with something large is known from the first time on.
-    fn waits_with<'a>(&'a self, bytes: u64, waiting: &mut Option<LargeWaiting<&'a Self>>) {
-        if waiting.is_none() && self.is_large(bytes) {
-            *waiting = Some(LargeWaiting::new(self));
+    /// Who waits with something large is known from the first time on. Nobody waits behind it while it waits for the disk: running work makes
+    /// room there.
+    fn waits_with<G: Deref<Target = Self>>(&self, bytes: u64, shortage: Shortage, ticket: &mut LargeTicket<G>) {
+        match shortage {
+            Shortage::Disk => ticket.step_aside(),
+            Shortage::Memory if self.is_large(bytes) => ticket.enter(),
+            Shortage::Memory => {}
         }
     }
 
@@ -577,28 +663,63 @@ impl Gate {
     }
 }
 
-/// Waits with something large, until dropped.
-pub(crate) struct LargeWaiting<G: Deref<Target = Gate>> {
+/// The place of something large among those that wait, once it has begun to. It is kept while it waits for other things, until it is on its
+/// way through the log: others would take the room meanwhile, time and again.
+pub(crate) struct LargeTicket<G: Deref<Target = Gate>> {
     gate: G,
-    number: u64,
+    place: Option<LargePlace>,
+    /// It stands there, and others may wait behind it.
+    is_in_place: bool,
 }
 
-impl<G: Deref<Target = Gate>> LargeWaiting<G> {
-    fn new(gate: G) -> Self {
-        let number = gate.large.enter();
-        // They have layers written with their next step.
-        gate.mailboxes.iter().for_each(|worker| worker.push(Input::SlotFreed));
-        Self { gate, number }
+impl<G: Deref<Target = Gate>> LargeTicket<G> {
+    /// Of one that does not wait yet.
+    pub(crate) fn new(gate: G) -> Self {
+        Self { gate, place: None, is_in_place: false }
     }
-}
 
-impl<G: Deref<Target = Gate>> Drop for LargeWaiting<G> {
-    fn drop(&mut self) {
-        if self.gate.large.leave(self.number) {
+    pub(crate) fn gate(&self) -> &G {
+        &self.gate
+    }
+
+    pub(crate) fn place(&self) -> Option<LargePlace> {
+        self.place
+    }
+
+    fn enter(&mut self) {
+        if !self.is_in_place {
+            self.place = Some(self.gate.large.enter(self.place));
+            self.is_in_place = true;
+            // They have layers written with their next step.
+            self.gate.mailboxes.iter().for_each(|worker| worker.push(Input::SlotFreed));
+        }
+    }
+
+    /// Nobody waits behind it, until it waits for memory again: in the place that it has now.
+    pub(crate) fn step_aside(&mut self) {
+        if std::mem::take(&mut self.is_in_place) && self.place.is_some_and(|place| self.gate.large.leave(place)) {
             // Those who bring much waited behind it.
             self.gate.open_if_room();
             self.gate.let_workers_ask();
         }
+    }
+}
+
+impl<G: Deref<Target = Gate>> Drop for LargeTicket<G> {
+    fn drop(&mut self) {
+        self.step_aside();
+    }
+}
+
+/// See [`Gate::counts_twice`].
+pub(crate) struct CountedTwice {
+    gate: Arc<Gate>,
+    bytes: u64,
+}
+
+impl Drop for CountedTwice {
+    fn drop(&mut self) {
+        self.gate.called.fetch_sub(self.bytes, Ordering::SeqCst);
     }
 }
 
@@ -620,6 +741,22 @@ mod tests {
         pin!(wait).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
+    impl Gate {
+        /// As one that comes once, and appends at once.
+        pub(crate) async fn wait_once(&self, bytes: u64, deployment: impl Fn() -> Option<DeploymentId>) {
+            self.wait(bytes, &mut LargeTicket::new(self), deployment).await;
+        }
+
+        pub(crate) async fn attempt_once(&self, deployment: DeploymentId, bytes: u64) {
+            self.wait_attempts(deployment, bytes, &mut LargeTicket::new(self)).await;
+        }
+
+        pub(crate) fn set(&self, worker: usize, bytes: u64, applied: (u64, u64)) -> bool {
+            self.weigh(worker, bytes, applied);
+            self.tell()
+        }
+    }
+
     const MANY: DeploymentId = DeploymentId(1);
     const FEW: DeploymentId = DeploymentId(2);
 
@@ -632,7 +769,11 @@ mod tests {
         let gate = gate(1_000);
         for (bytes, edges, attempts) in [(1_000, true, true), (1_001, false, true), (1_250, false, true), (1_251, false, false)] {
             gate.set(0, bytes, (0, 0));
-            assert_eq!((is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0))), (edges, attempts), "{bytes}");
+            assert_eq!(
+                (is_ready(gate.wait_once(0, || None)), is_ready(gate.attempt_once(MANY, 0))),
+                (edges, attempts),
+                "{bytes}"
+            );
         }
     }
 
@@ -668,8 +809,8 @@ mod tests {
     fn a_deployment_that_brings_much_waits_before_the_others_do() {
         let gate = gate(1_000);
         let is_open = || {
-            let edges = [MANY, FEW].map(|deployment| is_ready(gate.wait(0, || Some(deployment))));
-            (edges, [MANY, FEW].map(|deployment| is_ready(gate.wait_attempts(deployment, 0))))
+            let edges = [MANY, FEW].map(|deployment| is_ready(gate.wait_once(0, || Some(deployment))));
+            (edges, [MANY, FEW].map(|deployment| is_ready(gate.attempt_once(deployment, 0))))
         };
         gate.set(0, 1_150, (0, 0));
         assert_eq!(is_open(), ([true; 2], [true; 2]), "nobody has brought much");
@@ -694,7 +835,7 @@ mod tests {
         let gate = gate(1_000);
         bring_much(&gate);
         gate.set(0, 1_300, (0, 0));
-        let mut waits = [MANY, FEW].map(|deployment| Box::pin(gate.wait_attempts(deployment, 0)));
+        let mut waits = [MANY, FEW].map(|deployment| Box::pin(gate.attempt_once(deployment, 0)));
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut are_ready = || waits.each_mut().map(|wait| wait.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
@@ -712,8 +853,8 @@ mod tests {
         let gate = gate(1_000);
         bring_much(&gate);
         gate.set(0, 1_150, (0, 0));
-        let mut edge = Box::pin(gate.wait(0, || Some(MANY)));
-        let mut attempt = Box::pin(gate.wait_attempts(MANY, 0));
+        let mut edge = Box::pin(gate.wait_once(0, || Some(MANY)));
+        let mut attempt = Box::pin(gate.attempt_once(MANY, 0));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         assert!(!gate.try_attempts_of(MANY) && !gate.set(0, 1_150, (0, 0)));
@@ -746,7 +887,12 @@ mod tests {
         let gate = gate(1_000);
         gate.set(0, 600, (0, 0));
         let allowed = || {
-            (is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0)), gate.has_work_memory(), gate.wants_taken())
+            (
+                is_ready(gate.wait_once(0, || None)),
+                is_ready(gate.attempt_once(MANY, 0)),
+                gate.has_work_memory(),
+                gate.wants_taken(),
+            )
         };
         for (given, expected) in
             [(400, (true, true, true, false)), (1, (false, true, true, true)), (250, (false, false, true, true))]
@@ -855,12 +1001,17 @@ mod tests {
             (DiskRoom::Enough, true, true),
         ] {
             gate.set_disk(DiskStatus { room, ..DiskStatus::default() });
-            assert_eq!((is_ready(gate.wait(0, || None)), is_ready(gate.wait_attempts(MANY, 0))), (edges, attempts), "{room:?}");
+            assert_eq!(
+                (is_ready(gate.wait_once(0, || None)), is_ready(gate.attempt_once(MANY, 0))),
+                (edges, attempts),
+                "{room:?}"
+            );
             assert_eq!(gate.shortage(), (!edges).then_some(Shortage::Disk));
         }
         gate.set(0, 1_001, (0, 0));
         assert_eq!(gate.shortage(), Some(Shortage::Memory));
-        let mut waits = Box::pin(gate.wait_memory(0, || None));
+        let mut ticket = LargeTicket::new(&gate);
+        let mut waits = Box::pin(gate.wait_memory(0, &mut ticket, || None));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
         gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
@@ -903,7 +1054,7 @@ mod tests {
         let gate = Gate::new(vec![mailbox.clone()], 1_000);
         gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
         bring_much(&gate);
-        let may = |bytes| (is_ready(gate.wait(bytes, || None)), is_ready(gate.wait_attempts(MANY, bytes)));
+        let may = |bytes| (is_ready(gate.wait_once(bytes, || None)), is_ready(gate.attempt_once(MANY, bytes)));
         for (tables, small, large) in [
             (0, (true, true), (true, true)),
             (100, (true, true), (true, true)),
@@ -919,7 +1070,7 @@ mod tests {
         assert_eq!(may(63), (false, true), "it would exceed the mark of the edges");
         let broken = Gate::new(vec![mailbox.clone()], 1_000).with_mutant(Mutant::IgnoreSize);
         broken.set(0, 1_000, (0, 0));
-        assert!(is_ready(broken.wait(LARGE, || None)), "the variant is caught");
+        assert!(is_ready(broken.wait_once(LARGE, || None)), "the variant is caught");
         gate.set(0, 0, (0, 0));
         mailbox.queued(551);
         assert_eq!((may(1), may(LARGE)), ((true, true), (false, false)), "it is on its way");
@@ -928,7 +1079,7 @@ mod tests {
         gate.set(0, 0, (1, 551));
         gate.give(551);
         assert_eq!((may(LARGE), gate.wants_taken()), ((false, false), false), "nobody waits for it");
-        let mut waits = Box::pin(gate.wait(LARGE, || None));
+        let mut waits = Box::pin(gate.wait_once(LARGE, || None));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending() && gate.wants_taken());
         gate.taken(551);
@@ -942,15 +1093,17 @@ mod tests {
         bring_much(&gate);
         gate.set(0, 1_000, (0, 0));
         let small =
-            || [MANY, FEW].map(|deployment| (is_ready(gate.wait(1, || Some(deployment))), gate.try_attempts_of(deployment)));
+            || [MANY, FEW].map(|deployment| (is_ready(gate.wait_once(1, || Some(deployment))), gate.try_attempts_of(deployment)));
         let mut cx = Context::from_waker(Waker::noop());
-        let mut large = Box::pin(gate.wait_attempts(MANY, LARGE));
+        let mut large = Box::pin(gate.attempt_once(MANY, LARGE));
         assert!(large.as_mut().poll(&mut cx).is_pending());
         assert!(gate.large_waits() && !mailbox.is_empty(), "layers are written before their time");
         assert_eq!(small(), [(true, true); 2]);
         (0..100).for_each(|_| gate.checkpoint_ended());
         assert_eq!(small(), [(false, false), (true, true)], "it has waited for long");
-        gate.set(0, 500, (0, 0));
+        gate.set(0, 439, (0, 0));
+        assert_eq!(small(), [(false, false), (true, true)], "with what it brings it would be more than half");
+        gate.set(0, 438, (0, 0));
         gate.give(500);
         assert_eq!(small(), [(true, true); 2], "they do not wait for those that have not taken their results");
         gate.taken(500);
@@ -959,6 +1112,121 @@ mod tests {
         drop(large);
         assert!(!gate.large_waits());
         assert_eq!(small(), [(true, true); 2]);
+    }
+
+    /// It was let in, waited for the room of reports, and began anew behind what had come meanwhile, as long as there was any.
+    #[test]
+    fn what_is_large_keeps_its_place_until_it_is_in() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
+        bring_much(&gate);
+        gate.set(0, 1_000, (0, 0));
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut first, mut second) = (LargeTicket::new(&gate), LargeTicket::new(&gate));
+        let mut waits = Box::pin(gate.wait_attempts(MANY, LARGE, &mut first));
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        let mut behind = Box::pin(gate.wait(LARGE, &mut second, || Some(MANY)));
+        assert!(behind.as_mut().poll(&mut cx).is_pending());
+        gate.set(0, 430, (0, 0));
+        assert!(waits.as_mut().poll(&mut cx).is_ready() && behind.as_mut().poll(&mut cx).is_pending());
+        drop(waits);
+        let small = || (is_ready(gate.wait_once(1, || Some(MANY))), gate.try_attempts_of(MANY));
+        assert_eq!(small(), (true, true));
+        mailbox.queued(3);
+        assert_eq!(small(), (false, false), "what is on its way will leave no half");
+        let still = gate.has_room_still(1, &LargeTicket::new(&gate), || Some(MANY));
+        assert!(!still, "nor may those that were let in before");
+        gate.set(0, 551, (0, 0));
+        assert!(!gate.has_attempts_room_of(MANY, LARGE, first.place), "what was in the log before it has filled it");
+        let mut waits = Box::pin(gate.wait_attempts(MANY, LARGE, &mut first));
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        gate.set(0, 500, (0, 0));
+        assert!(waits.as_mut().poll(&mut cx).is_ready(), "and it goes first at once");
+        drop(waits);
+        assert!(behind.as_mut().poll(&mut cx).is_pending() && !is_ready(gate.wait_once(1, || Some(MANY))));
+        first.step_aside();
+        let mut waits = Box::pin(gate.wait_attempts(MANY, LARGE, &mut first));
+        gate.set(0, 1_000, (0, 0));
+        assert!(waits.as_mut().poll(&mut cx).is_pending() && gate.large.goes_first(), "it has kept its place");
+        drop(waits);
+        gate.set(0, 400, (0, 0));
+        drop(first);
+        assert!(behind.as_mut().poll(&mut cx).is_ready(), "the next one hears of it");
+    }
+
+    #[test]
+    fn nobody_waits_behind_what_is_large_and_waits_for_the_disk() {
+        let gate = gate(1_000);
+        bring_much(&gate);
+        gate.set(0, 1_000, (0, 0));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut ticket = LargeTicket::new(&gate);
+        let mut large = Box::pin(gate.wait(LARGE, &mut ticket, || Some(MANY)));
+        assert!(large.as_mut().poll(&mut cx).is_pending());
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        assert!(!gate.has_attempts_room_of(MANY, 1, None) && !gate.has_attempts_room_of(MANY, 100, None));
+        gate.set_disk(DiskStatus { room: DiskRoom::Work, ..DiskStatus::default() });
+        assert!(large.as_mut().poll(&mut cx).is_pending());
+        assert!(gate.has_attempts_room_of(MANY, 1, None) && gate.has_attempts_room_of(MANY, 100, None));
+        gate.set_disk(DiskStatus::default());
+        assert!(large.as_mut().poll(&mut cx).is_pending() && gate.large.goes_first(), "it has kept its place");
+    }
+
+    /// Between its mark and half of it nobody told it of room in which it fitted.
+    #[test]
+    fn what_is_large_hears_of_room_in_which_it_fits() {
+        let gate = gate(1_000);
+        bring_much(&gate);
+        gate.set(0, 1_000, (0, 0));
+        let (mut edges, mut attempts) = (LargeTicket::new(&gate), LargeTicket::new(&gate));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut attempt = Box::pin(gate.wait_attempts(MANY, 200, &mut attempts));
+        assert!(attempt.as_mut().poll(&mut cx).is_pending());
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        gate.set(0, 900, (0, 0));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(attempt.as_mut().poll(&mut cx).is_ready());
+        drop(attempt);
+        drop(attempts);
+        gate.set(0, 1_000, (0, 0));
+        let mut edge = Box::pin(gate.wait(200, &mut edges, || Some(MANY)));
+        assert!(edge.as_mut().poll(&mut cx).is_pending());
+        (0..100).for_each(|_| gate.checkpoint_ended());
+        gate.set(0, 800, (0, 0));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        assert!(edge.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn the_parameter_of_a_call_counts_twice_until_the_tables_are_weighed_with_it() {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Arc::new(Gate::new(vec![mailbox.clone()], 1_000));
+        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
+        bring_much(&gate);
+        assert!(gate.counts_twice(0).is_none());
+        let twice = gate.counts_twice(276);
+        mailbox.queued(276);
+        assert_eq!(gate.unwritten_bytes(), 276 * 5);
+        assert!(!gate.has_attempts_room_of(MANY, LARGE, None));
+        mailbox.durable(vec![Entry { partition: PartitionId(0), lsn: Lsn(1), epoch: Epoch(1), payload: vec![0; 276].into() }]);
+        assert_eq!(gate.unwritten_bytes(), 276 * 4);
+        assert!(!gate.has_attempts_room_of(MANY, LARGE, None));
+        gate.weigh(0, 276, (1, 276));
+        drop(twice);
+        assert!(gate.has_attempts_room_of(MANY, LARGE, None));
+    }
+
+    #[test]
+    fn one_partition_at_a_time_lets_in_a_large_message() {
+        let gate = gate(1_000);
+        let turn = gate.message_turn();
+        assert!(turn.is_some() && gate.message_turn().is_none());
+        drop(turn);
+        assert!(gate.message_turn().is_some());
     }
 
     #[test]
@@ -980,13 +1248,13 @@ mod tests {
         bring_much(&gate);
         gate.set(0, 1_000, (0, 0));
         let mut cx = Context::from_waker(Waker::noop());
-        let mut large = Box::pin(gate.wait(LARGE, || Some(MANY)));
+        let mut large = Box::pin(gate.wait_once(LARGE, || Some(MANY)));
         assert!(large.as_mut().poll(&mut cx).is_pending());
         (0..100).for_each(|_| gate.checkpoint_ended());
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
-        let (mut edge, mut attempt) = (Box::pin(gate.wait(1, || Some(MANY))), Box::pin(gate.wait_attempts(MANY, 1)));
+        let (mut edge, mut attempt) = (Box::pin(gate.wait_once(1, || Some(MANY))), Box::pin(gate.attempt_once(MANY, 1)));
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         drop(large);
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
@@ -997,7 +1265,7 @@ mod tests {
     fn nobody_waits_for_a_node_that_has_stopped() {
         let gate = gate(1_000);
         gate.set(0, 5_000, (0, 0));
-        let (mut edge, mut attempt) = (Box::pin(gate.wait(0, || None)), Box::pin(gate.wait_attempts(MANY, 0)));
+        let (mut edge, mut attempt) = (Box::pin(gate.wait_once(0, || None)), Box::pin(gate.attempt_once(MANY, 0)));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(edge.as_mut().poll(&mut cx).is_pending() && attempt.as_mut().poll(&mut cx).is_pending());
         gate.end();

@@ -5,7 +5,7 @@
 
 use crate::answers::{Answer, Requests, Stopped};
 use crate::checkpointer::Checkpoints;
-use crate::gate::{DiskStatus, Gate, Shortage};
+use crate::gate::{DiskStatus, Gate, LargeTicket, Shortage};
 use crate::mailbox::{Input, Mailbox};
 use crate::outbox::{OutboxRoom, message_bytes};
 use crate::query::{
@@ -292,7 +292,11 @@ impl Partitions {
     /// Completes while there is room at the edge for so many bytes more that a service is to work on: to be asked before anything of a
     /// submission is read. **Errors**: a disk that is full is not waited for.
     pub async fn room(&self, service: &str, bytes: u64) -> Result<(), Stopped> {
-        self.0.gate.wait_memory(bytes, || self.deployment_of(service)).await.map_err(|_| Stopped::DiskFull)
+        self.room_with(service, bytes, &mut LargeTicket::new(&*self.0.gate)).await
+    }
+
+    async fn room_with(&self, service: &str, bytes: u64, ticket: &mut LargeTicket<&Gate>) -> Result<(), Stopped> {
+        self.0.gate.wait_memory(bytes, ticket, || self.deployment_of(service)).await.map_err(|_| Stopped::DiskFull)
     }
 
     fn deployment_of(&self, service: &str) -> Option<DeploymentId> {
@@ -307,15 +311,17 @@ impl Partitions {
         submission.request = Some(Request { id: request.id, awaits_result });
         let (service, bytes) = (submission.target.service.clone(), submission.input.len() as u64);
         let event = Event::InvocationSubmitted(Box::new(submission));
+        // Held until it is appended.
+        let mut ticket = LargeTicket::new(&*self.0.gate);
         let permit = loop {
-            self.room(&service, bytes).await?;
+            self.room_with(&service, bytes, &mut ticket).await?;
             self.0.expect_running(partition)?;
             let permit = self.permit(&event).await?;
             // What others were let in with meanwhile may have filled it.
             if !self.0.gate.has_edges_disk() {
                 return Err(Stopped::DiskFull);
             }
-            if self.0.gate.has_room_still(bytes, || self.deployment_of(&service)) {
+            if self.0.gate.has_room_still(bytes, &ticket, || self.deployment_of(&service)) {
                 break permit;
             }
         };
@@ -329,10 +335,13 @@ impl Partitions {
     pub async fn append_source(&self, partition: PartitionId, event: Event, durable: Durable) -> Result<(), Stopped> {
         let service = if let Event::InvocationSubmitted(submission) = &event { Some(&submission.target.service) } else { None };
         let bytes = payload_bytes(&event);
+        // Held until it is appended.
+        let mut ticket = LargeTicket::new(&*self.0.gate);
         let permit = loop {
-            self.0.gate.wait(bytes, || self.deployment_of(service?)).await;
+            self.0.gate.wait(bytes, &mut ticket, || self.deployment_of(service?)).await;
             let permit = self.permit(&event).await?;
-            let has_room = || self.0.gate.has_edges_disk() && self.0.gate.has_room_still(bytes, || self.deployment_of(service?));
+            let has_room =
+                || self.0.gate.has_edges_disk() && self.0.gate.has_room_still(bytes, &ticket, || self.deployment_of(service?));
             if self.0.gate.has_ended() || has_room() {
                 break permit;
             }
@@ -677,6 +686,15 @@ fn payload_bytes(event: &Event) -> u64 {
         Event::MessageArrived { message, .. } => message_bytes(message),
         _ => 0,
     }
+}
+
+/// Parameters of calls, which the tables take twice.
+pub(crate) fn called_bytes(items: &[Item]) -> u64 {
+    let called = |item: &Item| match item {
+        Item::Command { action: Action::Call { parameter: (_, bytes), .. }, .. } => u64::from(*bytes),
+        Item::Command { .. } | Item::RunProposed { .. } => 0,
+    };
+    items.iter().map(called).sum()
 }
 
 fn item_bytes(item: &Item) -> u64 {

@@ -4,6 +4,7 @@
 //! one would close a cycle between log and worker. What appends looks first at what waits, or has little on its way at a time: the outer
 //! edges at the sum (`gate`, rule O3), reports and messages at their own.
 
+use crate::gate::CountedTwice;
 use crate::views::Lent;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +25,9 @@ pub(crate) enum Input {
     Unreadable { partition: PartitionId, error: String },
     /// A slot, or room for a replay, became free, and this worker wanted one.
     SlotFreed,
-    /// A report became durable: it comes behind the entry that it is, which has been applied then. The next one may take its room.
-    Reported(Room),
+    /// A report became durable: it comes behind the entry that it is, which has been applied then. The next one may take its
+    /// room once the tables are weighed.
+    Reported(ReportOnWay),
     /// The response to an attempt that a timer has resumed has begun.
     Answered { partition: PartitionId, id: InvocationId, attempt: Attempt, deployment: DeploymentId },
     /// Messages to `to` are durable there up to this sequence number.
@@ -38,6 +40,12 @@ pub(crate) enum Input {
     Freed { partition: PartitionId },
     /// Take a last checkpoint of everything and stop.
     Stop { done: oneshot::Sender<()> },
+}
+
+/// What a report holds until the tables are weighed with it.
+pub(crate) struct ReportOnWay {
+    pub(crate) _room: Room,
+    pub(crate) _twice: Option<CountedTwice>,
 }
 
 /// The sending half; cheap to clone.

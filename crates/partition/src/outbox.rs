@@ -182,7 +182,11 @@ impl OutboxSender {
         // A term that has ended, or one before this, may have sent it.
         let Some(queue) = self.queues.get_mut(&to) else { return };
         queue.durable = queue.durable.max(up_to);
-        queue.sent = queue.sent.max(up_to);
+        if queue.sent < up_to {
+            queue.sent = up_to;
+            // It was about one of those.
+            queue.next_bytes = 0;
+        }
         while let Some(batch) = queue.in_flight.pop_front_if(|batch| batch.up_to <= up_to) {
             queue.in_flight_bytes -= batch.bytes;
         }
@@ -228,7 +232,7 @@ impl OutboxSender {
             if queue.sent < queue.sendable() {
                 turn.is_behind |= may_send(queue);
                 turn.waits |= !may_send(queue);
-                turn.large_waits |= message_bytes_max.is_some_and(|max| queue.next_bytes > max);
+                turn.large_waits |= queue.next_bytes > 0 && message_bytes_max.is_none_or(|max| queue.next_bytes > max);
             }
             turn.acks.extend(acknowledge(to, queue, monotonic_ms));
             turn.next_ack_ms = turn.next_ack_ms.into_iter().chain(queue.ack_due_ms).min();
@@ -575,6 +579,21 @@ mod tests {
         assert_eq!(send(4_999), (Some(1), (false, false), (true, true)));
         assert_eq!(send(4_999), (None, (false, false), (true, true)));
         assert_eq!(send(5_000), (Some(2), (false, false), (false, false)));
+    }
+
+    #[test]
+    fn a_large_message_goes_on_waiting_while_memory_has_room_for_none_until_it_is_durable() {
+        let (mut store, mut sender) = (empty_store(), sender());
+        queue_results(&mut store, ONE, 2, 5_000);
+        sender.begin_term(&store.read()).unwrap();
+        let large_waits = |sender: &mut OutboxSender, message_bytes_max| {
+            sender.turn(&store.read(), OutboxLooks { message_bytes_max, ..looks(0) }, |_| false).unwrap().large_waits
+        };
+        assert!(!large_waits(&mut sender, None), "it is not known yet");
+        assert!(large_waits(&mut sender, Some(4_999)) && large_waits(&mut sender, None));
+        // An earlier term of this partition had sent it.
+        sender.on_durable(ONE, 1, 0);
+        assert!(!large_waits(&mut sender, None), "nothing is known of the one behind it");
     }
 
     #[test]

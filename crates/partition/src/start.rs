@@ -8,10 +8,10 @@ use crate::answers::Requests;
 use crate::apply::{ApplyError, apply_entry, panic_message};
 use crate::checkpointer::{Checkpointer, Checkpoints, Fatal};
 use crate::disk::DiskWatch;
-use crate::gate::Gate;
-use crate::handle::{Partitions, Shared, edge_permits};
+use crate::gate::{Gate, LargeTicket};
+use crate::handle::{Partitions, Shared, called_bytes, edge_permits};
 use crate::housekeeping::Housekeeping;
-use crate::mailbox::{Input, Mailbox};
+use crate::mailbox::{Input, Mailbox, ReportOnWay};
 use crate::outbox::OutboxRoom;
 use crate::query::PartitionHealth;
 use crate::retained::RetainedBytes;
@@ -19,10 +19,11 @@ use crate::settings::{Mutant, Settings};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
-use surefoot_env::{BoxFuture, Env, Wake};
-use surefoot_invoker::{Invoker, Output, Room};
+use surefoot_env::{Env, Wake};
+use surefoot_invoker::{Invoker, MemoryTicket, Output, Room};
 use surefoot_log::{Entry, Log, Sink};
 use surefoot_machine::{Meta, StateError, catalog};
 use surefoot_model::{Attempt, AttemptProgress, CatalogCell, DeploymentId, Epoch, Event, InvocationId, Lsn, PartitionId, RULES};
@@ -359,7 +360,8 @@ struct Reports(Arc<Shared>);
 impl Output for Reports {
     fn progressed(&self, partition: PartitionId, progress: AttemptProgress, room: Room) {
         let mailbox = self.0.mailbox(partition).clone();
-        let durable = Box::new(move |_| mailbox.push(Input::Reported(room)));
+        let report = ReportOnWay { _room: room, _twice: self.0.gate.counts_twice(called_bytes(&progress.items)) };
+        let durable = Box::new(move |_| mailbox.push(Input::Reported(report)));
         self.0.append(partition, [Event::AttemptProgressed(Box::new(progress))], Some(durable));
     }
 
@@ -384,12 +386,33 @@ impl Output for Reports {
     }
 
     fn has_memory_for(&self, deployment: DeploymentId, bytes: u64) -> bool {
-        self.0.gate.has_attempts_room_of(deployment, bytes)
+        self.0.gate.has_attempts_room_of(deployment, bytes, None)
     }
 
-    fn memory_for(&self, deployment: DeploymentId, bytes: u64) -> BoxFuture {
-        let gate = self.0.gate.clone();
-        Box::pin(async move { gate.wait_attempts(deployment, bytes).await })
+    fn memory_ticket(&self, deployment: DeploymentId, bytes: u64) -> Box<dyn MemoryTicket> {
+        Box::new(AttemptTicket { deployment, bytes, ticket: LargeTicket::new(self.0.gate.clone()) })
+    }
+}
+
+/// Of something that an attempt brings.
+struct AttemptTicket {
+    deployment: DeploymentId,
+    bytes: u64,
+    ticket: LargeTicket<Arc<Gate>>,
+}
+
+impl MemoryTicket for AttemptTicket {
+    fn has_memory(&self) -> bool {
+        self.ticket.gate().has_attempts_room_of(self.deployment, self.bytes, self.ticket.place())
+    }
+
+    fn memory(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let gate = self.ticket.gate().clone();
+        Box::pin(async move { gate.wait_attempts(self.deployment, self.bytes, &mut self.ticket).await })
+    }
+
+    fn step_aside(&mut self) {
+        self.ticket.step_aside();
     }
 }
 

@@ -8,7 +8,7 @@ use crate::acting::{ActingPartition, TurnDone, TurnTime};
 use crate::brought::Tally;
 use crate::gate::DiskRoom;
 use crate::handle::Shared;
-use crate::mailbox::{Input, Mailbox};
+use crate::mailbox::{Input, Mailbox, ReportOnWay};
 use crate::owned::OwnedPartitions;
 use crate::settings::Mutant;
 use crate::starting::AttemptStarter;
@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     next_held_look_ms: u64,
     /// Entries that were applied since the gate was told what the tables take, and their bytes: it counts them as waiting until then.
     applied: (u64, u64),
+    /// Reports among that.
+    reported: Vec<ReportOnWay>,
     /// Who brought them.
     tally: Tally,
     /// What the active layers of its partitions may take, as of its last turn: attempts that another worker has started since are seen
@@ -126,6 +128,7 @@ impl Worker {
             inputs: VecDeque::new(),
             next_held_look_ms: 0,
             applied: (0, 0),
+            reported: Vec::new(),
             tally: Tally::default(),
             active_bytes_max: u64::MAX,
             stopping: None,
@@ -146,10 +149,7 @@ impl Worker {
                 self.partitions.guard(partition, |_| Err::<(), _>(error));
             }
             Input::SlotFreed => {}
-            Input::Reported(room) => {
-                drop(room);
-                self.shared.slot_freed();
-            }
+            Input::Reported(report) => self.reported.push(report),
             Input::Answered { partition, id, attempt, deployment } => {
                 let monotonic_ms = self.monotonic_ms();
                 if let Some(partition) = self.partitions.find(partition) {
@@ -224,7 +224,11 @@ impl Worker {
         self.partitions.checkpoint_largest(self.active_bytes_max);
         gate.brought(&mut self.tally, &self.shared.catalog);
         let applied = std::mem::take(&mut self.applied);
-        if self.shared.gate.set(self.number, self.partitions.memory_bytes(), applied) {
+        gate.weigh(self.number, self.partitions.memory_bytes(), applied);
+        // After: others look at once.
+        let has_reported = !self.reported.is_empty();
+        self.reported.clear();
+        if gate.tell() || has_reported {
             self.shared.slot_freed();
         }
         let next_ms = self.partitions.next_due_ms().unwrap_or(u64::MAX);

@@ -101,7 +101,7 @@ impl FrameDecoder {
         self.payload.capacity()
     }
 
-    /// Payload bytes of the frame that has come in part, its header at least.
+    /// Payload bytes of the frame that has come in part, by its header; 0 before all of that has come.
     pub fn frame_bytes(&self) -> usize {
         if self.header_len < HEADER_BYTES { 0 } else { self.length() }
     }

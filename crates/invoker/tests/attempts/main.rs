@@ -1031,6 +1031,12 @@ fn who_waits_for_memory_holds_no_room_for_reads() {
     let other = asks(&mut world, "Other", 800);
     world.writes(&reads);
     assert_eq!(world.reports(), 2, "of the other deployment");
+    other.notify(answer());
+    world.run();
+    world.is_much(None);
+    assert_eq!(world.reports(), 3);
+    let tickets = ["reported", "taken", "waits", "reported", "reported", "gone"];
+    assert_eq!(world.tickets(), tickets, "it keeps its place until it is in");
     drop((first, much, other));
 }
 
@@ -1098,6 +1104,28 @@ fn a_message_that_is_larger_than_the_room_of_all_is_not_received_before_memory_h
     world.is_much(None);
     assert_eq!(world.unread(), 0);
     drop((much, first));
+}
+
+/// A slow one of another deployment was ended, although it kept nobody waiting: the tables had no room.
+#[test]
+fn a_message_that_waits_for_memory_wants_no_room_of_others() {
+    let mut world = with_room_for_a_part(9);
+    world.start(|_| ());
+    world.head();
+    world.is_much(Some(world::DEPLOYMENT));
+    world.writes(&[large().slice(..HALF)]);
+    world.writes(&[large().slice(HALF..2 * HALF)]);
+    let much = world.take_live();
+    world.start(|start| start.target = Target::new(TargetKind::ObjectExclusive, "Other", "k", "run"));
+    world.head();
+    world.writes(&[large().slice(..HALF)]);
+    world.story();
+    world.pass(30_000 * MS);
+    check(&world, expect![[r#""#]]);
+    assert_eq!(world.tickets(), ["taken", "waits", "taken", "gone"]);
+    world.is_much(None);
+    assert_eq!((world.unread(), world.tickets()), (0, vec!["aside", "gone", "taken", "gone"]));
+    drop(much);
 }
 
 /// Hundreds of attempts were started into a crowd, and each took memory while its first message waited.

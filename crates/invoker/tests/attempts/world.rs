@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
@@ -14,8 +15,8 @@ use std::time::Duration;
 use surefoot_env::sim::SimDisk;
 use surefoot_env::{BoxFuture, Clock, Env, Ids, Steps, Tasks, Wake};
 use surefoot_invoker::{
-    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, Mutant, Notifier,
-    OpenRequest, Output, Room, Settings, Transport, TransportError,
+    AttemptStart, DiscoverRequest, DiscoverResponse, EagerState, Exchange, ExchangeEvent, Invoker, Live, MemoryTicket, Mutant,
+    Notifier, OpenRequest, Output, Room, Settings, Transport, TransportError,
 };
 use surefoot_model::catalog::{Catalog, Defaults, Deployment, Handler, HttpVersion, Service, ServiceKind, StreamMode};
 use surefoot_model::{
@@ -58,6 +59,8 @@ struct Seen {
     /// There is no memory for what this one brings; and who waits for it.
     much: Option<DeploymentId>,
     memory: Arc<Notify>,
+    /// What has become of those who wait for memory, and reports.
+    tickets: Vec<&'static str>,
 }
 
 type Shared = Arc<Mutex<Seen>>;
@@ -266,6 +269,10 @@ impl World {
         self.run();
     }
 
+    pub(crate) fn tickets(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.seen.lock().unwrap().tickets)
+    }
+
     /// Streams that were asked for.
     pub(crate) fn requests(&self) -> usize {
         self.seen.lock().unwrap().requests.len()
@@ -358,6 +365,7 @@ struct Partition(Shared);
 impl Output for Partition {
     fn progressed(&self, _: PartitionId, progress: AttemptProgress, room: Room) {
         let mut seen = self.0.lock().unwrap();
+        seen.tickets.push("reported");
         seen.story.push(format!("= {}", told(&progress)));
         seen.reports.push(progress);
         seen.rooms.push(room);
@@ -387,14 +395,42 @@ impl Output for Partition {
         self.has_memory_of(deployment)
     }
 
-    fn memory_for(&self, deployment: DeploymentId, _: u64) -> BoxFuture {
-        let seen = self.0.clone();
-        Box::pin(async move {
-            let memory = seen.lock().unwrap().memory.clone();
-            while seen.lock().unwrap().much == Some(deployment) {
+    fn memory_ticket(&self, deployment: DeploymentId, _: u64) -> Box<dyn MemoryTicket> {
+        self.0.lock().unwrap().tickets.push("taken");
+        Box::new(Ticket { seen: self.0.clone(), deployment })
+    }
+}
+
+struct Ticket {
+    seen: Shared,
+    deployment: DeploymentId,
+}
+
+impl MemoryTicket for Ticket {
+    fn has_memory(&self) -> bool {
+        self.seen.lock().unwrap().much != Some(self.deployment)
+    }
+
+    fn memory(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            let memory = self.seen.lock().unwrap().memory.clone();
+            while !self.has_memory() {
+                self.seen.lock().unwrap().tickets.push("waits");
                 memory.notified().await;
             }
         })
+    }
+
+    fn step_aside(&mut self) {
+        self.seen.lock().unwrap().tickets.push("aside");
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Ok(mut seen) = self.seen.lock() {
+            seen.tickets.push("gone");
+        }
     }
 }
 
