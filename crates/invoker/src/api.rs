@@ -204,8 +204,8 @@ pub trait Output: Send + Sync {
     fn memory_ticket(&self, deployment: DeploymentId, bytes: u64) -> Box<dyn MemoryTicket>;
 }
 
-/// Who waits for memory with so many bytes. What is large has its place among others of its kind from the first wait on, and others may wait
-/// behind it, until this is dropped: once it is appended (rule O8).
+/// One report or message that needs memory for its bytes. A large one takes a place in the order of large ones at its first wait. It keeps
+/// this place, and others may wait behind it, until the ticket is dropped: after the append (rule O8).
 pub trait MemoryTicket: Send {
     /// As [`Output::has_memory_for`].
     fn has_memory(&self) -> bool;

@@ -1004,7 +1004,7 @@ impl<'a> Attempt<'a> {
                     self.start.read_bytes_max = self.start.read_bytes_max.max(u64::from(*len));
                 }
                 self.has_output |= ty == entry_type::OUTPUT;
-                // It is in the tables once more, as the input of what is called.
+                // The tables hold a call's parameter twice: in this journal, and as the input of the called invocation.
                 let input_bytes = match &action {
                     Action::Call { submission, parameter: (_, bytes), .. } => submission.input.len() + *bytes as usize,
                     _ => 0,

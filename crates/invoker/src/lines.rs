@@ -1,7 +1,8 @@
 //! Who stands in line for room that all deployments share: of each one at a time (rule O8).
 //!
-//! Owns: the turns of those that come for a deployment: its attempts, and at the edges what is for it. The line itself is a semaphore's, in the order of coming: however many of one
-//! deployment wait, those of another one stand behind one of them. Does not own: the room, or how much of it somebody takes.
+//! Owns: whose turn it is among the attempts of one deployment, and among the bodies that come for it at the edges. One of them at a time
+//! stands in the line of a semaphore, which is in the order of coming: however many of one deployment wait, another deployment stands behind
+//! one of them. Does not own: the room, or how much of it each takes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

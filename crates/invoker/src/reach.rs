@@ -30,8 +30,8 @@ const UNHEARD_IN_CROWD: usize = 16;
 const NOT_FULL_MAX: Duration = Duration::from_secs(1);
 /// Where attempts are counted that no deployment serves: each fails at once.
 pub(crate) const NO_DEPLOYMENT: DeploymentId = DeploymentId(0);
-/// Of those so many may be under way, however soon they end: what waited for a deployment that is gone would else pass as fast as it
-/// fails, and the calls of others stand behind all of it.
+/// Attempts without a deployment that may be under way at a time. Each ends soon, but without this bound a backlog of thousands, left by a
+/// deleted deployment, would begin before the calls of other deployments.
 const UNSERVED_MAX: usize = 16;
 /// A window that has held back nothing for so long is needed no more.
 const WINDOW_UNUSED_MAX: Duration = Duration::from_secs(1);

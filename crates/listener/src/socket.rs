@@ -220,7 +220,8 @@ impl AsyncRead for ClientSocket {
             if ready!(this.poll_turn(cx, buf))? > 0 || !is_asked {
                 return Poll::Ready(Ok(()));
             }
-            // The last of a body may have come just before. Whoever awaits it takes it before the next poll, and awaits nothing then.
+            // The last bytes of a body may have come just before this end. A service that awaits them takes them before the next poll:
+            // only then is it known whether the body is whole.
             this.end = End::Came { in_poll: this.polls.count() };
             cx.waker().wake_by_ref();
         }

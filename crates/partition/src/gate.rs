@@ -1045,15 +1045,21 @@ mod tests {
         assert!(matches!(inputs.pop_front(), Some(Input::SlotFreed)), "a look that finds more room says so");
     }
 
+    /// With a disk, a bound of 1,000 bytes, and a deployment that has brought much; and the mailbox that it looks at.
+    fn of_one_that_brings_much() -> (Mailbox, Gate) {
+        let mailbox = Mailbox::new(Wake::new());
+        let gate = Gate::new(vec![mailbox.clone()], 1_000);
+        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
+        bring_much(&gate);
+        (mailbox, gate)
+    }
+
     const LARGE: u64 = 900;
 
     /// Six calls with 31 MiB each were in memory at once at a setting of 64 MiB: each found room before the others had come.
     #[test]
     fn what_is_large_is_let_in_where_it_fits_or_half_is_free() {
-        let mailbox = Mailbox::new(Wake::new());
-        let gate = Gate::new(vec![mailbox.clone()], 1_000);
-        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
-        bring_much(&gate);
+        let (mailbox, gate) = of_one_that_brings_much();
         let may = |bytes| (is_ready(gate.wait_once(bytes, || None)), is_ready(gate.attempt_once(MANY, bytes)));
         for (tables, small, large) in [
             (0, (true, true), (true, true)),
@@ -1117,10 +1123,7 @@ mod tests {
     /// It was let in, waited for the room of reports, and began anew behind what had come meanwhile, as long as there was any.
     #[test]
     fn what_is_large_keeps_its_place_until_it_is_in() {
-        let mailbox = Mailbox::new(Wake::new());
-        let gate = Gate::new(vec![mailbox.clone()], 1_000);
-        gate.set_disk(DiskStatus { found_bytes: 1 << 20, ..DiskStatus::default() });
-        bring_much(&gate);
+        let (mailbox, gate) = of_one_that_brings_much();
         gate.set(0, 1_000, (0, 0));
         let mut cx = Context::from_waker(Waker::noop());
         let (mut first, mut second) = (LargeTicket::new(&gate), LargeTicket::new(&gate));
